@@ -1,0 +1,4 @@
+"""Data sets that need no download."""
+from .digits import generate
+
+__all__ = ['generate']
