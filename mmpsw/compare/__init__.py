@@ -1,0 +1,1 @@
+"""Runs, what is said about them, and how it is shown."""

@@ -1,0 +1,196 @@
+"""Validation curves, and pictures with the boxes that detectors find."""
+
+import math
+from pathlib import Path
+from typing import Dict, List, Mapping, Sequence, Union
+
+import cv2
+import mmcv
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from mmdet.apis import inference_detector, init_detector
+from mmdet.registry import DATASETS
+from mmdet.structures import DetDataSample
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+
+from mmpsw.compare import metrics
+from mmpsw.compare.runs import Arm, check_comparable
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; markers and
+# dashes say the same on a black-and-white print.
+_STYLES = (
+    dict(color='#000000', marker='o', linestyle='--'),
+    dict(color='#D55E00', marker='s', linestyle='-'),
+    dict(color='#0072B2', marker='^', linestyle=':'),
+    dict(color='#009E73', marker='D', linestyle='-.'),
+    dict(color='#CC79A7', marker='v', linestyle='-'),
+    dict(color='#E69F00', marker='P', linestyle='--'),
+    dict(color='#56B4E9', marker='X', linestyle=':'),
+)
+_GREY = '#666666'
+
+# Pixels of a panel in a picture: small scenes are enlarged to this, so that
+# the boxes' labels can be read.
+_PANEL = 480
+_BOX_COLORS = ((0, 200, 83), (255, 196, 0), (255, 109, 0), (3, 169, 244))
+
+
+def plot_curves(arms: Sequence[Arm],
+                path: Union[str, Path],
+                title: str = '',
+                note: str = '') -> Path:
+    """Draw the validation metric of every arm over the training.
+
+    The strong line is the mean over seeds; with several seeds a thin line
+    shows each of them.
+
+    Args:
+        arms: The lines, in the legend's order.
+        path: The PNG to write.
+        title: Above the axes.
+        note: A line below the title, in smaller type.
+
+    Returns:
+        ``path``.
+    """
+    check_comparable(arms)
+    figure = Figure(figsize=(8, 5), dpi=150, layout='constrained')
+    axes = figure.add_subplot()
+    for arm, style in zip(arms, _cycle(_STYLES, len(arms))):
+        _draw_arm(axes, arm, style)
+    run = arms[0].runs[0]
+    better = 'higher' if run.higher_is_better else 'lower'
+    axes.set_xlabel(run.unit)
+    axes.set_ylabel(f'{run.metric} on the validation set ({better} is better)')
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(color='#DDDDDD', linewidth=0.8)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.set_title(note, loc='left', fontsize=9, color=_GREY)
+    figure.suptitle(title, x=0.01, ha='left', fontweight='bold')
+    # Outside of the axes, where it cannot cover a curve.
+    figure.legend(loc='outside lower center', ncols=4, frameon=False)
+    return _save(figure, path)
+
+
+def _draw_arm(axes: Axes, arm: Arm, style: Mapping[str, str]) -> None:
+    if len(arm.runs) > 1:
+        for curve in arm.curves:
+            axes.plot(*zip(*curve), color=style['color'], linewidth=0.7,
+                      alpha=0.4)
+    steps, values = zip(*metrics.mean_curve(arm.curves))
+    axes.plot(steps, values, label=arm.name, linewidth=2, markersize=5,
+              **style)
+
+
+def plot_detections(config: Union[str, Path, Config],
+                    checkpoints: Mapping[str, Union[str, Path]],
+                    path: Union[str, Path],
+                    scenes: Sequence[int] = (0, 1, 2, 3),
+                    score_thr: float = 0.3,
+                    title: str = '') -> Path:
+    """Draw what detectors find in the same validation images.
+
+    A row for the annotations and one for each detector, a column for each
+    image, and the same score threshold for all.
+
+    Args:
+        config: A mmdet config, its validation set in the COCO manner.
+        checkpoints: The detectors' checkpoints by the name of their row.
+        path: The PNG to write.
+        scenes: The images' places in the validation set.
+        score_thr: Boxes with a lower score are not drawn.
+        title: Above the picture.
+
+    Returns:
+        ``path``.
+    """
+    if not isinstance(config, Config):
+        config = Config.fromfile(config)
+    dataset = DATASETS.build(config.val_dataloader.dataset)
+    infos = [dataset.get_data_info(i) for i in scenes]
+    images = [mmcv.imread(info['img_path'], channel_order='rgb')
+              for info in infos]
+    classes = dataset.metainfo['classes']
+    rows: Dict[str, List[InstanceData]] = {
+        'annotated': [_annotations(info) for info in infos]
+    }
+    for name, checkpoint in checkpoints.items():
+        rows[name] = _detections(config, checkpoint, infos, score_thr)
+    panels = {
+        name: [_draw_boxes(image, boxes, classes, color)
+               for image, boxes in zip(images, row)]
+        for (name, row), color in zip(rows.items(),
+                                      _cycle(_BOX_COLORS, len(rows)))
+    }
+    return _save(_grid(panels, title), path)
+
+
+def _annotations(info: dict) -> InstanceData:
+    instances = [i for i in info['instances'] if not i['ignore_flag']]
+    return InstanceData(
+        bboxes=torch.tensor([i['bbox'] for i in instances]).reshape(-1, 4),
+        labels=torch.tensor([i['bbox_label'] for i in instances],
+                            dtype=torch.long))
+
+
+def _detections(config: Config, checkpoint: Union[str, Path],
+                infos: Sequence[dict],
+                score_thr: float) -> List[InstanceData]:
+    device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
+    model = init_detector(config, str(checkpoint), palette='random',
+                          device=device)
+    samples: List[DetDataSample] = inference_detector(
+        model, [info['img_path'] for info in infos])
+    found = [sample.pred_instances.cpu() for sample in samples]
+    return [boxes[boxes.scores >= score_thr] for boxes in found]
+
+
+def _draw_boxes(image: np.ndarray, boxes: InstanceData,
+                classes: Sequence[str], color: tuple) -> np.ndarray:
+    """The (H, W, 3) RGB image, enlarged, with labelled boxes."""
+    zoom = max(1, math.ceil(_PANEL / max(image.shape[:2])))
+    image = cv2.resize(image, None, fx=zoom, fy=zoom,
+                       interpolation=cv2.INTER_CUBIC)
+    boxes = InstanceData(**{key: value.clone() for key, value in
+                            boxes.items()})
+    boxes.bboxes = boxes.bboxes * zoom
+    visualizer = DetLocalVisualizer(bbox_color=color, line_width=3)
+    visualizer.dataset_meta = dict(classes=classes)
+    visualizer.add_datasample(
+        'scene', image, DetDataSample(pred_instances=boxes), draw_gt=False,
+        pred_score_thr=0)
+    return visualizer.get_image()
+
+
+def _grid(panels: Mapping[str, Sequence[np.ndarray]], title: str) -> Figure:
+    columns = len(next(iter(panels.values())))
+    figure = Figure(figsize=(2.6 * columns, 2.65 * len(panels) + 0.4),
+                    dpi=150, layout='constrained')
+    grid = figure.subplots(len(panels), columns, squeeze=False)
+    for axes_row, (name, row) in zip(grid, panels.items()):
+        for axes, panel in zip(axes_row, row):
+            axes.imshow(panel)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        axes_row[0].set_ylabel(name, fontsize=12)
+    figure.suptitle(title, x=0.01, ha='left', fontweight='bold')
+    return figure
+
+
+def _save(figure: Figure, path: Union[str, Path]) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A canvas of its own: no pyplot, no window, no global state.
+    FigureCanvasAgg(figure)
+    figure.savefig(path, format='png')
+    return path
+
+
+def _cycle(styles: Sequence, count: int) -> List:
+    return [styles[i % len(styles)] for i in range(count)]

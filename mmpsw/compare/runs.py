@@ -1,0 +1,310 @@
+"""Read what a training run left in its work directory.
+
+mmengine writes one JSON object a line to
+``WORK_DIR/TIMESTAMP/vis_data/scalars.json``::
+
+    {"lr": 0.01, "time": 0.2, "loss": 1.3, "iter": 50, "step": 50, ...}
+    {"coco/bbox_mAP": 0.1, ..., "data_time": 0.01, "time": 0.05, "step": 1}
+
+A training line has the key ``iter``; a validation line has not, and its
+``step`` is the epoch (the iteration with ``log_metric_by_epoch=False``).
+Every start makes a new timestamp directory, so that a resumed run is spread
+over several of them.
+"""
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+
+Curve = Tuple[Tuple[int, float], ...]
+
+_NOT_METRICS = ('step', 'time', 'data_time')
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, as far as comparing runs needs it.
+
+    Attributes:
+        name: What tables and plots call it.
+        metric: The validation metric's key, such as ``coco/bbox_mAP``.
+        points: (step, value) of each validation, in the order of the steps.
+        higher_is_better: How two values of the metric compare.
+        unit: What a step counts, 'epoch' or 'iteration'.
+        time_per_iter: Seconds per training iteration, with the loading of
+            the data and without validation; None where none was logged.
+        memory: Peak memory of the accelerator in MB; None on a CPU.
+        config_path: The resolved config that mmengine saved.
+    """
+
+    name: str
+    metric: str
+    points: Curve
+    higher_is_better: bool = True
+    unit: str = 'epoch'
+    time_per_iter: Optional[float] = None
+    memory: Optional[float] = None
+    config_path: Optional[Path] = None
+
+    @property
+    def values(self) -> List[float]:
+        """The metric's values without their steps."""
+        return [value for _, value in self.points]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train, as a comparison shows it: one run a seed.
+
+    Attributes:
+        name: What tables and plots call it.
+        runs: Its runs, in the order of the seeds.
+    """
+
+    name: str
+    runs: Tuple[Run, ...]
+
+    @property
+    def curves(self) -> List[Curve]:
+        """The (step, value) points of each run."""
+        return [run.points for run in self.runs]
+
+
+def check_comparable(arms: Sequence[Arm]) -> None:
+    """Refuse arms whose numbers would not mean the same.
+
+    Raises:
+        ValueError: If an arm has no run, or if the runs' metrics, units or
+            seeds' number differ.
+    """
+    for arm in arms:
+        if not arm.runs:
+            raise ValueError(
+                f'The arm {arm.name!r} has no run, so that there is nothing '
+                'to compare. Give it at least one.')
+    for what, found in {
+            'metrics': {run.metric for arm in arms for run in arm.runs},
+            'steps': {run.unit for arm in arms for run in arm.runs},
+            'numbers of seeds': {len(arm.runs) for arm in arms},
+    }.items():
+        if len(found) > 1:
+            raise ValueError(
+                f'The arms cannot be compared, because their {what} differ: '
+                f'{sorted(found)}. Compare runs of equal {what}.')
+
+
+@dataclass(frozen=True)
+class _Session:
+    """The lines of one timestamp directory."""
+
+    config_path: Path
+    train: List[dict]
+    val: List[dict]
+
+
+def read_run(work_dir: Union[str, Path],
+             name: Optional[str] = None,
+             metric: Optional[str] = None,
+             rule: Optional[str] = None) -> Run:
+    """Read the newest run of a mmengine work directory.
+
+    A run that was resumed is joined from its timestamp directories; where
+    two of them have the same step, the later one counts.
+
+    Args:
+        work_dir: What the training was given as its work directory.
+        name: The run's name; the directory's own name by default.
+        metric: A validation metric's key, or its last part (``bbox_mAP`` for
+            ``coco/bbox_mAP``). By default what the run's CheckpointHook calls
+            the best (``save_best``), else mIoU where there is one, else the
+            first one that was logged.
+        rule: 'greater' or 'less', where mmengine cannot infer it from the
+            metric's name.
+
+    Raises:
+        ValueError: If there is no run in ``work_dir``, if it has no
+            validation yet, or if it has not logged ``metric``.
+    """
+    work_dir = Path(work_dir)
+    sessions = _joined_sessions(work_dir)
+    config_path = sessions[-1].config_path
+    default_hooks = _default_hooks(config_path)
+    metric = _choose_metric(_merged_val_lines(sessions), metric,
+                            default_hooks.get('checkpoint', {}), work_dir)
+    by_epoch = default_hooks.get('logger', {}).get('log_metric_by_epoch', True)
+    return Run(
+        name=name or work_dir.name,
+        metric=metric,
+        points=_points(_merged_val_lines(sessions), metric),
+        higher_is_better=_higher_is_better(
+            metric, rule, default_hooks.get('checkpoint', {})),
+        unit='epoch' if by_epoch else 'iteration',
+        time_per_iter=_median_time(sessions),
+        memory=_peak(sessions, 'memory'),
+        config_path=config_path)
+
+
+def validated_steps(work_dir: Union[str, Path]) -> List[int]:
+    """The steps at which the newest run of a directory was validated.
+
+    Args:
+        work_dir: A work directory; it may be empty or absent.
+
+    Returns:
+        The steps in ascending order, empty where nothing was validated.
+    """
+    try:
+        sessions = _joined_sessions(Path(work_dir))
+    except ValueError:
+        return []
+    return sorted(_merged_val_lines(sessions))
+
+
+def _joined_sessions(work_dir: Path) -> List[_Session]:
+    """The newest session and those that it was resumed from, oldest first."""
+    sessions: List[_Session] = []
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json'), reverse=True):
+        session = _read_session(path)
+        # `Runner.val` alone writes such a file too, but it trains nothing.
+        if not session.train:
+            continue
+        sessions.insert(0, session)
+        if not _is_resumed(session.config_path):
+            break
+    if not sessions:
+        raise ValueError(
+            f'There is no training run in {str(work_dir)!r}, because no '
+            'TIMESTAMP/vis_data/scalars.json with training lines is there. '
+            'Name the directory that the training was given as --work-dir.')
+    return sessions
+
+
+def _read_session(scalars: Path) -> _Session:
+    lines = _read_lines(scalars)
+    return _Session(
+        config_path=scalars.with_name('config.py'),
+        train=[_strip(line, 'train/') for line in lines if 'iter' in line],
+        val=[_strip(line, 'val/') for line in lines if 'iter' not in line])
+
+
+def _read_lines(path: Path) -> List[dict]:
+    texts = path.read_text().splitlines()
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            # A run that is killed, or still writing, may leave half a line.
+            if number == len(texts):
+                break
+            raise ValueError(
+                f'Line {number} of {path} is not JSON, because {error}. '
+                'Remove the line, or train again.') from error
+    return lines
+
+
+def _strip(line: dict, prefix: str) -> dict:
+    """``LogProcessor(log_with_hierarchy=True)`` writes such prefixes."""
+    return {key.removeprefix(prefix): value for key, value in line.items()}
+
+
+def _is_resumed(config_path: Path) -> bool:
+    return bool(Config.fromfile(config_path).get('resume', False))
+
+
+def _default_hooks(config_path: Path) -> dict:
+    return Config.fromfile(config_path).get('default_hooks', {})
+
+
+def _merged_val_lines(sessions: List[_Session]) -> Dict[int, dict]:
+    """Validation lines by step.
+
+    What a session begins with is what it was resumed to: whatever an earlier
+    one has from that step on did not lead to the final weights.
+    """
+    merged: Dict[int, dict] = {}
+    for session in sessions:
+        if session.val:
+            first = session.val[0]['step']
+            merged = {k: v for k, v in merged.items() if k < first}
+        merged.update({line['step']: line for line in session.val})
+    return merged
+
+
+def _choose_metric(lines: Dict[int, dict], metric: Optional[str],
+                   checkpoint_hook: dict, work_dir: Path) -> str:
+    choices = list(
+        dict.fromkeys(key for line in lines.values() for key in line
+                      if key not in _NOT_METRICS))
+    if not choices:
+        raise ValueError(
+            f'The run in {str(work_dir)!r} has no curve, because no '
+            'validation metric is logged yet. Wait for its first validation, '
+            'or train with a val_evaluator.')
+    if metric is None:
+        return _primary_metric(choices, checkpoint_hook)
+    matching = [c for c in choices if metric in (c, c.split('/')[-1])]
+    if len(matching) != 1:
+        raise ValueError(
+            f'metric={metric!r} is not one metric of the run in '
+            f'{str(work_dir)!r}, because it logged {choices}. Name one of '
+            'these.')
+    return matching[0]
+
+
+def _primary_metric(choices: List[str], checkpoint_hook: dict) -> str:
+    save_best = checkpoint_hook.get('save_best')
+    wanted = [save_best] if isinstance(save_best, str) else save_best or []
+    # mmseg logs aAcc first, but ranks its models by mIoU.
+    for metric in [*wanted, 'mIoU']:
+        if metric in choices:
+            return metric
+    return choices[0]
+
+
+def _higher_is_better(metric: str, rule: Optional[str],
+                      checkpoint_hook: dict) -> bool:
+    """Ask mmengine's own rule, which `save_best` follows."""
+    if rule not in (None, 'greater', 'less'):
+        raise ValueError(f"rule={rule!r} is unknown. Use 'greater' or 'less'.")
+    if rule is None and checkpoint_hook.get('save_best') in (metric, 'auto'):
+        rule = checkpoint_hook.get('rule')
+    keys = {
+        key: checkpoint_hook.get(key)
+        for key in ('greater_keys', 'less_keys')
+    }
+    try:
+        hook = CheckpointHook(save_best=metric, rule=rule, **keys)
+    except ValueError as error:
+        raise ValueError(
+            f'Nobody can say whether a higher {metric!r} is better, because '
+            "mmengine has no rule for this name. Name one: rule='greater' or "
+            "rule='less'.") from error
+    return hook.rules[0] == 'greater'
+
+
+def _points(lines: Dict[int, dict], metric: str) -> Curve:
+    """A validation without the metric (no box found, say) is no point."""
+    return tuple((step, float(lines[step][metric])) for step in sorted(lines)
+                 if metric in lines[step])
+
+
+def _median_time(sessions: List[_Session]) -> Optional[float]:
+    """The median, without each session's warming up (its first tenth)."""
+    times: List[float] = []
+    for session in sessions:
+        logged = [line['time'] for line in session.train if 'time' in line]
+        warm_up = min(len(logged) - 1, max(1, len(logged) // 10))
+        times += logged[max(0, warm_up):]
+    return statistics.median(times) if times else None
+
+
+def _peak(sessions: List[_Session], key: str) -> Optional[float]:
+    values = [line[key] for session in sessions for line in session.train
+              if key in line]
+    return max(values) if values else None
