@@ -1,0 +1,62 @@
+"""Installs mmpsw beside the OpenMMLab that a user already has.
+
+``tools/setup.sh`` makes a whole, pinned environment instead.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def read_version() -> str:
+    """Returns the version without importing mmpsw, which needs torch."""
+    text = (HERE / 'mmpsw' / 'version.py').read_text(encoding='utf-8')
+    return re.search(r"^__version__ = '(.+)'$", text, re.MULTILINE)[1]
+
+
+def read_readme() -> str:
+    """Returns the long description."""
+    readme = HERE / 'README.md'
+    return readme.read_text(encoding='utf-8') if readme.exists() else ''
+
+
+MMCV = 'mmcv>=2.0.0rc4,<2.2'  # what mmdet and mmseg themselves accept
+
+EXTRAS = {
+    'det': [MMCV, 'mmdet>=3.0,<3.4'],
+    # mmsegmentation imports ftfy and regex without declaring them
+    'seg': [MMCV, 'mmsegmentation>=1.0,<1.3', 'ftfy', 'regex'],
+    'cls': [MMCV, 'mmpretrain>=1.0,<1.3'],
+    # the embedded data set and the plots
+    'tools': ['scikit-learn', 'matplotlib'],
+    'tests': ['pytest', 'pytest-timeout'],
+}
+
+setup(
+    name='mmpsw',
+    version=read_version(),
+    description='Periodic sampling over model weights for OpenMMLab',
+    long_description=read_readme(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.10,<3.13',
+    packages=find_packages(include=['mmpsw', 'mmpsw.*']),
+    install_requires=[
+        'torch>=2.1',
+        'mmengine>=0.10.2,<0.11',
+        'numpy',
+        # mmengine imports pkg_resources for `_base_ = 'mmdet::...'`
+        'setuptools<81',
+    ],
+    extras_require=EXTRAS,
+    classifiers=[
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+)
