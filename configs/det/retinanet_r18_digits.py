@@ -8,19 +8,22 @@ _base_ = [
 model = dict(
     backbone=dict(
         depth=18,
-        base_channels=32,
+        base_channels=16,
         frozen_stages=-1,
         norm_eval=False,
         init_cfg=None),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, num_outs=3),
+    neck=dict(in_channels=[16, 32, 64, 128], out_channels=64, num_outs=3),
     bbox_head=dict(
         num_classes=10,
         in_channels=64,
-        feat_channels=64,
+        feat_channels=32,
         stacked_convs=2,
+        # From scratch the head needs a norm, and its levels share it.
+        norm_cfg=dict(type='GN', num_groups=8),
         # Digits are 16 to 45 pixels high.
         anchor_generator=dict(octave_base_scale=2, strides=[8, 16, 32])))
 
+optim_wrapper = dict(optimizer=dict(lr=0.04))
 # The stock schedule's steps at epochs 8 and 11, after a shorter warm-up.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=80),

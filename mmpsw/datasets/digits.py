@@ -199,21 +199,21 @@ def compose_scene(digits: Digits, size: int,
         choice = rng.integers(len(digits.labels))
         ink = _draw_ink(digits.images[choice], rng.integers(*_TILE), rng)
         height, width = ink.shape
-        y, x = rng.integers(size - height + 1), rng.integers(size - width + 1)
+        y, x = _place(ink, size, rng)
         around = np.s_[max(y - _GAP, 0):y + height + _GAP,
                        max(x - _GAP, 0):x + width + _GAP]
         if occupied[around].any():
             continue
         window = np.s_[y:y + height, x:x + width]
         occupied[window] = True
-        image[window] = _apply_ink(image[window], ink, rng)
+        _apply_ink(image[window], ink, rng)
         label = int(digits.labels[choice])
         mask = ink >= _INKED
         seg_map[window][mask] = 1 + label
         objects.append(
             dict(
                 category_id=label,
-                bbox=[int(x), int(y), width, height],
+                bbox=[x, y, width, height],
                 area=int(mask.sum()),
                 iscrowd=0,
                 sample=int(digits.samples[choice])))
@@ -249,14 +249,21 @@ def _draw_ink(image: np.ndarray, height: int,
     return ink[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
 
 
-def _apply_ink(background: np.ndarray, ink: np.ndarray,
-               rng: np.random.Generator) -> np.ndarray:
-    """Blend a random ink, lighter or darker than the (h, w, 3) background."""
-    dark = background.mean() >= 128
+def _place(ink: np.ndarray, size: int,
+           rng: np.random.Generator) -> tuple[int, int]:
+    """Row and column of the ink's upper left corner in an image."""
+    height, width = ink.shape
+    return (int(rng.integers(size - height + 1)),
+            int(rng.integers(size - width + 1)))
+
+
+def _apply_ink(image: np.ndarray, ink: np.ndarray,
+               rng: np.random.Generator) -> None:
+    """Blend a random ink into (h, w, 3), lighter or darker than that is."""
+    dark = image.mean() >= 128
     colour = rng.integers(0, 71, 3) if dark else rng.integers(185, 256, 3)
     alpha = ink[..., None].astype(np.int64)
-    mixed = background * (255 - alpha) + colour * alpha
-    return (mixed // 255).astype(np.uint8)
+    image[:] = (image * (255 - alpha) + colour * alpha) // 255
 
 
 def _write_scenes(root: Path, split: str, scenes: Iterator[Scene]) -> None:
@@ -291,11 +298,8 @@ def _write_singles(root: Path, split: str, digits: Digits, seed: int,
     for i, rng in enumerate(_generators(count, seed, number, 1)):
         image = _texture(_CLS_SIZE, rng)
         ink = _draw_ink(digits.images[i], rng.integers(16, 25), rng)
-        height, width = ink.shape
-        y = rng.integers(_CLS_SIZE - height + 1)
-        x = rng.integers(_CLS_SIZE - width + 1)
-        window = np.s_[y:y + height, x:x + width]
-        image[window] = _apply_ink(image[window], ink, rng)
+        y, x = _place(ink, _CLS_SIZE, rng)
+        _apply_ink(image[y:y + ink.shape[0], x:x + ink.shape[1]], ink, rng)
         name = f'{digits.samples[i]:04d}.png'
         _write_png(
             root / 'cls' / split / CLASSES[digits.labels[i]] / name, image)
