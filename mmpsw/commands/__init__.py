@@ -1,0 +1,1 @@
+"""What the files in tools/ run; each command is ``main(argv) -> int``."""

@@ -1,0 +1,189 @@
+"""What is looked at before a run starts, so that it does not fail later."""
+import os.path as osp
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.logging import print_log
+
+from mmpsw.commands.options import has_accelerator
+from mmpsw.commands.zoo import is_amp, optim_wrappers
+
+# Dataset classes of mmpretrain that fetch their files themselves.
+_SELF_FETCHING = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
+
+
+def check_data(cfg: Config, *phases: str) -> None:
+    """Looks for the files of a config's data sets.
+
+    To be called before anything is downloaded or built.
+
+    Args:
+        cfg: A whole config.
+        phases: Of 'train', 'val' and 'test', those that will run.
+
+    Raises:
+        FileNotFoundError: A file or folder is missing.
+    """
+    for phase in phases:
+        key = f'{phase}_dataloader'
+        for inner, dataset in _datasets(cfg.get(key), key):
+            _check_dataset(inner, dataset)
+        _check_evaluator(cfg, f'{phase}_evaluator')
+
+
+def check_checkpoint(path: str) -> None:
+    """Looks for a checkpoint; addresses are left to mmengine.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    if _is_local(path) and not osp.isfile(osp.expanduser(path)):
+        raise FileNotFoundError(
+            f"checkpoint '{path}' does not exist; give the path of a .pth "
+            'file')
+
+
+def check_work_dir(cfg: Config, overwrite: bool) -> None:
+    """Refuses to overwrite the checkpoints of an earlier run.
+
+    Args:
+        cfg: A whole config, its ``work_dir`` and ``resume`` set.
+        overwrite: Whether the user asked for it.
+
+    Raises:
+        ValueError: There are checkpoints, and this run does not continue
+            them.
+    """
+    work_dir = Path(cfg.work_dir)
+    if work_dir.exists() and not work_dir.is_dir():
+        raise ValueError(f"--work-dir '{work_dir}' is a file; give a folder")
+    old = sorted(work_dir.glob('*.pth'))
+    if overwrite or not old or _continues(cfg):
+        return
+    raise ValueError(
+        f"'{work_dir}' holds checkpoints of an earlier run ({old[0].name}), "
+        'which this run would overwrite; add --resume to continue that run, '
+        '--work-dir for another folder, or --overwrite')
+
+
+def check_amp(cfg: Config) -> None:
+    """Refuses mixed precision where there is nothing to run it on.
+
+    Raises:
+        ValueError: The config, or ``--amp``, asks for it on a CPU.
+    """
+    if has_accelerator():
+        return
+    for key, wrapper in optim_wrappers(cfg):
+        if is_amp(wrapper):
+            raise ValueError(
+                f"{key}.type='{wrapper['type']}' (mixed precision) needs an "
+                'accelerator, but torch sees none; train without --amp, from '
+                'a config without it, or on a machine with a GPU')
+
+
+def fit_to_cpu(cfg: Config) -> None:
+    """Makes a distributed config run on CPUs, in place.
+
+    DDP must not be given device ids there, NCCL and SyncBN do not exist.
+    """
+    if cfg.launcher == 'none' or has_accelerator():
+        return
+    cfg.setdefault('env_cfg', {}).setdefault('dist_cfg', {})
+    cfg.env_cfg.dist_cfg.backend = 'gloo'
+    wrapper = cfg.setdefault('model_wrapper_cfg', {})
+    wrapper.setdefault('type', 'MMDistributedDataParallel')
+    wrapper.setdefault('device_ids', None)
+    wrapper.setdefault('broadcast_buffers', False)
+    wrapper.setdefault('find_unused_parameters',
+                       cfg.get('find_unused_parameters', False))
+    count = _unsync_batch_norm(cfg.model)
+    if count and is_main_process():
+        print_log(
+            f'{count} SyncBN settings became BN: each process normalises by '
+            'its own batch, as a CPU has no synchronised batch norm',
+            'current')
+
+
+def _continues(cfg: Config) -> bool:
+    """Whether the run resumes from the work dir itself."""
+    if not cfg.get('resume'):
+        return False
+    source = cfg.get('load_from')
+    return source is None or (Path(source).resolve().parent
+                              == Path(cfg.work_dir).resolve())
+
+
+def _datasets(node: object, key: str) -> Iterator[tuple[str, dict]]:
+    """The data sets in a dataloader, out of their wrappers."""
+    if isinstance(node, (list, tuple)):
+        for index, item in enumerate(node):
+            yield from _datasets(item, f'{key}.{index}')
+    elif isinstance(node, dict):
+        inner = [name for name in ('dataset', 'datasets') if name in node]
+        for name in inner:
+            yield from _datasets(node[name], f'{key}.{name}')
+        if not inner:
+            yield key, node
+
+
+def _check_dataset(key: str, dataset: dict) -> None:
+    if _fetches_itself(dataset):
+        return
+    root = dataset.get('data_root') or ''
+    for path in _dataset_paths(dataset):
+        if _is_local(path) and not osp.exists(path):
+            raise FileNotFoundError(
+                f"{key}: '{path}' does not exist; put the data set at "
+                f"data_root='{root}', or set its place with --cfg-options "
+                f'{key}.data_root=FOLDER')
+
+
+def _dataset_paths(dataset: dict) -> list[str]:
+    """The paths that a data set names, joined as BaseDataset does.
+
+    The root comes last: the name of a missing file says more.
+    """
+    root = dataset.get('data_root') or ''
+    prefix = dataset.get('data_prefix') or {}
+    prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
+    named = [dataset.get('ann_file'), *prefixes]
+    parts = [part for part in named if isinstance(part, str) and part]
+    return [osp.join(root, part) for part in parts] + [root] * bool(root)
+
+
+def _fetches_itself(dataset: dict) -> bool:
+    name = dataset.get('type')
+    name = getattr(name, '__name__', str(name)).rpartition('.')[2]
+    return name in _SELF_FETCHING and dataset.get('download', True)
+
+
+def _check_evaluator(cfg: Config, key: str) -> None:
+    evaluators = cfg.get(key) or []
+    if isinstance(evaluators, dict):
+        evaluators = [evaluators]
+    for evaluator in evaluators:
+        path = evaluator.get('ann_file')
+        if path and _is_local(path) and not osp.exists(path):
+            raise FileNotFoundError(
+                f"{key}: '{path}' does not exist; put the annotations there, "
+                f'or set their place with --cfg-options {key}.ann_file=FILE')
+
+
+def _is_local(path: str) -> bool:
+    return '://' not in path and not path.startswith('s3:')
+
+
+def _unsync_batch_norm(node: object) -> int:
+    """Turns SyncBN into BN in a model's config; returns how many."""
+    if isinstance(node, (list, tuple)):
+        return sum(_unsync_batch_norm(item) for item in node)
+    if not isinstance(node, dict):
+        return 0
+    count = sum(_unsync_batch_norm(item) for item in node.values())
+    if node.get('type') in ('SyncBN', 'MMSyncBN'):
+        node['type'] = 'BN'
+        count += 1
+    return count

@@ -1,0 +1,186 @@
+"""What the commands share: options, error lines, the set-up of a run."""
+import os
+import sys
+import traceback
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.error import URLError
+
+from mmengine import device
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
+# What each launcher sets for its processes, and how to start it.
+_LAUNCHER_SIGNS = {
+    'pytorch': ('RANK', 'bash tools/dist_train.sh CONFIG PROCESSES'),
+    'slurm': ('SLURM_PROCID', 'bash tools/slurm_train.sh'),
+    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
+}
+
+
+class ConfigOptions(DictAction):
+    """``key=value`` pairs; anything else is an error of one line."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for value in values:
+            if '=' not in value:
+                parser.error(f"{option_string} takes key=value, but got "
+                             f"'{value}'; write for example "
+                             'train_cfg.max_epochs=3')
+        super().__call__(parser, namespace, values, option_string)
+
+
+def add_run_options(parser: ArgumentParser) -> None:
+    """Adds the options that training and testing share."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=ConfigOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='settings that replace those of the config: a.b=1 c="[1,2]"')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', *_LAUNCHER_SIGNS],
+        default='none',
+        help='how the processes were started')
+    # torchrun's predecessor passes it, in one spelling or the other.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def report_errors(command: Callable[[], None]) -> int:
+    """Runs a command; ends with a line on stderr where a user went wrong.
+
+    Returns:
+        int: The exit status: 0, or 2 after an error that was reported. Other
+        exceptions go on, with their traceback.
+    """
+    try:
+        command()
+    except Exception as error:
+        if not is_user_error(error):
+            raise
+        print(f'error: {_one_line(error)}', file=sys.stderr)
+        return 2
+    return 0
+
+
+class ConfigError(ValueError):
+    """A ValueError that the building of a config's parts raised."""
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether an exception needs no traceback to be understood.
+
+    A file that is missing, a download that failed, and a ValueError of this
+    package. Elsewhere a ValueError may be a bug, whose traceback must stay.
+    """
+    if isinstance(error, (FileNotFoundError, URLError)):
+        return True
+    return isinstance(error, ValueError) and any(
+        _raised_here(cause) for cause in _causes(error))
+
+
+def merge_options(cfg: Config, args: Namespace) -> None:
+    """Merges ``--cfg-options`` into a config.
+
+    Raises:
+        ValueError: A key leads nowhere.
+    """
+    try:
+        cfg.merge_from_dict(args.cfg_options)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError('--cfg-options does not fit the config: '
+                         f'{error}') from error
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Builds the runner of a config as the stock tools do.
+
+    Raises:
+        ConfigError: A part of the config has a wrong value.
+    """
+    try:
+        if 'runner_type' in cfg:
+            return RUNNERS.build(cfg)
+        return Runner.from_cfg(cfg)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def set_work_dir(cfg: Config, args: Namespace, stem: str) -> None:
+    """Sets the work dir: the option's, else the config's, else by name."""
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('./work_dirs', stem)
+
+
+def set_launcher(cfg: Config, args: Namespace) -> None:
+    """Sets the launcher.
+
+    Raises:
+        ValueError: The process was not started by it.
+    """
+    cfg.launcher = args.launcher
+    if args.launcher == 'none':
+        return
+    variable, command = _LAUNCHER_SIGNS[args.launcher]
+    if variable not in os.environ:
+        raise ValueError(
+            f'--launcher {args.launcher} cannot be used, because {variable} '
+            f'is not in the environment; start the processes with {command}')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+
+
+def set_dataloader_defaults(cfg: Config, accelerator: bool) -> None:
+    """Gives the dataloaders what the stock tools give them, in place.
+
+    mmpretrain's own tools add its defaults, which are not in its configs. And
+    workers cannot persist where there are none.
+    """
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(key)
+        if not isinstance(loader, dict):
+            continue
+        if cfg.get('default_scope') == 'mmpretrain':
+            loader.setdefault('pin_memory', accelerator)
+            loader.setdefault('persistent_workers', True)
+            loader.setdefault('collate_fn', ConfigDict(type='default_collate'))
+        if not loader.get('num_workers'):
+            loader['persistent_workers'] = False
+
+
+def has_accelerator() -> bool:
+    """Whether there is a device that mmengine can autocast on."""
+    return (device.is_cuda_available() or device.is_npu_available()
+            or device.is_mlu_available() or device.is_musa_available())
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _raised_here(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.startswith(_PACKAGE)
+
+
+def _one_line(error: BaseException) -> str:
+    """The message of an error; a worker's own error where it is wrapped."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if lines[0].startswith('Caught '):  # in a worker: its traceback follows
+        return lines[-1]
+    if isinstance(error, URLError):
+        return (f'a download failed ({lines[0]}); put the file where torch '
+                'caches it, or train from scratch with --cfg-options '
+                'model.backbone.init_cfg=None')
+    return ' '.join(lines)

@@ -1,0 +1,167 @@
+"""Tests a checkpoint of a config of mmdet, mmseg or mmpretrain."""
+import copy
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+
+from mmpsw.commands import checks, options, zoo
+from mmpsw.engine.resume import allow_resume
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``tools/test.py``; returns the exit status."""
+    args = parse_args(argv)
+    return options.report_errors(lambda: test(args))
+
+
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
+    """Reads the command line (``sys.argv`` by default)."""
+    parser = ArgumentParser(
+        prog='test.py', description='Test a checkpoint, trained with PSW or '
+        'not: the checkpoints of both are alike.')
+    parser.add_argument(
+        'config',
+        help='a path, or a zoo name: mmdet::..., mmseg::..., mmpretrain::...')
+    parser.add_argument('checkpoint', help='path or address of a .pth file')
+    parser.add_argument(
+        '--out',
+        help='where the predictions go: a .pkl file; with mmseg a folder')
+    parser.add_argument(
+        '--show', action='store_true', help='show the predictions')
+    parser.add_argument(
+        '--show-dir', help='folder for images with the predictions')
+    parser.add_argument(
+        '--wait-time',
+        type=float,
+        default=2,
+        help='seconds that an image is shown')
+    parser.add_argument(
+        '--tta', action='store_true', help='test time augmentation')
+    options.add_run_options(parser)
+    return parser.parse_args(argv)
+
+
+def test(args: Namespace) -> dict:
+    """Tests what the command line says; returns the metrics.
+
+    Raises:
+        ValueError, FileNotFoundError: Before anything is built, where an
+            option, the config, the checkpoint or the data is wrong.
+    """
+    cfg = build_config(args)
+    checks.check_checkpoint(args.checkpoint)
+    checks.check_data(cfg, 'test')
+    allow_resume()
+    runner = options.build_runner(cfg)
+    if args.out and cfg.get('default_scope') != 'mmseg':
+        runner.test_evaluator.metrics.append(_results_dump(cfg, args.out))
+    return runner.test()
+
+
+def build_config(args: Namespace) -> Config:
+    """Builds the config that the command line describes.
+
+    Raises:
+        ValueError: The config or an option is wrong.
+    """
+    cfg = zoo.load_config(args.config)
+    options.merge_options(cfg, args)
+    if cfg.get('test_dataloader') is None:
+        raise ValueError(f"config '{args.config}' has no test_dataloader; "
+                         'add one, with test_cfg and test_evaluator')
+    stem = Path(zoo.resolve_config(args.config)).stem
+    options.set_work_dir(cfg, args, stem)
+    options.set_launcher(cfg, args)
+    options.set_dataloader_defaults(cfg, options.has_accelerator())
+    checks.fit_to_cpu(cfg)
+    cfg.load_from = args.checkpoint
+    cfg.resume = False
+    if args.show or args.show_dir:
+        _set_visualization(cfg, args)
+    if args.tta:
+        _set_tta(cfg)
+    if args.out:
+        _set_out(cfg, args.out)
+    return cfg
+
+
+def _set_visualization(cfg: Config, args: Namespace) -> None:
+    """Turns on the framework's own visualization hook."""
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
+    if hook is None:
+        raise ValueError(
+            '--show and --show-dir need default_hooks.visualization, which '
+            'the config lacks; set --cfg-options '
+            'default_hooks.visualization.type=VisualizationHook')
+    scope = cfg.get('default_scope')
+    hook['enable' if scope == 'mmpretrain' else 'draw'] = True
+    if args.show:
+        hook.update(show=True, wait_time=args.wait_time)
+    if not args.show_dir:
+        return
+    if scope == 'mmseg':
+        cfg.visualizer['save_dir'] = args.show_dir
+    else:
+        key = 'out_dir' if scope == 'mmpretrain' else 'test_out_dir'
+        hook[key] = args.show_dir
+
+
+def _set_tta(cfg: Config) -> None:
+    """Wraps the model for test time augmentation, as the stock tools do."""
+    scope = cfg.get('default_scope')
+    if scope == 'mmdet':
+        cfg.setdefault('tta_model', _DET_TTA_MODEL)
+        cfg.setdefault('tta_pipeline', _flip_pipeline(cfg, _DET_TTA_PACK))
+    elif scope == 'mmpretrain':
+        cfg.setdefault('tta_model', dict(type='mmpretrain.AverageClsScoreTTA'))
+        cfg.setdefault('tta_pipeline', _flip_pipeline(cfg))
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        raise ValueError('--tta cannot be used, because the config has no '
+                         'tta_model and tta_pipeline; add them, or test '
+                         'without')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    _innermost(cfg.test_dataloader.dataset).pipeline = cfg.tta_pipeline
+
+
+_DET_TTA_MODEL = dict(
+    type='DetTTAModel',
+    tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+_DET_TTA_PACK = dict(
+    type='PackDetInputs',
+    meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
+               'flip', 'flip_direction'))
+
+
+def _flip_pipeline(cfg: Config, pack: dict | None = None) -> list:
+    """The test pipeline, ended by packing the image and its mirror image."""
+    *steps, last = copy.deepcopy(
+        _innermost(cfg.test_dataloader.dataset).pipeline)
+    flips = [dict(type='RandomFlip', prob=prob) for prob in (1., 0.)]
+    augment = dict(type='TestTimeAug', transforms=[flips, [pack or last]])
+    return [*steps, augment]
+
+
+def _innermost(dataset: ConfigDict) -> ConfigDict:
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
+def _set_out(cfg: Config, out: str) -> None:
+    """Checks ``--out``, and hands it to mmseg's own metric."""
+    if cfg.get('default_scope') == 'mmseg':
+        cfg.test_evaluator['output_dir'] = out
+        cfg.test_evaluator['keep_results'] = True
+    elif not out.endswith(('.pkl', '.pickle')):
+        raise ValueError(f"--out '{out}' does not end in .pkl; give the name "
+                         'of a pickle file for the predictions')
+
+
+def _results_dump(cfg: Config, out: str) -> DumpResults:
+    if cfg.get('default_scope') == 'mmdet':
+        from mmdet.evaluation import DumpDetResults
+        return DumpDetResults(out_file_path=out)
+    return DumpResults(out_file_path=out)

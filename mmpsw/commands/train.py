@@ -1,0 +1,130 @@
+"""Trains a config of mmdet, mmseg or mmpretrain, with or without PSW."""
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mmpsw.commands import checks, options, zoo
+from mmpsw.engine.resume import allow_resume
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``tools/train.py``; returns the exit status."""
+    args = parse_args(argv)
+    return options.report_errors(lambda: train(args))
+
+
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
+    """Reads the command line (``sys.argv`` by default)."""
+    parser = ArgumentParser(
+        prog='train.py',
+        description='Train a stock or own config, with or without PSW.')
+    parser.add_argument(
+        'config',
+        help='a path, or a zoo name: mmdet::..., mmseg::..., mmpretrain::...')
+    parser.add_argument(
+        '--psw',
+        metavar='TECHNIQUE',
+        help='pswa, pwalks, pswm, or the path of a file that defines psw')
+    parser.add_argument('--seed', type=int, help='the random seed')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help="continue from a checkpoint; without one, from the work dir's "
+        'latest')
+    parser.add_argument(
+        '--overwrite',
+        action='store_true',
+        help='allow overwriting the checkpoints of an earlier run')
+    parser.add_argument(
+        '--amp', action='store_true', help='mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate to the actual batch size')
+    options.add_run_options(parser)
+    return parser.parse_args(argv)
+
+
+def train(args: Namespace) -> None:
+    """Trains what the command line says.
+
+    Raises:
+        ValueError, FileNotFoundError: Before anything is downloaded or
+            built, where an option, the config or the data is wrong.
+    """
+    cfg = build_config(args)
+    checks.check_amp(cfg)
+    checks.check_work_dir(cfg, args.overwrite)
+    if cfg.get('load_from'):
+        checks.check_checkpoint(cfg.load_from)
+    checks.check_data(cfg, 'train', 'val')
+    allow_resume()
+    options.build_runner(cfg).train()
+
+
+def build_config(args: Namespace) -> Config:
+    """Builds the config that the command line describes.
+
+    PSW and AMP come before ``--cfg-options``, so that these can change their
+    keys, and PSW's hook after, so that ``custom_hooks.0`` is the stock
+    config's own first hook.
+
+    Raises:
+        ValueError: The config or an option is wrong.
+    """
+    cfg = zoo.load_config(args.config)
+    psw = None if args.psw is None else zoo.psw_fragment(args.psw)
+    if psw is not None:
+        zoo.set_psw(cfg, psw)
+    if args.amp:
+        _set_amp(cfg)
+    options.merge_options(cfg, args)
+    if psw is not None:
+        zoo.set_psw(cfg)
+        zoo.add_psw_hook(cfg)
+    options.set_work_dir(cfg, args, _stem(args))
+    options.set_launcher(cfg, args)
+    options.set_dataloader_defaults(cfg, options.has_accelerator())
+    checks.fit_to_cpu(cfg)
+    _set_seed(cfg, args.seed)
+    _set_resume(cfg, args.resume)
+    if args.auto_scale_lr:
+        _set_auto_scale_lr(cfg)
+    return cfg
+
+
+def _stem(args: Namespace) -> str:
+    stem = Path(zoo.resolve_config(args.config)).stem
+    return stem if args.psw is None else f'{stem}_{zoo.psw_name(args.psw)}'
+
+
+def _set_amp(cfg: Config) -> None:
+    zoo.set_wrapper_types(cfg, zoo.AMP_WRAPPERS, '--amp')
+    for _, wrapper in zoo.optim_wrappers(cfg):
+        wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _set_seed(cfg: Config, seed: int | None) -> None:
+    if seed is not None:
+        cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
+
+
+def _set_resume(cfg: Config, resume: str | None) -> None:
+    if resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if resume == 'auto' else resume
+
+
+def _set_auto_scale_lr(cfg: Config) -> None:
+    settings = cfg.get('auto_scale_lr') or {}
+    if 'base_batch_size' not in settings:
+        raise ValueError(
+            '--auto-scale-lr cannot be used, because the config has no '
+            'auto_scale_lr.base_batch_size; set --cfg-options '
+            'auto_scale_lr.base_batch_size=16 to the batch size that its '
+            'learning rate is meant for')
+    cfg.auto_scale_lr.enable = True

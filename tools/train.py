@@ -1,0 +1,7 @@
+"""Trains a config: ``python tools/train.py CONFIG [--psw pwalks]``."""
+import sys
+
+from mmpsw.commands.train import main
+
+if __name__ == '__main__':
+    sys.exit(main())
