@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Sets everything up (tools/setup.sh), then runs the tests. Arguments go to
+# pytest, and paths in them are relative to the checkout:
+#
+#     bash tools/run_tests.sh -x -k pswa
+
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+venv=${MMPSW_VENV:-$root/.venv}
+case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
+
+bash "$root/tools/setup.sh"
+cd "$root"
+# The tests' models are so small that more threads only wait for each other.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+exec "$venv/bin/python" -m pytest tests "$@"
