@@ -5,7 +5,8 @@ one curve a seed. Where lower values are better, `higher=False`.
 """
 
 import math
-from typing import List, NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -22,7 +23,7 @@ class Estimate(NamedTuple):
     """
 
     mean: float
-    std: Optional[float] = None
+    std: float | None = None
 
 
 class Difference(NamedTuple):
@@ -35,7 +36,7 @@ class Difference(NamedTuple):
     """
 
     mean: float
-    half_width: Optional[float] = None
+    half_width: float | None = None
 
 
 def final(values: Sequence[float]) -> float:
@@ -48,7 +49,7 @@ def best(values: Sequence[float], higher: bool = True) -> float:
     return float(np.nanmax(values) if higher else np.nanmin(values))
 
 
-def drop(values: Sequence[float], higher: bool = True) -> Optional[float]:
+def drop(values: Sequence[float], higher: bool = True) -> float | None:
     """The mean over points of max(0, m_{e-1} - m_e): how volatile it is.
 
     Returns:
@@ -67,7 +68,7 @@ def area(values: Sequence[float]) -> float:
 
 def epochs_to_match(curves: Sequence[Curve],
                     baseline: Sequence[Curve],
-                    higher: bool = True) -> Optional[int]:
+                    higher: bool = True) -> int | None:
     """The first step at which an arm reaches the baseline's best.
 
     Both are means over the seeds, point by point. Given the baseline itself,
@@ -118,7 +119,7 @@ def paired_difference(arm: Sequence[float],
             f'The arm has {len(arm)} values and the baseline '
             f'{len(baseline)}, because they were not trained with the same '
             'seeds. A paired difference needs one of each per seed.')
-    differences: List[float] = [a - b for a, b in zip(arm, baseline)]
+    differences = [a - b for a, b in zip(arm, baseline, strict=True)]
     n = len(differences)
     mean, std = over_seeds(differences)
     if std is None:

@@ -1,8 +1,8 @@
 """Validation curves, and pictures with the boxes that detectors find."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Dict, List, Mapping, Sequence, Union
 
 import cv2
 import mmcv
@@ -17,6 +17,7 @@ from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 from mmpsw.compare import metrics
@@ -42,7 +43,7 @@ _BOX_COLORS = ((0, 200, 83), (255, 196, 0), (255, 109, 0), (3, 169, 244))
 
 
 def plot_curves(arms: Sequence[Arm],
-                path: Union[str, Path],
+                path: str | Path,
                 title: str = '',
                 note: str = '') -> Path:
     """Draw the validation metric of every arm over the training.
@@ -62,35 +63,36 @@ def plot_curves(arms: Sequence[Arm],
     check_comparable(arms)
     figure = Figure(figsize=(8, 5), dpi=150, layout='constrained')
     axes = figure.add_subplot()
-    for arm, style in zip(arms, _cycle(_STYLES, len(arms))):
+    for arm, style in zip(arms, _cycle(_STYLES, len(arms)), strict=True):
         _draw_arm(axes, arm, style)
     run = arms[0].runs[0]
     better = 'higher' if run.higher_is_better else 'lower'
     axes.set_xlabel(run.unit)
-    axes.set_ylabel(f'{run.metric} on the validation set ({better} is better)')
+    axes.set_ylabel(f'validation {run.metric} ({better} is better)')
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color='#DDDDDD', linewidth=0.8)
     axes.spines[['top', 'right']].set_visible(False)
-    axes.set_title(note, loc='left', fontsize=9, color=_GREY)
-    figure.suptitle(title, x=0.01, ha='left', fontweight='bold')
+    axes.set_title(title, loc='left', fontweight='bold', pad=24)
+    axes.annotate(note, (0, 1), xytext=(0, 8), xycoords='axes fraction',
+                  textcoords='offset points', color=_GREY)
     # Outside of the axes, where it cannot cover a curve.
     figure.legend(loc='outside lower center', ncols=4, frameon=False)
     return _save(figure, path)
 
 
 def _draw_arm(axes: Axes, arm: Arm, style: Mapping[str, str]) -> None:
-    if len(arm.runs) > 1:
-        for curve in arm.curves:
-            axes.plot(*zip(*curve), color=style['color'], linewidth=0.7,
-                      alpha=0.4)
-    steps, values = zip(*metrics.mean_curve(arm.curves))
+    for curve in arm.curves if len(arm.runs) > 1 else ():
+        steps, values = zip(*curve, strict=True)
+        axes.plot(steps, values, color=style['color'], linewidth=0.7,
+                  alpha=0.4)
+    steps, values = zip(*metrics.mean_curve(arm.curves), strict=True)
     axes.plot(steps, values, label=arm.name, linewidth=2, markersize=5,
               **style)
 
 
-def plot_detections(config: Union[str, Path, Config],
-                    checkpoints: Mapping[str, Union[str, Path]],
-                    path: Union[str, Path],
+def plot_detections(config: str | Path | Config,
+                    checkpoints: Mapping[str, str | Path],
+                    path: str | Path,
                     scenes: Sequence[int] = (0, 1, 2, 3),
                     score_thr: float = 0.3,
                     title: str = '') -> Path:
@@ -112,22 +114,24 @@ def plot_detections(config: Union[str, Path, Config],
     """
     if not isinstance(config, Config):
         config = Config.fromfile(config)
+    init_default_scope(config.get('default_scope', 'mmdet'))
     dataset = DATASETS.build(config.val_dataloader.dataset)
     infos = [dataset.get_data_info(i) for i in scenes]
     images = [mmcv.imread(info['img_path'], channel_order='rgb')
               for info in infos]
     classes = dataset.metainfo['classes']
-    rows: Dict[str, List[InstanceData]] = {
+    rows: dict[str, list[InstanceData]] = {
         'annotated': [_annotations(info) for info in infos]
     }
     for name, checkpoint in checkpoints.items():
         rows[name] = _detections(config, checkpoint, infos, score_thr)
-    panels = {
-        name: [_draw_boxes(image, boxes, classes, color)
-               for image, boxes in zip(images, row)]
-        for (name, row), color in zip(rows.items(),
-                                      _cycle(_BOX_COLORS, len(rows)))
-    }
+    colors = _cycle(_BOX_COLORS, len(rows))
+    panels = {}
+    for (name, row), color in zip(rows.items(), colors, strict=True):
+        panels[name] = [
+            _draw_boxes(image, boxes, classes, color)
+            for image, boxes in zip(images, row, strict=True)
+        ]
     return _save(_grid(panels, title), path)
 
 
@@ -139,13 +143,13 @@ def _annotations(info: dict) -> InstanceData:
                             dtype=torch.long))
 
 
-def _detections(config: Config, checkpoint: Union[str, Path],
+def _detections(config: Config, checkpoint: str | Path,
                 infos: Sequence[dict],
-                score_thr: float) -> List[InstanceData]:
+                score_thr: float) -> list[InstanceData]:
     device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
     model = init_detector(config, str(checkpoint), palette='random',
                           device=device)
-    samples: List[DetDataSample] = inference_detector(
+    samples: list[DetDataSample] = inference_detector(
         model, [info['img_path'] for info in infos])
     found = [sample.pred_instances.cpu() for sample in samples]
     return [boxes[boxes.scores >= score_thr] for boxes in found]
@@ -157,14 +161,14 @@ def _draw_boxes(image: np.ndarray, boxes: InstanceData,
     zoom = max(1, math.ceil(_PANEL / max(image.shape[:2])))
     image = cv2.resize(image, None, fx=zoom, fy=zoom,
                        interpolation=cv2.INTER_CUBIC)
-    boxes = InstanceData(**{key: value.clone() for key, value in
-                            boxes.items()})
+    boxes = boxes.clone()
     boxes.bboxes = boxes.bboxes * zoom
     visualizer = DetLocalVisualizer(bbox_color=color, line_width=3)
     visualizer.dataset_meta = dict(classes=classes)
-    visualizer.add_datasample(
-        'scene', image, DetDataSample(pred_instances=boxes), draw_gt=False,
-        pred_score_thr=0)
+    kind = 'pred_instances' if 'scores' in boxes else 'gt_instances'
+    # The threshold was applied before; 0.3 would be the visualizer's own.
+    visualizer.add_datasample('scene', image, DetDataSample(**{kind: boxes}),
+                              pred_score_thr=0)
     return visualizer.get_image()
 
 
@@ -173,8 +177,8 @@ def _grid(panels: Mapping[str, Sequence[np.ndarray]], title: str) -> Figure:
     figure = Figure(figsize=(2.6 * columns, 2.65 * len(panels) + 0.4),
                     dpi=150, layout='constrained')
     grid = figure.subplots(len(panels), columns, squeeze=False)
-    for axes_row, (name, row) in zip(grid, panels.items()):
-        for axes, panel in zip(axes_row, row):
+    for axes_row, (name, row) in zip(grid, panels.items(), strict=True):
+        for axes, panel in zip(axes_row, row, strict=True):
             axes.imshow(panel)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
@@ -183,7 +187,7 @@ def _grid(panels: Mapping[str, Sequence[np.ndarray]], title: str) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Union[str, Path]) -> Path:
+def _save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # A canvas of its own: no pyplot, no window, no global state.
@@ -192,5 +196,5 @@ def _save(figure: Figure, path: Union[str, Path]) -> Path:
     return path
 
 
-def _cycle(styles: Sequence, count: int) -> List:
+def _cycle(styles: Sequence, count: int) -> list:
     return [styles[i % len(styles)] for i in range(count)]

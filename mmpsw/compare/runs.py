@@ -14,14 +14,14 @@ over several of them.
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 
-Curve = Tuple[Tuple[int, float], ...]
+Curve = tuple[tuple[int, float], ...]
 
 _NOT_METRICS = ('step', 'time', 'data_time')
 
@@ -47,12 +47,12 @@ class Run:
     points: Curve
     higher_is_better: bool = True
     unit: str = 'epoch'
-    time_per_iter: Optional[float] = None
-    memory: Optional[float] = None
-    config_path: Optional[Path] = None
+    time_per_iter: float | None = None
+    memory: float | None = None
+    config_path: Path | None = None
 
     @property
-    def values(self) -> List[float]:
+    def values(self) -> list[float]:
         """The metric's values without their steps."""
         return [value for _, value in self.points]
 
@@ -67,10 +67,10 @@ class Arm:
     """
 
     name: str
-    runs: Tuple[Run, ...]
+    runs: tuple[Run, ...]
 
     @property
-    def curves(self) -> List[Curve]:
+    def curves(self) -> list[Curve]:
         """The (step, value) points of each run."""
         return [run.points for run in self.runs]
 
@@ -103,14 +103,14 @@ class _Session:
     """The lines of one timestamp directory."""
 
     config_path: Path
-    train: List[dict]
-    val: List[dict]
+    train: list[dict]
+    val: list[dict]
 
 
-def read_run(work_dir: Union[str, Path],
-             name: Optional[str] = None,
-             metric: Optional[str] = None,
-             rule: Optional[str] = None) -> Run:
+def read_run(work_dir: str | Path,
+             name: str | None = None,
+             metric: str | None = None,
+             rule: str | None = None) -> Run:
     """Read the newest run of a mmengine work directory.
 
     A run that was resumed is joined from its timestamp directories; where
@@ -149,7 +149,7 @@ def read_run(work_dir: Union[str, Path],
         config_path=config_path)
 
 
-def validated_steps(work_dir: Union[str, Path]) -> List[int]:
+def validated_steps(work_dir: str | Path) -> list[int]:
     """The steps at which the newest run of a directory was validated.
 
     Args:
@@ -165,9 +165,9 @@ def validated_steps(work_dir: Union[str, Path]) -> List[int]:
     return sorted(_merged_val_lines(sessions))
 
 
-def _joined_sessions(work_dir: Path) -> List[_Session]:
+def _joined_sessions(work_dir: Path) -> list[_Session]:
     """The newest session and those that it was resumed from, oldest first."""
-    sessions: List[_Session] = []
+    sessions: list[_Session] = []
     for path in sorted(work_dir.glob('*/vis_data/scalars.json'), reverse=True):
         session = _read_session(path)
         # `Runner.val` alone writes such a file too, but it trains nothing.
@@ -192,7 +192,7 @@ def _read_session(scalars: Path) -> _Session:
         val=[_strip(line, 'val/') for line in lines if 'iter' not in line])
 
 
-def _read_lines(path: Path) -> List[dict]:
+def _read_lines(path: Path) -> list[dict]:
     texts = path.read_text().splitlines()
     lines = []
     for number, text in enumerate(texts, start=1):
@@ -221,13 +221,13 @@ def _default_hooks(config_path: Path) -> dict:
     return Config.fromfile(config_path).get('default_hooks', {})
 
 
-def _merged_val_lines(sessions: List[_Session]) -> Dict[int, dict]:
+def _merged_val_lines(sessions: list[_Session]) -> dict[int, dict]:
     """Validation lines by step.
 
     What a session begins with is what it was resumed to: whatever an earlier
     one has from that step on did not lead to the final weights.
     """
-    merged: Dict[int, dict] = {}
+    merged: dict[int, dict] = {}
     for session in sessions:
         if session.val:
             first = session.val[0]['step']
@@ -236,7 +236,7 @@ def _merged_val_lines(sessions: List[_Session]) -> Dict[int, dict]:
     return merged
 
 
-def _choose_metric(lines: Dict[int, dict], metric: Optional[str],
+def _choose_metric(lines: dict[int, dict], metric: str | None,
                    checkpoint_hook: dict, work_dir: Path) -> str:
     choices = list(
         dict.fromkeys(key for line in lines.values() for key in line
@@ -257,7 +257,7 @@ def _choose_metric(lines: Dict[int, dict], metric: Optional[str],
     return matching[0]
 
 
-def _primary_metric(choices: List[str], checkpoint_hook: dict) -> str:
+def _primary_metric(choices: list[str], checkpoint_hook: dict) -> str:
     save_best = checkpoint_hook.get('save_best')
     wanted = [save_best] if isinstance(save_best, str) else save_best or []
     # mmseg logs aAcc first, but ranks its models by mIoU.
@@ -267,7 +267,7 @@ def _primary_metric(choices: List[str], checkpoint_hook: dict) -> str:
     return choices[0]
 
 
-def _higher_is_better(metric: str, rule: Optional[str],
+def _higher_is_better(metric: str, rule: str | None,
                       checkpoint_hook: dict) -> bool:
     """Ask mmengine's own rule, which `save_best` follows."""
     if rule not in (None, 'greater', 'less'):
@@ -288,15 +288,15 @@ def _higher_is_better(metric: str, rule: Optional[str],
     return hook.rules[0] == 'greater'
 
 
-def _points(lines: Dict[int, dict], metric: str) -> Curve:
+def _points(lines: dict[int, dict], metric: str) -> Curve:
     """A validation without the metric (no box found, say) is no point."""
     return tuple((step, float(lines[step][metric])) for step in sorted(lines)
                  if metric in lines[step])
 
 
-def _median_time(sessions: List[_Session]) -> Optional[float]:
+def _median_time(sessions: list[_Session]) -> float | None:
     """The median, without each session's warming up (its first tenth)."""
-    times: List[float] = []
+    times: list[float] = []
     for session in sessions:
         logged = [line['time'] for line in session.train if 'time' in line]
         warm_up = min(len(logged) - 1, max(1, len(logged) // 10))
@@ -304,7 +304,7 @@ def _median_time(sessions: List[_Session]) -> Optional[float]:
     return statistics.median(times) if times else None
 
 
-def _peak(sessions: List[_Session], key: str) -> Optional[float]:
+def _peak(sessions: list[_Session], key: str) -> float | None:
     values = [line[key] for session in sessions for line in session.train
               if key in line]
     return max(values) if values else None

@@ -1,7 +1,7 @@
 """Arms side by side, as plain text or as Markdown."""
 
 import io
-from typing import Callable, Dict, List, Optional, Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.console import Console
@@ -59,7 +59,7 @@ def _find(arms: Sequence[Arm], name: str) -> Arm:
 
 
 def _columns(arms: Sequence[Arm],
-             baseline: Arm) -> Dict[str, Callable[[Arm], str]]:
+             baseline: Arm) -> dict[str, Callable[[Arm], str]]:
     """Titles, and what each says about an arm."""
     unit, digits = baseline.runs[0].unit, _digits(arms)
     per = 'epoch' if unit == 'epoch' else 'validation'
@@ -70,13 +70,13 @@ def _columns(arms: Sequence[Arm],
         f'{unit}s to match': lambda arm: _match(arm, baseline),
         f'drop/{per}': lambda arm: _estimate(_drops(arm), digits + 1),
         's/iter': lambda arm: _estimate(_times(arm), 3),
-        'time': lambda arm: _time_ratio(arm, baseline),
+        'rel. time': lambda arm: _time_ratio(arm, baseline),
     }
     if len(baseline.runs) > 1:
         columns['best - baseline'] = lambda arm: _difference(
-            _bests(arm), _bests(baseline), digits)
+            arm, baseline, _bests, digits)
         columns['final - baseline'] = lambda arm: _difference(
-            _finals(arm), _finals(baseline), digits)
+            arm, baseline, _finals, digits)
     if any(run.memory is not None for arm in arms for run in arm.runs):
         columns['memory (MB)'] = lambda arm: _estimate(
             [run.memory for run in arm.runs], 0)
@@ -90,23 +90,23 @@ def _digits(arms: Sequence[Arm]) -> int:
     return 3 if largest <= 1 else 2
 
 
-def _bests(arm: Arm) -> List[float]:
+def _bests(arm: Arm) -> list[float]:
     return [metrics.best(r.values, r.higher_is_better) for r in arm.runs]
 
 
-def _finals(arm: Arm) -> List[float]:
+def _finals(arm: Arm) -> list[float]:
     return [metrics.final(run.values) for run in arm.runs]
 
 
-def _drops(arm: Arm) -> List[Optional[float]]:
+def _drops(arm: Arm) -> list[float | None]:
     return [metrics.drop(r.values, r.higher_is_better) for r in arm.runs]
 
 
-def _times(arm: Arm) -> List[Optional[float]]:
+def _times(arm: Arm) -> list[float | None]:
     return [run.time_per_iter for run in arm.runs]
 
 
-def _estimate(values: Sequence[Optional[float]], digits: int) -> str:
+def _estimate(values: Sequence[float | None], digits: int) -> str:
     if None in values:
         return '-'
     mean, std = metrics.over_seeds(values)
@@ -114,9 +114,12 @@ def _estimate(values: Sequence[Optional[float]], digits: int) -> str:
     return text if std is None else f'{text} +- {std:.{digits}f}'
 
 
-def _difference(values: Sequence[float], baseline: Sequence[float],
-                digits: int) -> str:
-    mean, half_width = metrics.paired_difference(values, baseline)
+def _difference(arm: Arm, baseline: Arm,
+                number: Callable[[Arm], list[float]], digits: int) -> str:
+    if arm is baseline:
+        return '-'
+    mean, half_width = metrics.paired_difference(number(arm),
+                                                 number(baseline))
     return f'{mean:+.{digits}f} +- {half_width:.{digits}f}'
 
 
