@@ -6,20 +6,31 @@ _base_ = [
     '../_base_/datasets/digits_segmentation.py',
 ]
 norm_cfg = dict(type='BN', requires_grad=True)
+# Nine pixels in ten are background.
+class_weight = [0.1] + [1.0] * 10
 model = dict(
     data_preprocessor=dict(
         size=_base_.crop_size, test_cfg=dict(size_divisor=16)),
     backbone=dict(base_channels=8, norm_cfg=norm_cfg),
     decode_head=dict(
-        in_channels=8, channels=16, num_classes=11, norm_cfg=norm_cfg),
+        in_channels=8,
+        channels=16,
+        num_classes=11,
+        norm_cfg=norm_cfg,
+        loss_decode=dict(class_weight=class_weight)),
     auxiliary_head=dict(
-        in_channels=16, channels=16, num_classes=11, norm_cfg=norm_cfg),
+        in_channels=16,
+        channels=16,
+        num_classes=11,
+        norm_cfg=norm_cfg,
+        loss_decode=dict(class_weight=class_weight)),
     test_cfg=dict(_delete_=True, mode='whole'))
 
 # Ten passes over the 640 scenes in batches of 8, each then validated.
 epoch = 80
 train_cfg = dict(max_iters=10 * epoch, val_interval=epoch)
-optim_wrapper = dict(optimizer=dict(lr=0.1))
+optim_wrapper = dict(
+    optimizer=dict(_delete_=True, type='AdamW', lr=0.003, weight_decay=0.01))
 param_scheduler = [
     dict(
         type='PolyLR',
