@@ -1,0 +1,86 @@
+"""Batch-norm statistics of weights that no forward pass has seen yet."""
+import random
+from contextlib import contextmanager
+from typing import Any, Callable, Iterable, Iterator, List
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ['recalibrate']
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, forward: Callable[[Any], Any],
+                batches: Iterable[Any]) -> int:
+    """Recompute the running statistics of all batch-norm layers.
+
+    They are reset and become the plain average over the batches' statistics,
+    as in ``torch.optim.swa_utils.update_bn``. Layers that are frozen (in
+    evaluation mode although the model trains, as ``norm_eval`` does) keep
+    theirs. Weights, gradients, ``num_batches_tracked``, the modes of all
+    modules and the random state are as before.
+
+    Args:
+        model (nn.Module): The model, as it is while training.
+        forward (Callable): Runs the model on one batch, in training mode.
+        batches (Iterable): The batches. No more than these are read.
+
+    Returns:
+        int: How many layers were recalibrated; without any, no batch is read.
+
+    Raises:
+        ValueError: ``batches`` is empty although there are such layers.
+    """
+    layers = [
+        module for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.training
+        and module.running_mean is not None
+    ]
+    if not layers:
+        return 0
+    with _cumulative(layers), _random_state_kept():
+        read = 0
+        for read, batch in enumerate(batches, start=1):
+            forward(batch)
+        if not read:
+            raise ValueError(
+                'There is no batch to recalibrate batch norm with: give at '
+                'least one.')
+    return len(layers)
+
+
+@contextmanager
+def _cumulative(layers: List[_BatchNorm]) -> Iterator[None]:
+    """Statistics that start at zero; those from before if it fails."""
+    momenta = [layer.momentum for layer in layers]
+    buffers = [{
+        name: buffer.clone()
+        for name, buffer in layer.named_buffers(recurse=False)
+    } for layer in layers]
+    failed = True
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # torch's way to say: a plain average
+        yield
+        failed = False
+    finally:
+        for layer, momentum, before in zip(layers, momenta, buffers):
+            layer.momentum = momentum
+            layer.num_batches_tracked.copy_(before['num_batches_tracked'])
+            if failed:
+                layer.running_mean.copy_(before['running_mean'])
+                layer.running_var.copy_(before['running_var'])
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,466 @@
+"""What is averaged, and the writing back."""
+import math
+import warnings
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple
+from typing import Optional, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from .mean import ACCUMULATED_IN, RunningMean, accumulator, blend_, copy_
+from .schedule import Schedule
+from .techniques import Technique
+
+__all__ = ['PeriodicResampler', 'Resampling', 'check_options']
+
+
+class Resampling(NamedTuple):
+    """What a resampling did.
+
+    Attributes:
+        samples (int): How many samples the period's mean held (n).
+        shift (float): ``||m - w|| / ||w||`` over all trainable parameters.
+        applied (bool): False when m was dropped, because there was no sample
+            or because it was not finite; ``reason`` says why.
+        reason (str): Empty when applied.
+    """
+
+    samples: int
+    shift: float
+    applied: bool = True
+    reason: str = ''
+
+
+class PeriodicResampler:
+    """Samples the weights after updates, and periodically writes them back.
+
+    .. code-block:: python
+
+        resampler = PeriodicResampler(
+            optimizer, PSWA(), period=len(loader), buffers=model.buffers())
+        ...
+        loss.backward()
+        optimizer.step()
+        resampler.step()
+
+    Averaged are the optimizer's trainable parameters (those that require a
+    gradient when a window begins) and the floating-point buffers; integer
+    buffers keep their live values. Between windows nothing is computed, and
+    after :meth:`step` returned the live tensors are the same objects as
+    before, with new values.
+
+    Args:
+        optimizer (Optimizer): Any ``torch.optim`` optimizer.
+        technique (PSWA, PWALKS or PSWM): What is written back.
+        period (int): Length of a period, in calls of :meth:`step`.
+        begin (int): Calls before the first period. Defaults to 0.
+        end (int, optional): The call with which the last period ends.
+        total (int, optional): Calls of the whole training. The last period is
+            cut to it, so that the training ends with a resampling.
+        accumulation (int): See :class:`Schedule`; 1 where every call of
+            :meth:`step` follows an update. Defaults to 1.
+        sample_prob (float): The probability q in (0, 1] with which an update
+            in the window is sampled. Defaults to 1.
+        seed (int): Seed of the generator that draws; it is the resampler's
+            own, and saved. Defaults to 0.
+        buffers (Iterable[Tensor]): Buffers to be averaged with the weights.
+        optimizer_state (str): 'keep', or 'reset' to return the optimizer's
+            state (momentum, moments) to its initial one when the weights are
+            written back. Defaults to 'keep'.
+        write_back (bool): False leaves the live weights alone; m is what
+            :meth:`averaged` shows. Defaults to True.
+        names (Dict[Tensor, str], optional): Names for messages.
+        reduce_buffers (Callable, optional): Called at the end of a period
+            with the list of the buffers' means, to be made equal over all
+            processes in place.
+        warn (Callable): Told of periods that are dropped. Defaults to
+            ``warnings.warn``.
+
+    Raises:
+        ValueError: An option is out of its range, nothing can be averaged, or
+            a parameter cannot be.
+    """
+
+    def __init__(self,
+                 optimizer: Optimizer,
+                 technique: Technique,
+                 period: int,
+                 *,
+                 begin: int = 0,
+                 end: Optional[int] = None,
+                 total: Optional[int] = None,
+                 accumulation: int = 1,
+                 sample_prob: float = 1.0,
+                 seed: int = 0,
+                 buffers: Iterable[Tensor] = (),
+                 optimizer_state: str = 'keep',
+                 write_back: bool = True,
+                 names: Optional[Dict[Tensor, str]] = None,
+                 reduce_buffers: Optional[Callable] = None,
+                 warn: Callable[[str], None] = warnings.warn):
+        check_options(sample_prob, seed, optimizer_state, write_back)
+        self.optimizer = optimizer
+        self.technique = technique
+        self.schedule = Schedule(period, begin, end, accumulation, total)
+        self._check_last()
+        self.sample_prob = sample_prob
+        self.generator = torch.Generator().manual_seed(seed)
+        self.buffers = _floating(buffers)
+        self.write_back = write_back
+        self.names = names or {}
+        self.reduce_buffers = reduce_buffers
+        self.warn = warn
+        self._fresh_state = None
+        if optimizer_state == 'reset':
+            self._fresh_state = _copied(optimizer.state)
+
+        self.iteration = 0
+        self.resamplings = 0
+        self.newest: Optional[Resampling] = None
+        self._running = RunningMean(self._trainable() + self.buffers)
+        self._previous: Optional[List[Tensor]] = None
+        self._live: Optional[List[Tensor]] = None
+
+    @property
+    def samples(self) -> int:
+        """How many samples the period that is under way holds."""
+        return self._running.samples
+
+    @property
+    def tensors(self) -> List[Tensor]:
+        """The live tensors that are averaged: parameters, then buffers."""
+        return self._running.tensors
+
+    @property
+    def average(self) -> Optional[List[Tensor]]:
+        """With ``write_back=False``: m for each of :attr:`tensors`, or None.
+
+        None before the first period's end, and with ``write_back=True``.
+        """
+        return None if self.write_back else self._previous
+
+    def step(self,
+             iteration: Optional[int] = None,
+             updated: bool = True) -> Optional[Resampling]:
+        """Tell that an optimizer update is due now.
+
+        Args:
+            iteration (int, optional): The number of this iteration, from 1.
+                None counts the calls.
+            updated (bool): False when the update did not happen (a gradient
+                scaler skipped it): then there is nothing to sample.
+
+        Returns:
+            Resampling or None: What was done, where a period ends.
+        """
+        self.iteration = (
+            self.iteration + 1 if iteration is None else iteration)
+        place = self.schedule.locate(self.iteration)
+        if place is None:
+            return None
+        window = self.technique.window(place.updates)
+        if place.update > place.updates - window:
+            if self._drawn() and updated:
+                self._sample()
+        if place.update < place.updates:
+            return None
+        self.newest = self._resample()
+        return self.newest
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """With ``write_back=False``: m in the model, inside this context.
+
+        The live weights are back afterwards, whatever happens inside. Before
+        the first period's end, and with ``write_back=True``, the live weights
+        stay in the model.
+        """
+        self.show_average()
+        try:
+            yield
+        finally:
+            self.show_live()
+
+    @torch.no_grad()
+    def show_average(self) -> None:
+        """Put m into the model, until :meth:`show_live`."""
+        if self.average is not None and self._live is None:
+            self._live = [tensor.clone() for tensor in self.tensors]
+            copy_(self.tensors, self.average)
+
+    def show_live(self) -> None:
+        """Put the live weights back into the model."""
+        if self._live is not None:
+            copy_(self.tensors, self._live)
+            self._live = None
+
+    def take_buffers(self) -> None:
+        """Make the buffers that are in the model those of the average."""
+        if self.average is not None and self.buffers:
+            copy_(self.average[-len(self.buffers):], self.buffers)
+
+    def state_dict(self) -> Dict[str, Any]:
+        """All that a resume needs, as tensors and plain numbers.
+
+        The tensors are references, as those of an optimizer's state are.
+        """
+        state = dict(
+            iteration=self.iteration,
+            resamplings=self.resamplings,
+            samples=self.samples,
+            generator=self.generator.get_state())
+        if self.samples:
+            state['mean'] = self._numbered(self._running.mean)
+        if self._previous is not None:
+            state['previous'] = self._numbered(self._previous)
+        if self.average is not None:
+            state['live'] = self._numbered(self._live or self.tensors)
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`, in the middle of a period as well.
+
+        With ``write_back=False`` the live weights are loaded too: what a
+        checkpoint deploys is the average.
+
+        Raises:
+            ValueError: The state is of other parameters or buffers.
+        """
+        self._running = RunningMean(self._trainable() + self.buffers)
+        keys = self._keys()
+        loaded = {
+            part: self._checked(part, state[part], keys)
+            for part in ('mean', 'previous', 'live') if part in state
+        }
+        self.iteration = state['iteration']
+        self.resamplings = state['resamplings']
+        self._running.samples = state['samples']
+        self.generator.set_state(state['generator'].cpu())
+        self._running.mean = loaded.get('mean')
+        self._previous = loaded.get('previous')
+        if 'live' in loaded:
+            copy_(self.tensors, loaded['live'])
+
+    def _trainable(self) -> List[Tensor]:
+        """The parameters to be averaged, checked."""
+        trainable = [
+            param for param in self._parameters() if param.requires_grad
+        ]
+        if not trainable:
+            raise ValueError(
+                'There is nothing to average, because the optimizer has no '
+                'parameter that requires a gradient: unfreeze some, or train '
+                'without psw.')
+        for index, param in enumerate(trainable):
+            _check_parameter(param, self.names.get(param, f'number {index}'))
+        return trainable
+
+    def _parameters(self) -> List[Tensor]:
+        return [
+            param for group in self.optimizer.param_groups
+            for param in group['params']
+        ]
+
+    def _check_last(self) -> None:
+        last = getattr(self.technique, 'last', None)
+        updates = self.schedule.period // self.schedule.accumulation
+        if isinstance(last, int) and last > updates:
+            raise ValueError(
+                f'psw.last={last} is longer than the period, which holds '
+                f'{updates} updates: use at most {updates}, a fraction in '
+                '(0, 1], or a longer period.')
+
+    def _drawn(self) -> bool:
+        if self.sample_prob == 1:
+            return True
+        draw = torch.rand((), generator=self.generator, dtype=torch.float64)
+        return draw.item() < self.sample_prob
+
+    def _sample(self) -> None:
+        if not self._running.samples:
+            self._begin_window()
+        self._running.update()
+
+    def _begin_window(self) -> None:
+        """Follow parameters that were frozen, unfrozen or added."""
+        tensors = self._trainable() + self.buffers
+        if list(map(id, tensors)) == list(map(id, self.tensors)):
+            return
+        self._running = RunningMean(tensors)
+        if self._previous is not None:
+            self.warn('The trainable parameters are others than in the last '
+                      'period: the average of the past periods starts anew.')
+            self._previous = None
+            self.resamplings = 0
+
+    @torch.no_grad()
+    def _resample(self) -> Resampling:
+        samples = self.samples
+        if not samples:
+            return self._drop(0, 'no update of its window was sampled (with '
+                              f'psw.sample_prob={self.sample_prob})')
+        self._running.restart()
+        mean = self._running.mean
+        if self.reduce_buffers is not None and self.buffers:
+            self.reduce_buffers(mean[-len(self.buffers):])
+        if not self._finite(mean):
+            return self._drop(samples, 'its mean is not finite')
+        m = self._statistic(mean, samples)
+        self.resamplings += 1
+        shift = _shift(self._trained(m), self._trained(self.tensors))
+        if self.write_back:
+            copy_(self.tensors, m)
+            self._reset_optimizer()
+        return Resampling(samples, shift)
+
+    def _statistic(self, mean: List[Tensor], samples: int) -> List[Tensor]:
+        """``m = beta * m_prev + (1 - beta) * mu``."""
+        if self.write_back and not self.technique.keeps_previous:
+            return mean
+        if self._previous is None:
+            self._previous = [accumulator(tensor) for tensor in self.tensors]
+            beta = 0.0
+        else:
+            beta = self.technique.beta(samples, self.resamplings)
+        if beta == 0:
+            copy_(self._previous, mean)
+        else:
+            blend_(self._previous, mean, 1 - beta)
+        return self._previous
+
+    def _finite(self, mean: List[Tensor]) -> bool:
+        """Whether all parameters' means are; buffers are mended.
+
+        A buffer whose mean is not finite keeps its live value: observers
+        start at inf and masks hold -inf, and their mean is NaN although
+        nothing is wrong with them.
+        """
+        finite = [math.isfinite(norm) for norm in _norms(mean)]
+        params = len(mean) - len(self.buffers)
+        for i, buffer in enumerate(self.buffers, start=params):
+            if not finite[i]:
+                mean[i].copy_(buffer)
+        return all(finite[:params])
+
+    def _drop(self, samples: int, reason: str) -> Resampling:
+        self.warn(f'The weights are not resampled at iteration '
+                  f'{self.iteration}, because {reason}: the '
+                  'live weights stay, and training goes on with the next '
+                  'period.')
+        return Resampling(samples, math.nan, False, reason)
+
+    def _trained(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return tensors[:len(tensors) - len(self.buffers)]
+
+    def _reset_optimizer(self) -> None:
+        if self._fresh_state is not None:
+            self.optimizer.state.clear()
+            self.optimizer.state.update(_copied(self._fresh_state))
+
+    def _keys(self) -> List[str]:
+        """A key for each of :attr:`tensors`, that survives a restart."""
+        number = {id(param): i for i, param in enumerate(self._parameters())}
+        params = self._trained(self.tensors)
+        return ([f'param.{number[id(param)]}' for param in params] +
+                [f'buffer.{i}' for i in range(len(self.buffers))])
+
+    def _numbered(self, tensors: Sequence[Tensor]) -> Dict[str, Tensor]:
+        return dict(zip(self._keys(), tensors))
+
+    def _checked(self, part: str, saved: Dict[str, Tensor],
+                 keys: List[str]) -> List[Tensor]:
+        for key in [*saved, *keys]:
+            if (key not in saved or key not in keys or saved[key].shape !=
+                    self.tensors[keys.index(key)].shape):
+                raise ValueError(
+                    f'The saved psw {part} does not fit this model, because '
+                    f'{key} is missing on one side or has another shape: '
+                    'resume with the model and optimizer that were saved, or '
+                    'start the averaging anew with psw.restart=True.')
+        dtype = None if part == 'live' else ACCUMULATED_IN
+        return [
+            torch.empty_like(
+                tensor,
+                dtype=dtype[tensor.dtype] if dtype else tensor.dtype,
+                requires_grad=False).copy_(saved[key])
+            for key, tensor in zip(keys, self.tensors)
+        ]
+
+
+def check_options(sample_prob: Any, seed: Any, optimizer_state: Any,
+                  write_back: Any) -> None:
+    """Check the options that need no optimizer.
+
+    Raises:
+        ValueError: One is out of its range.
+    """
+    if (not isinstance(sample_prob, (int, float))
+            or isinstance(sample_prob, bool) or not 0 < sample_prob <= 1):
+        raise ValueError(f'psw.sample_prob={sample_prob!r} is not possible: '
+                         'use a probability in (0, 1].')
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f'psw.seed={seed!r} is not possible: use an integer '
+                         '>= 0.')
+    if optimizer_state not in ('keep', 'reset'):
+        raise ValueError(f'psw.optimizer_state={optimizer_state!r} is not '
+                         "possible: use 'keep' or 'reset'.")
+    if not isinstance(write_back, bool):
+        raise ValueError(f'psw.write_back={write_back!r} is not possible: '
+                         'use True or False.')
+    if optimizer_state == 'reset' and not write_back:
+        raise ValueError(
+            "psw.optimizer_state='reset' does nothing with "
+            'psw.write_back=False, because it happens at the writing back: '
+            "use 'keep'.")
+
+
+def _check_parameter(param: Tensor, name: str) -> None:
+    if is_lazy(param):
+        raise ValueError(
+            f'Parameter {name} is not initialised yet: run one forward pass '
+            'before the resampler is made.')
+    if param.dtype not in ACCUMULATED_IN or param.layout != torch.strided:
+        raise ValueError(
+            f'Parameter {name} of {param.dtype} and {param.layout} cannot be '
+            'averaged: use a dense floating-point or complex parameter, or '
+            'freeze it.')
+
+
+def _floating(buffers: Iterable[Tensor]) -> List[Tensor]:
+    unique = {id(buffer): buffer for buffer in buffers}
+    return [
+        buffer for buffer in unique.values()
+        if buffer.dtype in ACCUMULATED_IN and buffer.layout == torch.strided
+    ]
+
+
+def _norms(tensors: Iterable[Tensor]) -> List[float]:
+    """The 2-norms, in float64: squares of finite values stay finite."""
+    norms = [
+        torch.linalg.vector_norm(
+            tensor,
+            dtype=torch.complex128 if tensor.is_complex() else torch.float64)
+        for tensor in tensors
+    ]
+    return torch.stack([norm.to(norms[0].device) for norm in norms]).tolist()
+
+
+def _shift(m: Sequence[Tensor], live: Sequence[Tensor]) -> float:
+    size = math.hypot(*_norms(live))
+    moved = math.hypot(*_norms(average - tensor
+                               for average, tensor in zip(m, live)))
+    return moved / size if size else math.nan
+
+
+def _copied(state: Dict[Any, Any]) -> Dict[Any, Any]:
+    return {
+        param: {
+            key: value.clone() if isinstance(value, Tensor) else value
+            for key, value in entries.items()
+        }
+        for param, entries in state.items()
+    }

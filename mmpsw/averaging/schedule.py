@@ -1,0 +1,101 @@
+"""When: the periods, and the optimizer updates that they hold."""
+from dataclasses import dataclass
+from typing import NamedTuple, Optional
+
+__all__ = ['Schedule', 'Place']
+
+
+class Place(NamedTuple):
+    """Where an iteration stands in its period.
+
+    Attributes:
+        update (int): The ordinal of the newest update in its period, from 1.
+        updates (int): How many updates the period holds (T).
+    """
+
+    update: int
+    updates: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Consecutive periods of iterations within [begin, end).
+
+    Nothing is counted: where an iteration stands follows from its number
+    alone, so that a schedule has no state to save. A period ends with its
+    last *update*, which under gradient accumulation may come some iterations
+    before its last iteration. The period that ``end`` or ``total`` cuts short
+    is a shorter period.
+
+    Args:
+        period (int): Length of a period, in iterations.
+        begin (int): Iterations before the first period. Defaults to 0.
+        end (int, optional): The iteration at which the last period ends.
+        accumulation (int): Iterations for an optimizer update. Defaults to 1.
+        total (int, optional): Iterations of the whole training; the last of
+            them updates even when the accumulation is not complete, as
+            mmengine's ``OptimWrapper.should_update`` has it.
+
+    Raises:
+        ValueError: A value is out of its range, or a period would hold no
+            update.
+    """
+
+    period: int
+    begin: int = 0
+    end: Optional[int] = None
+    accumulation: int = 1
+    total: Optional[int] = None
+
+    def __post_init__(self):
+        check_range(self.period, self.begin, self.end)
+        if self.period < self.accumulation:
+            raise ValueError(
+                f'psw.period of {self.period} iterations holds no optimizer '
+                'update, because gradients are accumulated over '
+                f'{self.accumulation} iterations: use a longer period, or '
+                'smaller accumulative_counts.')
+
+    def locate(self, iteration: int) -> Optional[Place]:
+        """Where an iteration (counted from 1) that has updated stands.
+
+        Returns:
+            Place or None: None outside of [begin, end), and after ``total``.
+        """
+        past = iteration - 1 - self.begin
+        start = self.begin + past // self.period * self.period
+        stop = self._cut(start + self.period)
+        if past < 0 or iteration > stop:
+            return None
+        before = self._updates(start)
+        return Place(
+            self._updates(iteration) - before,
+            self._updates(stop) - before)
+
+    def _cut(self, stop: int) -> int:
+        return min(s for s in (stop, self.end, self.total) if s is not None)
+
+    def _updates(self, iteration: int) -> int:
+        updates, rest = divmod(iteration, self.accumulation)
+        return updates + (rest > 0 and iteration == self.total)
+
+
+def check_range(period, begin, end) -> None:
+    """Check ``period``, ``begin`` and ``end``, in whatever unit they are.
+
+    Raises:
+        ValueError: ``period`` < 1, ``begin`` < 0, ``begin`` >= ``end``, or
+            one of them is not an integer.
+    """
+    lowest = dict(period=1, begin=0, end=1)
+    for key, value in dict(period=period, begin=begin, end=end).items():
+        if key == 'end' and value is None:
+            continue
+        if (not isinstance(value, int) or isinstance(value, bool)
+                or value < lowest[key]):
+            raise ValueError(f'psw.{key}={value!r} is not possible: use an '
+                             f'integer >= {lowest[key]}.')
+    if end is not None and begin >= end:
+        raise ValueError(
+            f'psw.begin={begin} is not before psw.end={end}, so that nothing '
+            'would ever be resampled: use begin < end, or end=None.')

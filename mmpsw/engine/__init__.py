@@ -1,0 +1,17 @@
+"""The seam to mmengine: OptimWrapper, Hook, registration, resuming."""
+from mmpsw.compatibility import check_mmengine
+
+check_mmengine()
+
+from mmpsw.registry import register_bare_names  # noqa: E402
+
+from .hook import PSWHook  # noqa: E402
+from .optim_wrapper import PSWAmpOptimWrapper, PSWOptimWrapper  # noqa: E402
+from .resume import allow_resume  # noqa: E402
+
+register_bare_names()
+allow_resume()
+
+__all__ = [
+    'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'allow_resume'
+]

@@ -1,0 +1,321 @@
+"""The Hook: what needs the runner."""
+import math
+from contextlib import nullcontext
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import torch
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import all_reduce_params, get_rank, get_world_size
+from mmengine.dist import is_distributed
+from mmengine.hooks import EMAHook, Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler
+
+from mmpsw.averaging import recalibrate
+from mmpsw.registry import HOOKS
+from .optim_wrapper import PSWOptimWrapperMixin
+from .resume import skip_trained_batches
+from .settings import HOW_TO_ENABLE
+
+__all__ = ['PSWHook']
+
+UNSUPPORTED_STRATEGIES = ('DeepSpeedStrategy', 'FSDPStrategy',
+                          'ColossalAIStrategy')
+
+
+@HOOKS.register_module()
+class PSWHook(Hook):
+    """Does for the PSWOptimWrapper what needs the runner.
+
+    - Before a resume, it hands over the length of an epoch and the buffers.
+    - It refuses what is not supported, before the training starts.
+    - With ``buffers='recalibrate'`` it recomputes batch-norm statistics after
+      each resampling, by forward passes over training batches.
+    - With ``write_back=False`` it puts the average into the model to validate
+      and test, and into the checkpoint's ``state_dict``.
+    - With several processes, the buffers' means are averaged over them.
+    - A run that is resumed inside an epoch goes on inside it.
+
+    A stock EMAHook (priority NORMAL) sees the weights that were written back.
+
+    Args:
+        recalibrate_batches (int): Training batches for each recalibration.
+            Defaults to 100, or one epoch if that is less.
+
+    Raises:
+        ValueError: ``recalibrate_batches`` < 1.
+    """
+
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(self, recalibrate_batches: int = 100):
+        if not isinstance(recalibrate_batches, int) or recalibrate_batches < 1:
+            raise ValueError(
+                f'recalibrate_batches={recalibrate_batches!r} is not '
+                'possible: use an integer >= 1.')
+        self.recalibrate_batches = recalibrate_batches
+        self.wrappers: List[PSWOptimWrapperMixin] = []
+
+    def before_run(self, runner: Runner) -> None:
+        """Attach the wrappers, when the run is a training.
+
+        Raises:
+            ValueError: Something is missing or not supported.
+        """
+        _check_strategy(runner)
+        if self.wrappers or not _trains(runner):
+            return
+        wrappers = _psw_wrappers(runner.optim_wrapper)
+        model = _unwrapped(runner.model)
+        owned = _owned_buffers(model, runner.optim_wrapper)
+        for name, wrapper in wrappers.items():
+            wrapper.attach(
+                epoch_length=epoch_length(runner.train_loop),
+                buffers=owned[name],
+                name=name,
+                names={p: n
+                       for n, p in model.named_parameters()},
+                reduce_buffers=_mean_over_ranks
+                if is_distributed() and get_world_size() > 1 else None)
+        self.wrappers = list(wrappers.values())
+        self._check_other_hooks(runner)
+
+    def before_train(self, runner: Runner) -> None:
+        """Go on inside the epoch in which the run was interrupted."""
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            skipped = skip_trained_batches(runner.train_loop)
+            if skipped:
+                print_log(
+                    f'Skip the first {skipped} batches of this epoch, which '
+                    'were trained before the interruption',
+                    logger='current')
+
+    def before_train_iter(self, runner: Runner, *args: Any,
+                          **kwargs: Any) -> None:
+        """Train on the live weights, even after a validation that failed."""
+        self._show_live()
+
+    def after_train_iter(self, runner: Runner, *args: Any,
+                         **kwargs: Any) -> None:
+        """Recalibrate after a resampling."""
+        for wrapper in self.wrappers:
+            resampler = wrapper.resampler
+            done, resampler.newest = resampler.newest, None
+            if (done is not None and done.applied
+                    and wrapper.psw.buffers == 'recalibrate'):
+                with resampler.averaged():
+                    self._recalibrate(runner, resampler.resamplings)
+                    resampler.take_buffers()
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Validate the average."""
+        self._show_average()
+
+    def after_val_epoch(self,
+                        runner: Runner,
+                        metrics: Optional[Dict[str, float]] = None) -> None:
+        """Put the live weights back."""
+        self._show_live()
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Test the average."""
+        self._show_average()
+
+    def after_test_epoch(self,
+                         runner: Runner,
+                         metrics: Optional[Dict[str, float]] = None) -> None:
+        """Put the live weights back."""
+        self._show_live()
+
+    def before_save_checkpoint(self, runner: Runner,
+                               checkpoint: dict) -> None:
+        """Save the average as ``state_dict``: it is what a user deploys.
+
+        The live weights are in the optimizer's ``psw`` state.
+        """
+        for wrapper in self.wrappers:
+            average = wrapper.resampler.average
+            if average is None:
+                continue
+            saved = {
+                id(live): mean.to('cpu', live.dtype, copy=True)
+                for live, mean in zip(wrapper.resampler.tensors, average)
+            }
+            for name, tensor in _named_tensors(_unwrapped(runner.model)):
+                if id(tensor) in saved and name in checkpoint['state_dict']:
+                    checkpoint['state_dict'][name] = saved[id(tensor)]
+
+    def _show_average(self) -> None:
+        for wrapper in self.wrappers:
+            wrapper.resampler.show_average()
+
+    def _show_live(self) -> None:
+        for wrapper in self.wrappers:
+            wrapper.resampler.show_live()
+
+    def _recalibrate(self, runner: Runner, seed: int) -> None:
+        loader = runner.train_loop.dataloader
+        batches = _random_batches(loader, self.recalibrate_batches, seed)
+        model = _unwrapped(runner.model)
+
+        def forward(data: Any) -> None:
+            data = model.data_preprocessor(data, training=True)
+            if isinstance(data, dict):
+                model(**data, mode='loss')
+            else:
+                model(*data, mode='loss')
+
+        with self._forward_context(runner, model):
+            recalibrate(model, forward, batches)
+        if is_distributed() and get_world_size() > 1:
+            _mean_over_ranks(
+                [b for b in model.buffers() if b.is_floating_point()])
+
+    def _forward_context(self, runner: Runner, model: nn.Module) -> Any:
+        """Mixed precision where the training has it."""
+        if isinstance(runner.optim_wrapper, OptimWrapperDict):
+            return nullcontext()
+        return runner.optim_wrapper.optim_context(model)
+
+    def _check_other_hooks(self, runner: Runner) -> None:
+        control = [w for w in self.wrappers if not w.psw.write_back]
+        if control and any(isinstance(h, EMAHook) for h in runner.hooks):
+            raise ValueError(
+                'psw.write_back=False cannot be used with an EMAHook, because '
+                'both put their average into the model to validate it: '
+                'remove the EMAHook from custom_hooks, or use '
+                'psw.write_back=True.')
+
+
+def epoch_length(loop: BaseLoop) -> Optional[int]:
+    """Iterations in one pass of the data set's length, or None.
+
+    An InfiniteSampler's length is that of the whole data set, which all
+    processes share.
+    """
+    loader = loop.dataloader
+    try:
+        if isinstance(loader.sampler, InfiniteSampler):
+            per_iteration = (loader.batch_size or 1) * get_world_size()
+            return math.ceil(len(loader.dataset) / per_iteration)
+        return len(loader)
+    except TypeError:
+        return None
+
+
+def _check_strategy(runner: Any) -> None:
+    strategy = type(getattr(runner, 'strategy', None)).__name__
+    model = type(getattr(runner, 'model', None)).__name__
+    if (strategy in UNSUPPORTED_STRATEGIES
+            or model == 'MMFullyShardedDataParallel'
+            or 'FullyShardedDataParallel' in model):
+        name = strategy if strategy in UNSUPPORTED_STRATEGIES else model
+        raise ValueError(
+            f'PSW does not support {name} yet, because there the weights and '
+            'the optimizer state are sharded: use single-device or '
+            'distributed data parallel training, or train without psw.')
+
+
+def _trains(runner: Runner) -> bool:
+    """Whether ``before_run`` belongs to ``train()``: its loop is built."""
+    return isinstance(getattr(runner, '_train_loop', None), BaseLoop)
+
+
+def _psw_wrappers(optim_wrapper: Any) -> Dict[str, PSWOptimWrapperMixin]:
+    found = {
+        name: wrapper
+        for name, wrapper in _all_wrappers(optim_wrapper)
+        if isinstance(wrapper, PSWOptimWrapperMixin)
+    }
+    if not found:
+        raise ValueError(
+            'PSWHook needs a PSWOptimWrapper, because that does the '
+            f'averaging, but the optim_wrapper is a '
+            f'{type(optim_wrapper).__name__}: add both lines to the '
+            f'config.{HOW_TO_ENABLE}')
+    return found
+
+
+def _all_wrappers(optim_wrapper: Any) -> List[Tuple[str, Any]]:
+    if isinstance(optim_wrapper, OptimWrapperDict):
+        return list(optim_wrapper.items())
+    return [('', optim_wrapper)]
+
+
+def _owned_buffers(model: nn.Module,
+                   optim_wrapper: Any) -> Dict[str, List[Tensor]]:
+    """Each wrapper's buffers: those of the modules that it optimizes.
+
+    A module without parameters of its own belongs to the wrapper of the first
+    parameter in the smallest enclosing module that has one.
+    """
+    owner = {
+        id(param): name
+        for name, wrapper in _all_wrappers(optim_wrapper)
+        for group in wrapper.optimizer.param_groups
+        for param in group['params']
+    }
+    owned: Dict[str, List[Tensor]] = {
+        name: []
+        for name, _ in _all_wrappers(optim_wrapper)
+    }
+    for path, module in model.named_modules():
+        buffers = list(module.buffers(recurse=False))
+        if buffers:
+            name = next(_owners(model, path, owner), None)
+            if name is not None:
+                owned[name].extend(buffers)
+    return owned
+
+
+def _owners(model: nn.Module, path: str,
+            owner: Dict[int, str]) -> Iterator[str]:
+    """Names of the wrappers of a module's parameters, nearest first."""
+    parts = path.split('.') if path else []
+    for depth in range(len(parts), -1, -1):
+        module = model.get_submodule('.'.join(parts[:depth]))
+        for param in module.parameters():
+            if id(param) in owner:
+                yield owner[id(param)]
+
+
+def _named_tensors(model: nn.Module) -> Iterator[Tuple[str, Tensor]]:
+    """All names of all parameters and buffers, shared ones several times."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _mean_over_ranks(tensors: List[Tensor]) -> None:
+    all_reduce_params(tensors, op='mean')
+
+
+def _random_batches(loader: DataLoader, count: int,
+                    seed: int) -> Iterator[Any]:
+    """Training batches from a loader of their own.
+
+    The training's own loader may be in the middle of an epoch, and one with
+    persistent workers has only one iterator.
+    """
+    generator = torch.Generator().manual_seed(seed * get_world_size() +
+                                              get_rank())
+    size = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
+    own = DataLoader(
+        loader.dataset,
+        batch_size=size,
+        sampler=RandomSampler(
+            loader.dataset,
+            num_samples=min(count * size, len(loader.dataset)),
+            generator=generator),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
+        drop_last=len(loader.dataset) >= size)
+    return iter(own)

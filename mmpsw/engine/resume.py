@@ -1,0 +1,94 @@
+"""Resuming, on a torch that loads weights only, and inside of an epoch."""
+import inspect
+from typing import Any, Callable, Iterator, List, Tuple
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import BaseLoop
+from mmengine.utils import digit_version
+from torch.utils.data import DataLoader
+
+__all__ = ['allow_resume', 'skip_trained_batches']
+
+NUMBERS = ('float64', 'float32', 'float16', 'int64', 'int32', 'bool')
+
+
+def allow_resume() -> None:
+    """Allow what an mmengine checkpoint holds beside tensors.
+
+    Since torch 2.6 ``torch.load`` reads weights only by default, and refuses
+    the message hub's ``HistoryBuffer`` and its numpy arrays, so that
+    ``--resume`` of stock mmengine 0.10 fails. These are plain data. With them
+    on the list, ``weights_only`` stays on, and code in a checkpoint still
+    cannot run: a HistoryBuffer names its methods through ``getattr``, for
+    which a function stands in that finds nothing else.
+    """
+    if digit_version(torch.__version__) < digit_version('2.6.0'):
+        return
+    torch.serialization.add_safe_globals(_plain_data())
+
+
+def _plain_data() -> List[Any]:
+    reconstruct = np.ndarray(0).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    renamed: List[Tuple[Callable, str]] = [
+        (_history_method, 'builtins.getattr')
+    ]
+    for core in ('numpy.core', 'numpy._core'):  # numpy 1 and 2
+        renamed.append((reconstruct, f'{core}.multiarray._reconstruct'))
+        renamed.append((scalar, f'{core}.multiarray.scalar'))
+    dtypes = {type(np.dtype(number)) for number in NUMBERS}
+    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *renamed]
+
+
+def _history_method(owner: Any, name: str) -> Callable:
+    """``getattr``, for the public methods of HistoryBuffer only."""
+    method = inspect.getattr_static(owner, name, None)
+    if (owner is not HistoryBuffer or name.startswith('_')
+            or not inspect.isfunction(method)):
+        raise ValueError(f'A checkpoint asks for {name!r} of {owner!r}, which '
+                         'no checkpoint of mmengine does: it is not loaded.')
+    return method
+
+
+def skip_trained_batches(loop: BaseLoop) -> int:
+    """Make an epoch loop, resumed inside an epoch, go on inside it.
+
+    mmengine's EpochBasedTrainLoop starts such an epoch again from its first
+    batch, and by this trains more iterations than it should. The batches that
+    were trained before are read and left out instead, as
+    IterBasedTrainLoop does.
+
+    Args:
+        loop (BaseLoop): The training loop, after the resume.
+
+    Returns:
+        int: How many batches the first epoch will skip.
+    """
+    trained = loop.iter - loop.epoch * len(loop.dataloader)
+    if trained > 0:
+        loop.dataloader = _Remaining(loop, loop.dataloader, trained)
+    return max(trained, 0)
+
+
+class _Remaining:
+    """A data loader without its first batches, once."""
+
+    def __init__(self, loop: BaseLoop, dataloader: DataLoader, trained: int):
+        self.loop = loop
+        self.dataloader = dataloader
+        self.trained = trained
+
+    def __iter__(self) -> Iterator[Any]:
+        self.loop.dataloader = self.dataloader
+        batches = iter(self.dataloader)
+        for _ in range(self.trained):
+            next(batches)
+        return batches
+
+    def __len__(self) -> int:
+        return len(self.dataloader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dataloader, name)
