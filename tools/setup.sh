@@ -70,6 +70,7 @@ on_exit() {
     fi
     if [ "$status" -ne 0 ] && [ -n "$discard" ]; then
         clear_venv
+        rm -f "$mark"
     elif [ "$status" -ne 0 ] && [ -e "$mark" ]; then
         say "The next set-up starts over; its downloads are kept by pip." >&2
     fi
@@ -149,12 +150,12 @@ is_ours() {
     [ -z "$found" ]
 }
 
-# The lock stays, because others may be waiting for it, and the mark goes
-# last, because it says whose the rest is.
+# The lock stays, because others may be waiting for it, and so does the mark,
+# because it says whose the rest is.
 clear_venv() {
+    : >"$mark"
     find "$venv" -mindepth 1 -maxdepth 1 ! -name "${lock##*/}" \
         ! -name "${mark##*/}" -exec rm -rf {} +
-    rm -f "$mark"
 }
 
 take_lock() {
@@ -208,11 +209,23 @@ run() {
 failed() {
     child=
     tail -n 30 "$log" | cut -c 1-300 >&2 || true
+    [ -z "$discard" ] || stop "\"$step\" failed: its output is above"
     stop "\"$step\" failed with status $1: the end of its output is above," \
         "all of it is in $log"
 }
 
 last_line() { tail -n 1 "$log" | cut -c 1-60; }
+
+# pip says nothing while it unpacks.
+packages_installed() {
+    local count
+    count=$(find "$venv/lib" -maxdepth 4 -name '*.dist-info' | wc -l)
+    if tail -n 30 "$log" | grep -q '^Installing collected'; then
+        echo "$count packages installed"
+    else
+        last_line
+    fi
+}
 
 objects_compiled() {
     local ops='.*/ops/csrc/pytorch/\(cpu/\)?[^/]*\.cpp' total
@@ -309,9 +322,9 @@ need_compiler() {
 # One folder for each kind of wheel; TORCH may be a pattern.
 cache_dir() {
     local torch=$1 ops=$2 tag
+    local home=${XDG_CACHE_HOME:-${HOME:-$venv}/.cache}/mmpsw
     tag=$(py -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
-    echo "${XDG_CACHE_HOME:-${HOME:-$venv}/.cache}/mmpsw/mmcv-$mmcv_version`
-        `-torch$torch-$tag-$(uname -m)-$ops"
+    echo "$home/mmcv-$mmcv_version-torch$torch-$tag-$(uname -m)-$ops"
 }
 
 # Sets `wheel` if pip finds one. Whether it fits torch is seen only later.
@@ -455,7 +468,6 @@ keep_wheel() {
 # Whatever could stop the set-up is looked at before torch is downloaded.
 start_over() {
     clear_venv
-    : >"$mark"
     : >"$log"
     discard=yes
     run "Making $venv on $base" '5 s' last_line "$base" -m venv "$venv"
@@ -488,7 +500,8 @@ install_all() {
     run "Installing pip $pip_version" '5 s' last_line \
         pip install "pip==$pip_version"
     run 'Installing the pinned requirements, 3 GB to download' \
-        '3 minutes' last_line pip install --requirement "$pins"
+        '3 to 6 minutes' packages_installed \
+        pip install --requirement "$pins"
     mend_opencv
     step='installing mmcv'
     install_mmcv
@@ -539,3 +552,4 @@ main() {
 }
 
 main "$@"
+exit   # bash must not read on, should this file have changed meanwhile
