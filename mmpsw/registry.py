@@ -1,7 +1,6 @@
 """Registries with scope 'mmpsw': ``type='mmpsw.PSWHook'`` imports itself."""
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import \
-    OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import Registry
 
 __all__ = ['HOOKS', 'OPTIM_WRAPPERS', 'register_bare_names']

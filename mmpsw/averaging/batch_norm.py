@@ -1,7 +1,8 @@
 """Batch-norm statistics of weights that no forward pass has seen yet."""
 import random
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Callable, Iterable, Iterator, List
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,10 +42,11 @@ def recalibrate(model: nn.Module, forward: Callable[[Any], Any],
     if not layers:
         return 0
     with _cumulative(layers), _random_state_kept():
-        read = 0
-        for read, batch in enumerate(batches, start=1):
+        none = True
+        for batch in batches:
+            none = False
             forward(batch)
-        if not read:
+        if none:
             raise ValueError(
                 'There is no batch to recalibrate batch norm with: give at '
                 'least one.')
@@ -52,7 +54,7 @@ def recalibrate(model: nn.Module, forward: Callable[[Any], Any],
 
 
 @contextmanager
-def _cumulative(layers: List[_BatchNorm]) -> Iterator[None]:
+def _cumulative(layers: list[_BatchNorm]) -> Iterator[None]:
     """Statistics that start at zero; those from before if it fails."""
     momenta = [layer.momentum for layer in layers]
     buffers = [{

@@ -1,5 +1,5 @@
 """The running mean of live tensors, in place and for all of them at once."""
-from typing import Callable, Dict, List, Optional, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ __all__ = ['ACCUMULATED_IN', 'RunningMean', 'accumulator', 'blend_', 'copy_']
 
 # A mean needs more bits than its samples: a bf16 running mean of 1000 samples
 # around 0.5 stood at 0.25. Wider types accumulate in themselves.
-ACCUMULATED_IN: Dict[torch.dtype, torch.dtype] = {
+ACCUMULATED_IN: dict[torch.dtype, torch.dtype] = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
     torch.float32: torch.float32,
@@ -39,7 +39,7 @@ class RunningMean:
     def __init__(self, tensors: Sequence[Tensor]):
         self.tensors = list(tensors)
         self.samples = 0
-        self.mean: Optional[List[Tensor]] = None
+        self.mean: list[Tensor] | None = None
 
     @torch.no_grad()
     def update(self) -> None:
@@ -78,7 +78,7 @@ def blend_(means: Sequence[Tensor], tensors: Sequence[Tensor],
     difference is zero.
     """
 
-    def lerp_(some_means: List[Tensor], some: List[Tensor]) -> None:
+    def lerp_(some_means: list[Tensor], some: list[Tensor]) -> None:
         if some_means[0].dtype != some[0].dtype:
             some = [tensor.to(some_means[0].dtype) for tensor in some]
         torch._foreach_lerp_(some_means, some, weight)
@@ -88,7 +88,7 @@ def blend_(means: Sequence[Tensor], tensors: Sequence[Tensor],
 
 def _for_each_kind(operation: Callable, targets: Sequence[Tensor],
                    sources: Sequence[Tensor]) -> None:
-    kinds: Dict[tuple, tuple] = {}
+    kinds: dict[tuple, tuple] = {}
     for target, source in zip(targets, sources):
         kind = (target.device, target.dtype, source.device, source.dtype)
         group = kinds.setdefault(kind, ([], []))

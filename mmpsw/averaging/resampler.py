@@ -1,9 +1,12 @@
 """What is averaged, and the writing back."""
 import math
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple
-from typing import Optional, Sequence
+from typing import (
+    Any,
+    NamedTuple,
+)
 
 import torch
 from torch import Tensor
@@ -90,16 +93,16 @@ class PeriodicResampler:
                  period: int,
                  *,
                  begin: int = 0,
-                 end: Optional[int] = None,
-                 total: Optional[int] = None,
+                 end: int | None = None,
+                 total: int | None = None,
                  accumulation: int = 1,
                  sample_prob: float = 1.0,
                  seed: int = 0,
                  buffers: Iterable[Tensor] = (),
                  optimizer_state: str = 'keep',
                  write_back: bool = True,
-                 names: Optional[Dict[Tensor, str]] = None,
-                 reduce_buffers: Optional[Callable] = None,
+                 names: dict[Tensor, str] | None = None,
+                 reduce_buffers: Callable | None = None,
                  warn: Callable[[str], None] = warnings.warn):
         check_options(sample_prob, seed, optimizer_state, write_back)
         self.optimizer = optimizer
@@ -119,10 +122,10 @@ class PeriodicResampler:
 
         self.iteration = 0
         self.resamplings = 0
-        self.newest: Optional[Resampling] = None
+        self.newest: Resampling | None = None
         self._running = RunningMean(self._trainable() + self.buffers)
-        self._previous: Optional[List[Tensor]] = None
-        self._live: Optional[List[Tensor]] = None
+        self._previous: list[Tensor] | None = None
+        self._live: list[Tensor] | None = None
 
     @property
     def samples(self) -> int:
@@ -130,12 +133,12 @@ class PeriodicResampler:
         return self._running.samples
 
     @property
-    def tensors(self) -> List[Tensor]:
+    def tensors(self) -> list[Tensor]:
         """The live tensors that are averaged: parameters, then buffers."""
         return self._running.tensors
 
     @property
-    def average(self) -> Optional[List[Tensor]]:
+    def average(self) -> list[Tensor] | None:
         """With ``write_back=False``: m for each of :attr:`tensors`, or None.
 
         None before the first period's end, and with ``write_back=True``.
@@ -143,8 +146,8 @@ class PeriodicResampler:
         return None if self.write_back else self._previous
 
     def step(self,
-             iteration: Optional[int] = None,
-             updated: bool = True) -> Optional[Resampling]:
+             iteration: int | None = None,
+             updated: bool = True) -> Resampling | None:
         """Tell that an optimizer update is due now.
 
         Args:
@@ -202,7 +205,7 @@ class PeriodicResampler:
         if self.average is not None and self.buffers:
             copy_(self.average[-len(self.buffers):], self.buffers)
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All that a resume needs, as tensors and plain numbers.
 
         The tensors are references, as those of an optimizer's state are.
@@ -221,7 +224,7 @@ class PeriodicResampler:
         return state
 
     @torch.no_grad()
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`, in the middle of a period as well.
 
         With ``write_back=False`` the live weights are loaded too: what a
@@ -245,7 +248,7 @@ class PeriodicResampler:
         if 'live' in loaded:
             copy_(self.tensors, loaded['live'])
 
-    def _trainable(self) -> List[Tensor]:
+    def _trainable(self) -> list[Tensor]:
         """The parameters to be averaged, checked."""
         trainable = [
             param for param in self._parameters() if param.requires_grad
@@ -259,7 +262,7 @@ class PeriodicResampler:
             _check_parameter(param, self.names.get(param, f'number {index}'))
         return trainable
 
-    def _parameters(self) -> List[Tensor]:
+    def _parameters(self) -> list[Tensor]:
         return [
             param for group in self.optimizer.param_groups
             for param in group['params']
@@ -317,7 +320,7 @@ class PeriodicResampler:
             self._reset_optimizer()
         return Resampling(samples, shift)
 
-    def _statistic(self, mean: List[Tensor], samples: int) -> List[Tensor]:
+    def _statistic(self, mean: list[Tensor], samples: int) -> list[Tensor]:
         """``m = beta * m_prev + (1 - beta) * mu``."""
         if self.write_back and not self.technique.keeps_previous:
             return mean
@@ -332,7 +335,7 @@ class PeriodicResampler:
             blend_(self._previous, mean, 1 - beta)
         return self._previous
 
-    def _finite(self, mean: List[Tensor]) -> bool:
+    def _finite(self, mean: list[Tensor]) -> bool:
         """Whether all parameters' means are; buffers are mended.
 
         A buffer whose mean is not finite keeps its live value: observers
@@ -361,18 +364,18 @@ class PeriodicResampler:
             self.optimizer.state.clear()
             self.optimizer.state.update(_copied(self._fresh_state))
 
-    def _keys(self) -> List[str]:
+    def _keys(self) -> list[str]:
         """A key for each of :attr:`tensors`, that survives a restart."""
         number = {id(param): i for i, param in enumerate(self._parameters())}
         params = self._trained(self.tensors)
         return ([f'param.{number[id(param)]}' for param in params] +
                 [f'buffer.{i}' for i in range(len(self.buffers))])
 
-    def _numbered(self, tensors: Sequence[Tensor]) -> Dict[str, Tensor]:
+    def _numbered(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self._keys(), tensors))
 
-    def _checked(self, part: str, saved: Dict[str, Tensor],
-                 keys: List[str]) -> List[Tensor]:
+    def _checked(self, part: str, saved: dict[str, Tensor],
+                 keys: list[str]) -> list[Tensor]:
         for key in [*saved, *keys]:
             if (key not in saved or key not in keys or saved[key].shape !=
                     self.tensors[keys.index(key)].shape):
@@ -430,7 +433,7 @@ def _check_parameter(param: Tensor, name: str) -> None:
             'freeze it.')
 
 
-def _floating(buffers: Iterable[Tensor]) -> List[Tensor]:
+def _floating(buffers: Iterable[Tensor]) -> list[Tensor]:
     unique = {id(buffer): buffer for buffer in buffers}
     return [
         buffer for buffer in unique.values()
@@ -438,7 +441,7 @@ def _floating(buffers: Iterable[Tensor]) -> List[Tensor]:
     ]
 
 
-def _norms(tensors: Iterable[Tensor]) -> List[float]:
+def _norms(tensors: Iterable[Tensor]) -> list[float]:
     """The 2-norms, in float64: squares of finite values stay finite."""
     norms = [
         torch.linalg.vector_norm(
@@ -456,7 +459,7 @@ def _shift(m: Sequence[Tensor], live: Sequence[Tensor]) -> float:
     return moved / size if size else math.nan
 
 
-def _copied(state: Dict[Any, Any]) -> Dict[Any, Any]:
+def _copied(state: dict[Any, Any]) -> dict[Any, Any]:
     return {
         param: {
             key: value.clone() if isinstance(value, Tensor) else value

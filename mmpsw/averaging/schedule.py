@@ -1,6 +1,6 @@
 """When: the periods, and the optimizer updates that they hold."""
 from dataclasses import dataclass
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 __all__ = ['Schedule', 'Place']
 
@@ -43,9 +43,9 @@ class Schedule:
 
     period: int
     begin: int = 0
-    end: Optional[int] = None
+    end: int | None = None
     accumulation: int = 1
-    total: Optional[int] = None
+    total: int | None = None
 
     def __post_init__(self):
         check_range(self.period, self.begin, self.end)
@@ -56,7 +56,7 @@ class Schedule:
                 f'{self.accumulation} iterations: use a longer period, or '
                 'smaller accumulative_counts.')
 
-    def locate(self, iteration: int) -> Optional[Place]:
+    def locate(self, iteration: int) -> Place | None:
         """Where an iteration (counted from 1) that has updated stands.
 
         Returns:

@@ -9,7 +9,7 @@ Reconstructed from the abstract of arXiv 1905.05774 and claims 1 to 5 of US
 mean *to the stored previous mean*), which is why it has three readings.
 """
 from dataclasses import dataclass, fields
-from typing import Any, Optional, Union
+from typing import Any
 
 __all__ = ['PSWA', 'PWALKS', 'PSWM', 'Technique', 'build_technique']
 
@@ -49,7 +49,7 @@ class PWALKS:
         ValueError: ``last`` is outside of its range.
     """
 
-    last: Union[int, float]
+    last: int | float
 
     def __post_init__(self):
         _check_last('PWALKS', self.last)
@@ -87,8 +87,8 @@ class PSWM:
         ValueError: ``momentum`` or ``last`` is outside of its range.
     """
 
-    momentum: Union[float, str] = 0.5
-    last: Optional[Union[int, float]] = None
+    momentum: float | str = 0.5
+    last: int | float | None = None
 
     def __post_init__(self):
         _check_momentum(self.momentum)
@@ -113,7 +113,7 @@ class PSWM:
         return float(self.momentum)
 
 
-Technique = Union[PSWA, PWALKS, PSWM]
+Technique = PSWA | PWALKS | PSWM
 TECHNIQUES = {cls.__name__: cls for cls in (PSWA, PWALKS, PSWM)}
 
 
@@ -185,7 +185,7 @@ def _check_momentum(momentum: Any) -> None:
         "[0, 1), 'sample' or 'polyak'.")
 
 
-def _window(last: Union[int, float], updates: int) -> int:
+def _window(last: int | float, updates: int) -> int:
     if isinstance(last, int):
         return min(last, updates)
     return max(1, round(last * updates))

@@ -1,12 +1,17 @@
 """The Hook: what needs the runner."""
 import math
+from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any
 
 import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import all_reduce_params, get_rank, get_world_size
-from mmengine.dist import is_distributed
+from mmengine.dist import (
+    all_reduce_params,
+    get_rank,
+    get_world_size,
+    is_distributed,
+)
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -17,6 +22,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from mmpsw.averaging import recalibrate
 from mmpsw.registry import HOOKS
+
 from .optim_wrapper import PSWOptimWrapperMixin
 from .resume import skip_trained_batches
 from .settings import HOW_TO_ENABLE
@@ -58,7 +64,7 @@ class PSWHook(Hook):
                 f'recalibrate_batches={recalibrate_batches!r} is not '
                 'possible: use an integer >= 1.')
         self.recalibrate_batches = recalibrate_batches
-        self.wrappers: List[PSWOptimWrapperMixin] = []
+        self.wrappers: list[PSWOptimWrapperMixin] = []
 
     def before_run(self, runner: Runner) -> None:
         """Attach the wrappers, when the run is a training.
@@ -117,7 +123,7 @@ class PSWHook(Hook):
 
     def after_val_epoch(self,
                         runner: Runner,
-                        metrics: Optional[Dict[str, float]] = None) -> None:
+                        metrics: dict[str, float] | None = None) -> None:
         """Put the live weights back."""
         self._show_live()
 
@@ -127,7 +133,7 @@ class PSWHook(Hook):
 
     def after_test_epoch(self,
                          runner: Runner,
-                         metrics: Optional[Dict[str, float]] = None) -> None:
+                         metrics: dict[str, float] | None = None) -> None:
         """Put the live weights back."""
         self._show_live()
 
@@ -191,7 +197,7 @@ class PSWHook(Hook):
                 'psw.write_back=True.')
 
 
-def epoch_length(loop: BaseLoop) -> Optional[int]:
+def epoch_length(loop: BaseLoop) -> int | None:
     """Iterations in one pass of the data set's length, or None.
 
     An InfiniteSampler's length is that of the whole data set, which all
@@ -225,7 +231,7 @@ def _trains(runner: Runner) -> bool:
     return isinstance(getattr(runner, '_train_loop', None), BaseLoop)
 
 
-def _psw_wrappers(optim_wrapper: Any) -> Dict[str, PSWOptimWrapperMixin]:
+def _psw_wrappers(optim_wrapper: Any) -> dict[str, PSWOptimWrapperMixin]:
     found = {
         name: wrapper
         for name, wrapper in _all_wrappers(optim_wrapper)
@@ -240,14 +246,14 @@ def _psw_wrappers(optim_wrapper: Any) -> Dict[str, PSWOptimWrapperMixin]:
     return found
 
 
-def _all_wrappers(optim_wrapper: Any) -> List[Tuple[str, Any]]:
+def _all_wrappers(optim_wrapper: Any) -> list[tuple[str, Any]]:
     if isinstance(optim_wrapper, OptimWrapperDict):
         return list(optim_wrapper.items())
     return [('', optim_wrapper)]
 
 
 def _owned_buffers(model: nn.Module,
-                   optim_wrapper: Any) -> Dict[str, List[Tensor]]:
+                   optim_wrapper: Any) -> dict[str, list[Tensor]]:
     """Each wrapper's buffers: those of the modules that it optimizes.
 
     A module without parameters of its own belongs to the wrapper of the first
@@ -259,7 +265,7 @@ def _owned_buffers(model: nn.Module,
         for group in wrapper.optimizer.param_groups
         for param in group['params']
     }
-    owned: Dict[str, List[Tensor]] = {
+    owned: dict[str, list[Tensor]] = {
         name: []
         for name, _ in _all_wrappers(optim_wrapper)
     }
@@ -273,7 +279,7 @@ def _owned_buffers(model: nn.Module,
 
 
 def _owners(model: nn.Module, path: str,
-            owner: Dict[int, str]) -> Iterator[str]:
+            owner: dict[int, str]) -> Iterator[str]:
     """Names of the wrappers of a module's parameters, nearest first."""
     parts = path.split('.') if path else []
     for depth in range(len(parts), -1, -1):
@@ -283,7 +289,7 @@ def _owners(model: nn.Module, path: str,
                 yield owner[id(param)]
 
 
-def _named_tensors(model: nn.Module) -> Iterator[Tuple[str, Tensor]]:
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """All names of all parameters and buffers, shared ones several times."""
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
@@ -293,7 +299,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
-def _mean_over_ranks(tensors: List[Tensor]) -> None:
+def _mean_over_ranks(tensors: list[Tensor]) -> None:
     all_reduce_params(tensors, op='mean')
 
 

@@ -1,7 +1,8 @@
 """OptimWrappers that sample after the updates and resample the weights."""
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Callable, Dict, Iterable, Optional
+from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 
 from mmpsw.averaging import PeriodicResampler, Resampling
 from mmpsw.registry import OPTIM_WRAPPERS
+
 from .settings import HOW_TO_ENABLE, Settings
 
 __all__ = ['PSWAmpOptimWrapper', 'PSWOptimWrapper', 'PSWOptimWrapperMixin']
@@ -63,18 +65,18 @@ class PSWOptimWrapperMixin:
         self.psw = Settings.from_config(psw)
         super().__init__(**kwargs)
         self.name = ''
-        self.resampler: Optional[PeriodicResampler] = None
+        self.resampler: PeriodicResampler | None = None
         self._updated = False
         self.optimizer.register_step_post_hook(self._note_update)
         if not self.psw.needs_hook:
             self.attach()
 
     def attach(self,
-               epoch_length: Optional[int] = None,
+               epoch_length: int | None = None,
                buffers: Iterable[Tensor] = (),
                name: str = '',
-               names: Optional[Dict[Tensor, str]] = None,
-               reduce_buffers: Optional[Callable] = None) -> None:
+               names: dict[Tensor, str] | None = None,
+               reduce_buffers: Callable | None = None) -> None:
         """Take what only the runner knows; :class:`PSWHook` calls it.
 
         Args:

@@ -1,6 +1,7 @@
 """Resuming, on a torch that loads weights only, and inside of an epoch."""
 import inspect
-from typing import Any, Callable, Iterator, List, Tuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +30,10 @@ def allow_resume() -> None:
     torch.serialization.add_safe_globals(_plain_data())
 
 
-def _plain_data() -> List[Any]:
+def _plain_data() -> list[Any]:
     reconstruct = np.ndarray(0).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
-    renamed: List[Tuple[Callable, str]] = [
+    renamed: list[tuple[Callable, str]] = [
         (_history_method, 'builtins.getattr')
     ]
     for core in ('numpy.core', 'numpy._core'):  # numpy 1 and 2

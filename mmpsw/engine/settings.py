@@ -1,6 +1,7 @@
 """The ``psw`` entry of a config, checked."""
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, Iterable, Optional
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -29,7 +30,7 @@ class Settings:
     period: int = 1
     by_epoch: bool = True
     begin: int = 0
-    end: Optional[int] = None
+    end: int | None = None
     sample_prob: float = 1.0
     seed: int = 0
     buffers: str = 'average'
@@ -72,7 +73,7 @@ class Settings:
         return (self.by_epoch or self.buffers != 'keep'
                 or not self.write_back)
 
-    def state(self) -> Dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """Plain values that a resumed run must have too."""
         state = asdict(self)
         del state['restart']
@@ -82,7 +83,7 @@ class Settings:
             **state)
 
     def build(self, optimizer: Optimizer, accumulation: int,
-              epoch_length: Optional[int], buffers: Iterable[Tensor],
+              epoch_length: int | None, buffers: Iterable[Tensor],
               **options: Any) -> PeriodicResampler:
         """Build the resampler, with epochs turned into iterations.
 
