@@ -15,4 +15,24 @@ model = dict(
         init_cfg=None),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
     bbox_head=dict(
-        num_classes=3, in_channels=64, feat_channels=64, stacked_convs=2))
+        num_classes=3,
+        in_channels=64,
+        feat_channels=64,
+        stacked_convs=2,
+        # From scratch the head needs a norm, and its levels share it.
+        norm_cfg=dict(type='GN', num_groups=8)))
+
+# The stock schedule's steps, shortened to eight epochs of 52 iterations.
+train_cfg = dict(max_epochs=8)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=52),
+    dict(
+        type='MultiStepLR',
+        begin=0,
+        end=8,
+        by_epoch=True,
+        milestones=[6, 7],
+        gamma=0.1)
+]
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))
+randomness = dict(seed=0)

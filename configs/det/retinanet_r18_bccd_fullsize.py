@@ -1,5 +1,5 @@
-# For a GPU: all channels, the images' own 640x480 pixels, four times the
-# epochs and the batch.
+# For a GPU: all channels, the images' own 640x480 pixels, six times the
+# epochs and twice the batch.
 _base_ = './retinanet_r18_bccd.py'
 model = dict(
     backbone=dict(base_channels=64),
@@ -24,7 +24,7 @@ test_pipeline = [
                    'scale_factor'))
 ]
 train_dataloader = dict(
-    batch_size=16, num_workers=8, dataset=dict(pipeline=train_pipeline))
+    batch_size=8, num_workers=8, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 
