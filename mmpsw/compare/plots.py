@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from mmdet.apis import inference_detector, init_detector
 from mmdet.registry import DATASETS
-from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -39,6 +38,7 @@ _GREY = '#666666'
 # Pixels of a panel in a picture: small scenes are enlarged to this, so that
 # the boxes' labels can be read.
 _PANEL = 480
+_FONT_SIZE = 16
 _BOX_COLORS = ((0, 200, 83), (255, 196, 0), (255, 109, 0), (3, 169, 244))
 
 
@@ -149,8 +149,7 @@ def _detections(config: Config, checkpoint: str | Path,
     device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
     model = init_detector(config, str(checkpoint), palette='random',
                           device=device)
-    samples: list[DetDataSample] = inference_detector(
-        model, [info['img_path'] for info in infos])
+    samples = inference_detector(model, [info['img_path'] for info in infos])
     found = [sample.pred_instances.cpu() for sample in samples]
     return [boxes[boxes.scores >= score_thr] for boxes in found]
 
@@ -161,14 +160,22 @@ def _draw_boxes(image: np.ndarray, boxes: InstanceData,
     zoom = max(1, math.ceil(_PANEL / max(image.shape[:2])))
     image = cv2.resize(image, None, fx=zoom, fy=zoom,
                        interpolation=cv2.INTER_CUBIC)
-    boxes = boxes.clone()
-    boxes.bboxes = boxes.bboxes * zoom
-    visualizer = DetLocalVisualizer(bbox_color=color, line_width=3)
-    visualizer.dataset_meta = dict(classes=classes)
-    kind = 'pred_instances' if 'scores' in boxes else 'gt_instances'
-    # The threshold was applied before; 0.3 would be the visualizer's own.
-    visualizer.add_datasample('scene', image, DetDataSample(**{kind: boxes}),
-                              pred_score_thr=0)
+    corners = boxes.bboxes * zoom
+    labels = [str(classes[label]) for label in boxes.labels]
+    if 'scores' in boxes:
+        labels = [f'{label} {score:.2f}' for label, score in zip(
+            labels, boxes.scores, strict=True)]
+    visualizer = DetLocalVisualizer(image=image)
+    if labels:
+        visualizer.draw_bboxes(corners, edge_colors=color, alpha=1,
+                               line_widths=3)
+        # Above the box, where they cover nothing of the object; not the
+        # visualizer's own sizes, which are illegible on small objects.
+        visualizer.draw_texts(
+            labels, corners[:, :2].clamp(min=1.5 * _FONT_SIZE), colors='black',
+            font_sizes=_FONT_SIZE, vertical_alignments='bottom',
+            bboxes=dict(facecolor=[c / 255 for c in color], pad=1,
+                        edgecolor='none'))
     return visualizer.get_image()
 
 
