@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from mmengine.logging import print_log
+from mmengine.logging import MessageHub, print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -183,9 +183,9 @@ class PSWOptimWrapperMixin:
 
     def _log(self, done: Resampling) -> None:
         prefix = f'{self.name}.psw' if self.name else 'psw'
-        self.message_hub.update_scalar(f'train/{prefix}/samples',
-                                       done.samples)
-        self.message_hub.update_scalar(f'train/{prefix}/shift', done.shift)
+        hub = MessageHub.get_current_instance()
+        hub.update_scalar(f'train/{prefix}/samples', done.samples)
+        hub.update_scalar(f'train/{prefix}/shift', done.shift)
         verb = 'resampled' if self.psw.write_back else 'averaged'
         print_log(
             f'{prefix}: weights {verb} at iteration {self._inner_count} '

@@ -1,0 +1,113 @@
+"""A small real model and data set, to run real mmengine Runners on."""
+import uuid
+
+import torch
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.model import BaseModel
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import Dataset
+
+LENGTH = 24
+
+
+class Points(Dataset):
+    """24 points and their targets."""
+
+    metainfo = dict(name='points')
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(LENGTH, 4, generator=generator)
+        self.y = self.x.sum(1, keepdim=True).sin()
+
+    def __len__(self):
+        return LENGTH
+
+    def __getitem__(self, index):
+        return self.x[index], self.y[index]
+
+
+class Toy(BaseModel):
+    """A linear, batch norm, linear network."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+
+    def forward(self, x, y, mode='tensor'):
+        out = self.net(x)
+        if mode == 'loss':
+            return dict(loss=(out - y).square().mean())
+        return [(out, y)] if mode == 'predict' else out
+
+
+class Error(BaseMetric):
+    """Mean squared error, and a fingerprint of the weights."""
+
+    seen = []
+
+    def process(self, data_batch, data_samples):
+        self.results += [(out - y).square().mean().item()
+                         for out, y in data_samples]
+
+    def compute_metrics(self, results):
+        return dict(error=sum(results) / len(results))
+
+
+def runner(work_dir,
+           psw=None,
+           train_cfg=None,
+           hook=True,
+           hooks=(),
+           optimizer=None,
+           batch_size=4,
+           checkpoint=None,
+           sampler='DefaultSampler',
+           validate=True,
+           loader=None,
+           **keys):
+    """A Runner on Toy: 6 iterations an epoch."""
+    init_default_scope('mmengine')
+    wrapper = dict(
+        type='OptimWrapper',
+        optimizer=optimizer or dict(type='SGD', lr=0.05, momentum=0.9),
+        **keys.pop('wrapper', {}))
+    custom_hooks = list(hooks)
+    if psw is not None:
+        wrapper.update(type='mmpsw.PSWOptimWrapper', psw=psw)
+        if hook:
+            custom_hooks.insert(0, dict(type='mmpsw.PSWHook'))
+    stock = dict(
+        batch_size=batch_size,
+        num_workers=0,
+        collate_fn=dict(type='default_collate'),
+        sampler=dict(type=sampler, shuffle=True, seed=0),
+        dataset=Points())
+    val = dict(
+        val_dataloader=dict(
+            stock,
+            sampler=dict(type='DefaultSampler', shuffle=False)),
+        val_cfg=dict(),
+        val_evaluator=Evaluator(Error())) if validate else {}
+    return Runner(
+        Toy(),
+        str(work_dir),
+        train_dataloader=stock if loader is None else loader,
+        train_cfg=train_cfg or dict(by_epoch=True, max_epochs=4),
+        optim_wrapper=wrapper,
+        custom_hooks=custom_hooks,
+        default_hooks=dict(
+            # the stock logger asks for the length of the loader
+            **({} if loader is None else dict(logger=None)),
+            checkpoint=dict(
+                type='CheckpointHook',
+                **(checkpoint or dict(by_epoch=False, interval=1)))),
+        randomness=dict(seed=0),
+        experiment_name=uuid.uuid4().hex,
+        log_level='WARNING',
+        **val,
+        **keys)
