@@ -222,7 +222,7 @@ def _resolve_zoo_name(name: str) -> Path:
 
 def _zoo_folder(package: str, name: str) -> Path:
     if package not in FRAMEWORKS:
-        near = _did_you_mean(_close(package, FRAMEWORKS))
+        near = _did_you_mean(_close(package, FRAMEWORKS)[:1])
         raise ValueError(f"'{name}' names no known model zoo; give one of "
                          f'{", ".join(FRAMEWORKS)}{near}')
     spec = find_spec(package)
@@ -270,9 +270,12 @@ def _path_advice(path: Path) -> str:
         return (f"nor does '{folder}'; give a path from the current "
                 'folder, or a zoo name such as '
                 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
-    near = _close(path.name, [other.name for other in folder.iterdir()])
+    configs = [other for other in folder.iterdir()
+               if other.suffix in _CONFIG_SUFFIXES]
+    near = _close(path.stem, [other.stem for other in configs])
     if near:
-        return f"did you mean '{(folder / near[0]).as_posix()}'?"
+        names = {other.stem: other.as_posix() for other in configs}
+        return f"did you mean '{names[near[0]]}'?"
     return ('give the path of a config, or a zoo name such as '
             'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
 

@@ -1,0 +1,262 @@
+"""Configs are found by name; PSW goes into the configs of three zoos."""
+import copy
+import subprocess
+import sys
+
+import pytest
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+
+from mmpsw.commands import zoo
+
+STOCK = [
+    'mmdet::retinanet/retinanet_r18_fpn_1x_coco',
+    'mmdet::retinanet/retinanet_r50_fpn_amp-1x_coco',
+    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
+    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco',
+    'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco',
+    'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco',
+    'mmdet::atss/atss_r50_fpn_1x_coco',
+    'mmdet::gfl/gfl_r50_fpn_1x_coco',
+    'mmdet::yolox/yolox_tiny_8xb8-300e_coco',
+    'mmdet::yolo/yolov3_mobilenetv2_8xb24-320-300e_coco',
+    'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco',
+    'mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco',
+    'mmdet::detr/detr_r50_8xb2-150e_coco',
+    'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024',
+    'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024',
+    'mmseg::unet/unet-s5-d16_fcn_4xb4-40k_drive-64x64',
+    'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512',
+    'mmseg::fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024',
+    'mmseg::bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024',
+    'mmseg::bisenetv2/bisenetv2_fcn_4xb4-amp-160k_cityscapes-1024x1024',
+    'mmseg::hrnet/fcn_hr18s_4xb2-40k_cityscapes-512x1024',
+    'mmseg::mobilenet_v3/mobilenet-v3-d8_lraspp_4xb4-320k_cityscapes-512x1024',
+    'mmseg::stdc/stdc1_4xb12-80k_cityscapes-512x1024',
+    'mmseg::ccnet/ccnet_r50-d8_4xb2-40k_cityscapes-512x1024',
+    'mmseg::icnet/icnet_r18-d8_4xb2-80k_cityscapes-832x832',
+    'mmpretrain::resnet/resnet18_8xb16_cifar10',
+    'mmpretrain::resnet/resnet50_8xb32_in1k',
+    'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k',
+    'mmpretrain::shufflenet_v2/shufflenet-v2-1x_16xb64_in1k',
+    'mmpretrain::efficientnet/efficientnet-b0_8xb32_in1k',
+    'mmpretrain::convnext/convnext-tiny_32xb128_in1k',
+    'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k',
+    'mmpretrain::deit/deit-tiny_4xb256_in1k',
+    'mmpretrain::regnet/regnetx-400mf_8xb128_in1k',
+    'mmpretrain::seresnet/seresnet50_8xb32_in1k',
+    'mmpretrain::lenet/lenet5_mnist',
+    'mmpretrain::repvgg/repvgg-A0_8xb32_in1k',
+]
+
+
+def surgery_undone(cfg, stock):
+    """The config with the PSW entries put back to the stock ones."""
+    cfg = copy.deepcopy(cfg)
+    assert cfg.custom_hooks[0] == dict(type='mmpsw.PSWHook')
+    cfg.custom_hooks = cfg.custom_hooks[1:]
+    if 'custom_hooks' not in stock:
+        cfg.pop('custom_hooks')
+    cfg.optim_wrapper.pop('psw')
+    cfg.optim_wrapper.pop('type')
+    if 'type' in stock.optim_wrapper:
+        cfg.optim_wrapper.type = stock.optim_wrapper.type
+    return cfg
+
+
+def groups(wrapper):
+    """Optimizer, settings and parameters: what PSW must leave as it is."""
+    settings = [{
+        key: [id(p) for p in value] if key == 'params' else value
+        for key, value in group.items()
+    } for group in wrapper.optimizer.param_groups]
+    return type(wrapper.optimizer), settings
+
+
+@pytest.mark.parametrize('name', STOCK)
+def test_every_technique_reaches_a_stock_config(name):
+    stock = zoo.load_config(name)
+    amp = zoo.is_amp(stock.optim_wrapper)
+    init_default_scope(stock.default_scope)
+    model = MODELS.build(copy.deepcopy(stock.model))  # some write in it
+    for technique, cls in dict(
+            pswa='PSWA', pwalks='PWALKS', pswm='PSWM').items():
+        cfg = copy.deepcopy(stock)
+        zoo.apply_psw(cfg, zoo.psw_fragment(technique))
+        kind = 'PSWAmpOptimWrapper' if amp else 'PSWOptimWrapper'
+        assert cfg.optim_wrapper.type == f'mmpsw.{kind}'
+        assert cfg.optim_wrapper.psw.type == cls
+        assert surgery_undone(cfg, stock).to_dict() == stock.to_dict()
+        if amp:
+            continue  # can only be built where there is an accelerator
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        assert type(wrapper).__name__ == 'PSWOptimWrapper'
+        assert groups(wrapper) == groups(
+            build_optim_wrapper(model, stock.optim_wrapper))
+
+
+@pytest.mark.parametrize('name', [
+    'mmdet::retinanet/retinanet_r50_fpn_1x_coco',
+    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+])
+def test_a_zoo_name_is_found_with_or_without_py(name):
+    path = zoo.resolve_config(name)
+    assert path.endswith('.mim/configs/retinanet/retinanet_r50_fpn_1x_coco.py')
+    assert zoo.load_config(name).model.type == 'RetinaNet'
+
+
+def test_a_path_is_itself(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text('a = 1\n')
+    assert zoo.resolve_config(path) == str(path)
+
+
+@pytest.mark.parametrize('name, message', [
+    ('mmdet::retinanet/retinanet_r50_fpn_1x_coc',
+     "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'"),
+    ('mmdet::retinanet_r50_fpn_1x_coco',
+     "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'?"),
+    ('mmseg::unet/zzzzzzzzzzzzzz', 'mmseg::<folder>/<file>.py'),
+    ('mmdte::retinanet/x', "did you mean 'mmdet'?"),
+    ('mmpose::body/x', 'give one of mmdet, mmseg, mmpretrain'),
+    ('retinanet/retinanet_r50_fpn_1x_coco.py',
+     "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'?"),
+    ('lenet/lenet5_mnist', "did you mean 'mmpretrain::lenet/lenet5_mnist.py'"),
+    ('nowhere/at_all.py', "nor does 'nowhere'"),
+    ('mine.py', "did you mean 'mime.py'?"),
+    ('folder', 'is a folder'),
+    ('notes.txt', 'does not end in one of .py'),
+    ('broken.py', 'SyntaxError'),
+    ('mmdet.pth', 'zoo name such as'),
+])
+def test_a_wrong_config_ends_in_one_line(name, message, tmp_path, monkeypatch):
+    (tmp_path / 'mime.py').write_text('a = 1\n')
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'notes.txt').write_text('')
+    (tmp_path / 'broken.py').write_text('a = = 1\n')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as info:
+        zoo.load_config(name)
+    assert message in str(info.value)
+    assert '\n' not in str(info.value)
+
+
+def test_a_framework_that_is_not_installed_says_what_to_install():
+    # A fresh interpreter in which mmseg cannot be found.
+    code = ('import sys; sys.modules["mmseg"] = None\n'
+            'from importlib import util\n'
+            'find = util.find_spec\n'
+            'util.find_spec = lambda n, p=None: '
+            'None if n == "mmseg" else find(n, p)\n'
+            'from mmpsw.commands import zoo\n'
+            'zoo.resolve_config("mmseg::unet/x")')
+    result = subprocess.run([sys.executable, '-c', code],
+                            capture_output=True,
+                            text=True)
+    assert result.stderr.splitlines()[-1] == (
+        "ValueError: 'mmseg::unet/x' cannot be found, because mmseg is not "
+        'installed; pip install mmsegmentation')
+
+
+def test_fragments():
+    assert zoo.psw_fragment('pswa') == {'type': 'PSWA'}
+    assert zoo.psw_fragment('PWALKS') == {'type': 'PWALKS', 'last': 0.25}
+    assert zoo.psw_fragment('pswm') == {'type': 'PSWM', 'momentum': 0.5}
+
+
+def test_a_fragment_of_the_users(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text("psw = dict(type='PSWM', momentum='polyak', last=7)\n")
+    assert zoo.psw_fragment(path) == {
+        'type': 'PSWM', 'momentum': 'polyak', 'last': 7}
+    assert zoo.psw_name(path) == 'mine'
+
+
+@pytest.mark.parametrize('name, message', [
+    ('pwalk', "did you mean 'pwalks'"),
+    ('ema', 'give pswa, pwalks, pswm, or the path of a file'),
+    ('empty.py', 'does not define psw'),
+])
+def test_a_wrong_fragment(name, message, tmp_path, monkeypatch):
+    (tmp_path / 'empty.py').write_text('a = 1\n')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        zoo.psw_fragment(name)
+
+
+PSW = dict(type='PSWA', period=2)
+SGD = dict(type='SGD', lr=0.1)
+
+
+@pytest.mark.parametrize('given, expected', [
+    ('OptimWrapper', 'mmpsw.PSWOptimWrapper'),
+    ('mmengine.OptimWrapper', 'mmpsw.PSWOptimWrapper'),
+    ('mmdet.OptimWrapper', 'mmpsw.PSWOptimWrapper'),
+    (OptimWrapper, 'mmpsw.PSWOptimWrapper'),
+    ('AmpOptimWrapper', 'mmpsw.PSWAmpOptimWrapper'),
+    ('mmengine.optim.AmpOptimWrapper', 'mmpsw.PSWAmpOptimWrapper'),
+    ('PSWOptimWrapper', 'mmpsw.PSWOptimWrapper'),
+    ('mmpsw.PSWAmpOptimWrapper', 'mmpsw.PSWAmpOptimWrapper'),
+])
+def test_wrapper_types(given, expected):
+    cfg = Config(dict(optim_wrapper=dict(type=given, optimizer=SGD)))
+    zoo.apply_psw(cfg, PSW)
+    assert cfg.optim_wrapper.to_dict() == dict(
+        type=expected, optimizer=SGD, psw=PSW)
+
+
+def test_a_wrapper_without_a_type_is_a_plain_one():
+    cfg = Config(dict(optim_wrapper=dict(optimizer=SGD)))
+    zoo.apply_psw(cfg, PSW)
+    assert cfg.optim_wrapper.type == 'mmpsw.PSWOptimWrapper'
+
+
+def test_an_earlier_psw_is_replaced_whole():
+    cfg = Config(
+        dict(
+            psw=dict(type='PWALKS', last=3),
+            optim_wrapper=dict(
+                type='mmpsw.PSWOptimWrapper',
+                optimizer=SGD,
+                psw=dict(type='PWALKS', last=3)),
+            custom_hooks=[dict(type='EMAHook'),
+                          dict(type='mmpsw.PSWHook')]))
+    zoo.apply_psw(cfg, PSW)
+    assert cfg.optim_wrapper.psw == cfg.psw == PSW
+    assert [hook.type for hook in cfg.custom_hooks
+            ] == ['EMAHook', 'mmpsw.PSWHook']
+
+
+def test_each_wrapper_of_several_gets_its_own_psw():
+    cfg = Config(
+        dict(
+            optim_wrapper=dict(
+                constructor='Mine',
+                generator=dict(type='OptimWrapper', optimizer=SGD),
+                critic=dict(type='AmpOptimWrapper', optimizer=SGD))))
+    zoo.apply_psw(cfg, PSW)
+    outer = cfg.optim_wrapper
+    assert outer.constructor == 'Mine' and 'psw' not in outer
+    assert outer.generator.type == 'mmpsw.PSWOptimWrapper'
+    assert outer.critic.type == 'mmpsw.PSWAmpOptimWrapper'
+    assert outer.generator.psw == outer.critic.psw == PSW
+    assert outer.generator.psw is not outer.critic.psw
+    assert cfg.custom_hooks == [dict(type='mmpsw.PSWHook')]
+
+
+@pytest.mark.parametrize('optim_wrapper, message', [
+    (dict(type='ApexOptimWrapper', optimizer=SGD),
+     "optim_wrapper.type='ApexOptimWrapper', because it extends only"),
+    (dict(type='DeepSpeedOptimWrapper', optimizer=SGD),
+     'set --cfg-options optim_wrapper.type=OptimWrapper'),
+    (dict(type='other.OptimWrapper', optimizer=SGD), 'other.OptimWrapper'),
+    (dict(constructor='A', one=dict(type='B', optimizer=SGD)),
+     "optim_wrapper.one.type='B'"),
+    (None, 'has no optim_wrapper with an optimizer'),
+])
+def test_a_wrapper_that_psw_does_not_extend(optim_wrapper, message):
+    cfg = Config(dict(optim_wrapper=optim_wrapper))
+    with pytest.raises(ValueError) as info:
+        zoo.apply_psw(cfg, PSW)
+    assert message in str(info.value)
