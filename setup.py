@@ -48,6 +48,7 @@ setup(
         'torch>=2.1',
         'mmengine>=0.10.2,<0.11',
         'numpy',
+        'packaging',
         # mmengine imports pkg_resources for `_base_ = 'mmdet::...'`
         'setuptools<81',
     ],
