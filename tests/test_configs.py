@@ -31,7 +31,7 @@ BASELINES = [
 ]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def read(path):
     """mmengine reads all of a zoo's index for each of its configs: once."""
     return Config.fromfile(path)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.error import URLError
 
+import torch
 from mmengine import device
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
@@ -104,6 +105,7 @@ def build_runner(cfg: Config) -> Runner:
     Raises:
         ConfigError: A part of the config has a wrong value.
     """
+    _join_cpu_processes(cfg)
     try:
         if 'runner_type' in cfg:
             return RUNNERS.build(cfg)
@@ -129,6 +131,11 @@ def set_launcher(cfg: Config, args: Namespace) -> None:
     cfg.launcher = args.launcher
     if args.launcher == 'none':
         return
+    if args.launcher != 'pytorch' and not has_accelerator():
+        raise ValueError(
+            f'--launcher {args.launcher} needs accelerators, but torch sees '
+            'none; several CPU processes run with bash tools/dist_train.sh '
+            'CONFIG PROCESSES')
     variable, command = _LAUNCHER_SIGNS[args.launcher]
     if variable not in os.environ:
         raise ValueError(
@@ -159,6 +166,13 @@ def has_accelerator() -> bool:
     """Whether there is a device that mmengine can autocast on."""
     return (device.is_cuda_available() or device.is_npu_available()
             or device.is_mlu_available() or device.is_musa_available())
+
+
+def _join_cpu_processes(cfg: Config) -> None:
+    """Joins torchrun's processes where mmengine, which sets a GPU, fails."""
+    if (cfg.get('launcher') == 'pytorch' and not has_accelerator()
+            and not torch.distributed.is_initialized()):
+        torch.distributed.init_process_group('gloo')
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

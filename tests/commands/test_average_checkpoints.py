@@ -1,0 +1,181 @@
+"""tools/average_checkpoints.py: the numbers, the order, the refusals."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from torch import nn
+
+from mmpsw.commands import average_checkpoints as command
+
+CONFIG = '''
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(type='RowsForTests'),
+    collate_fn=dict(type='default_collate'))
+model = dict(type='NormForTests')
+'''
+
+
+def save(path, weight, steps=0, **others):
+    """A checkpoint as mmengine saves it, beside its weights."""
+    torch.save(
+        dict(
+            meta=dict(epoch=1, dataset_meta=dict(classes=('a', 'b'))),
+            message_hub=dict(loss=HistoryBuffer(np.ones(2), np.ones(2))),
+            optimizer=dict(state={}),
+            state_dict=dict(
+                weight=torch.as_tensor(weight),
+                steps=torch.tensor(steps),
+                **others)), path)
+
+
+def mean(*argv):
+    """Runs the command into out.pth; returns what it wrote."""
+    assert command.main([*map(str, argv), '--out', 'out.pth']) == 0
+    return torch.load('out.pth', weights_only=True)
+
+
+def refusal(capsys, *argv):
+    assert command.main([*map(str, argv)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith('error: ')
+    return lines[0]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_mean_of_many_is_the_direct_mean():
+    values = torch.randn(
+        7, 5, 3, generator=torch.Generator().manual_seed(0)) * 100
+    for index, value in enumerate(values, start=1):
+        save(f'epoch_{index}.pth', value, steps=index)
+    result = mean('.')
+    weight = result['state_dict']['weight']
+    direct = np.mean(values.numpy().astype(np.float64), axis=0)
+    assert weight.dtype == torch.float32
+    np.testing.assert_array_equal(weight.numpy(), direct.astype(np.float32))
+    assert result.keys() == {'meta', 'state_dict'}
+    assert result['meta'] == dict(
+        dataset_meta=dict(classes=('a', 'b')),
+        sources=[f'epoch_{index}.pth' for index in range(1, 8)],
+        count=7)
+
+
+def test_the_last_ones_by_number_not_by_name(folder):
+    for epoch in (2, 9, 10, 11):
+        save(f'epoch_{epoch}.pth', [float(epoch)], steps=epoch)
+    save('best_epoch_2.pth', [1e9])
+    state_dict = mean(folder, '--last', '2')['state_dict']
+    assert state_dict['weight'].tolist() == [10.5]
+    assert state_dict['steps'].item() == 11  # counters are the last one's
+
+
+def test_half_precision_is_summed_in_full():
+    # 256 + 1 is 256 in bfloat16, whose mean would be 64.5.
+    for index, value in enumerate([256., 1., 1., 2.], start=1):
+        save(f'iter_{index}.pth', torch.tensor([value]).bfloat16())
+    weight = mean('.')['state_dict']['weight']
+    assert weight.dtype == torch.bfloat16
+    assert weight.item() == 65.
+
+
+def test_named_files_keep_their_order_without_numbers():
+    save('b.pth', [1.], steps=1)
+    save('a.pth', [3.], steps=2)
+    result = mean('b.pth', 'a.pth')
+    assert result['state_dict']['weight'].tolist() == [2.]
+    assert result['state_dict']['steps'].item() == 2
+    assert result['meta']['sources'] == ['b.pth', 'a.pth']
+
+
+def test_an_existing_file_stays_unless_asked_for(capsys):
+    save('a.pth', [1.])
+    Path('out.pth').write_bytes(b'mine')
+    assert '--overwrite' in refusal(capsys, 'a.pth', '--out', 'out.pth')
+    assert Path('out.pth').read_bytes() == b'mine'
+    assert mean('a.pth', '--overwrite')['meta']['count'] == 1
+    assert not list(Path().glob('.*.tmp'))
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['no'], "checkpoint 'no' does not exist"),
+    (['.', '--last', '3'], '--last 3 is not possible with 2 checkpoints'),
+    (['.', '--last', '0'], 'give 1 to 2'),
+    (['epoch_1.pth', 'more.pth'], "'more.pth' has 'bias'"),
+    (['more.pth', 'epoch_1.pth'], "'epoch_1.pth' lacks 'bias'"),
+    (['epoch_1.pth', 'wide.pth'], "'weight' in shape (2,)"),
+    (['epoch_1.pth', 'nan.pth'], 'not finite'),
+    (['text.pth'], "'text.pth' cannot be read as a checkpoint"),
+    (['list.pth'], "'list.pth' has no state_dict"),
+    (['empty'], 'neither epoch_*.pth'),
+    (['mixed'], 'both epoch_*.pth'),
+    (['.', '--recalibrate', 'no.py'], "config 'no.py' does not exist"),
+])
+def test_refusals_write_nothing(argv, message, capsys):
+    for name in ('epoch_1.pth', 'epoch_2.pth'):
+        save(name, [1.])
+    save('more.pth', [1.], bias=torch.ones(1))
+    save('wide.pth', [1., 2.])
+    save('nan.pth', [float('nan')])
+    Path('text.pth').write_text('no checkpoint')
+    torch.save([1], 'list.pth')
+    for name in ('empty', 'mixed'):
+        Path(name).mkdir()
+    save('mixed/epoch_1.pth', [1.])
+    save('mixed/iter_1.pth', [1.])
+    assert message in refusal(capsys, *argv, '--out', 'out.pth')
+    assert not Path('out.pth').exists()
+
+
+class Rows(torch.utils.data.Dataset):
+    """24 rows of three numbers, always the same."""
+
+    rows = torch.randn(24, 3, generator=torch.Generator().manual_seed(1)) + 5
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return dict(inputs=self.rows[index])
+
+
+@pytest.fixture
+def registered():
+    from mmengine.model import BaseModel
+    from mmengine.registry import DATASETS, MODELS
+
+    class NormForTests(BaseModel):
+
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, inputs, mode):
+            return dict(loss=self.norm(inputs).sum())
+
+    DATASETS.register_module('RowsForTests', module=Rows, force=True)
+    MODELS.register_module('NormForTests', module=NormForTests, force=True)
+
+
+def test_batch_norm_is_recalibrated(registered):
+    Path('config.py').write_text(CONFIG)
+    norm = nn.BatchNorm1d(3)
+    for index in (1, 2):
+        state = {f'norm.{k}': v for k, v in norm.state_dict().items()}
+        torch.save(dict(meta={}, state_dict=state), f'epoch_{index}.pth')
+    result = mean('.', '--recalibrate', 'config.py', '--batches', '3')
+    batches = Rows.rows[:12].numpy().reshape(3, 4, 3)
+    torch.testing.assert_close(
+        result['state_dict']['norm.running_mean'],
+        torch.from_numpy(batches.mean(1).mean(0)))
+    torch.testing.assert_close(
+        result['state_dict']['norm.running_var'],
+        torch.from_numpy(batches.var(1, ddof=1).mean(0)))

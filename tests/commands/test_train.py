@@ -1,0 +1,328 @@
+"""tools/train.py: what its options make of a config, and how it refuses."""
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmpsw.commands import checks, options, train
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / 'configs'
+RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco'
+RTMDET = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco'
+PSPNET = 'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024'
+RESNET = 'mmpretrain::resnet/resnet50_8xb32_in1k'
+CIFAR = 'mmpretrain::resnet/resnet18_8xb16_cifar10'
+CLS = str(CONFIGS / 'cls' / 'resnet18_digits.py')
+DET = str(CONFIGS / 'det' / 'retinanet_r18_digits.py')
+SEG = str(CONFIGS / 'seg' / 'unet_fcn_digits.py')
+SMALL = [
+    '--cfg-options', 'train_dataloader.num_workers=0',
+    'val_dataloader.num_workers=0', 'test_dataloader.num_workers=0',
+    'train_dataloader.batch_size=4', 'default_hooks.logger.interval=1',
+    'train_dataloader.dataset.indices=16', 'val_dataloader.dataset.indices=4'
+]
+EPOCHS = [*SMALL, 'train_cfg.max_epochs=2']
+ITERS = [
+    *SMALL, 'train_cfg.max_iters=8', 'train_cfg.val_interval=4',
+    'default_hooks.checkpoint.interval=4'
+]
+
+
+def build(*argv):
+    return train.build_config(train.parse_args(argv))
+
+
+def run(*argv):
+    return train.main([str(arg) for arg in argv])
+
+
+def logs(work_dir):
+    return '\n'.join(path.read_text() for path in work_dir.rglob('*.log'))
+
+
+needs_cpu = pytest.mark.skipif(
+    options.has_accelerator(), reason='about machines without accelerator')
+
+
+# What the options make of a config
+
+
+def test_without_options_a_stock_config_stays_as_it_is():
+    cfg = build(RETINANET)
+    assert cfg.optim_wrapper.type == 'OptimWrapper'
+    assert 'custom_hooks' not in cfg and not cfg.get('resume')
+    assert cfg.work_dir == './work_dirs/retinanet_r50_fpn_1x_coco'
+
+
+def test_psw_is_in_the_work_dirs_name(tmp_path):
+    mine = tmp_path / 'Mine.py'
+    mine.write_text("psw = dict(type='PSWA')\n")
+    prefix = './work_dirs/retinanet_r50_fpn_1x_coco_'
+    assert build(RETINANET, '--psw', 'pswa').work_dir == prefix + 'pswa'
+    assert build(RETINANET, '--psw', str(mine)).work_dir == prefix + 'mine'
+    assert build(RETINANET, '--psw', 'pswa', '--work-dir',
+                 'here').work_dir == 'here'
+
+
+def test_options_reach_psw_keys_and_stock_keys():
+    cfg = build(RTMDET, '--psw', 'pwalks', '--cfg-options',
+                'optim_wrapper.psw.write_back=False',
+                'optim_wrapper.optimizer.lr=0.5', 'custom_hooks.0.momentum=7')
+    assert cfg.optim_wrapper.psw == dict(
+        type='PWALKS', last=0.25, write_back=False)
+    assert cfg.optim_wrapper.optimizer.lr == 0.5
+    assert [hook.type for hook in cfg.custom_hooks
+            ] == ['mmpsw.PSWHook', 'EMAHook', 'PipelineSwitchHook']
+    assert cfg.custom_hooks[1].momentum == 7
+
+
+def test_an_option_that_changes_the_wrapper_keeps_psw():
+    cfg = build(RETINANET, '--psw', 'pswa', '--cfg-options',
+                'optim_wrapper.type=AmpOptimWrapper')
+    assert cfg.optim_wrapper.type == 'mmpsw.PSWAmpOptimWrapper'
+    assert cfg.optim_wrapper.psw == dict(type='PSWA')
+
+
+@pytest.mark.parametrize('config', [RETINANET, PSPNET, RESNET])
+def test_amp_with_and_without_psw(config):
+    cfg = build(config, '--amp')
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.optim_wrapper.loss_scale == 'dynamic'
+    cfg = build(config, '--amp', '--psw', 'pswm', '--cfg-options',
+                'optim_wrapper.loss_scale=512')
+    assert cfg.optim_wrapper.type == 'mmpsw.PSWAmpOptimWrapper'
+    assert cfg.optim_wrapper.loss_scale == 512
+
+
+def test_seed_leaves_determinism_alone():
+    cfg = build(RESNET, '--seed', '7')
+    assert cfg.randomness == dict(seed=7, deterministic=False)
+    cfg = build(RETINANET, '--seed', '7', '--cfg-options',
+                'randomness.deterministic=True')
+    assert cfg.randomness == dict(seed=7, deterministic=True)
+
+
+def test_resume_forms():
+    assert build(RETINANET, '--resume').resume is True
+    assert build(RETINANET, '--resume', 'auto').load_from is None
+    assert build(RETINANET, '--resume', 'a.pth').load_from == 'a.pth'
+
+
+def test_auto_scale_lr():
+    assert build(RETINANET).auto_scale_lr.enable is False
+    cfg = build(RETINANET, '--auto-scale-lr')
+    assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=16)
+    assert build(RESNET, '--auto-scale-lr').auto_scale_lr.enable is True
+
+
+def test_dataloaders_get_the_frameworks_defaults():
+    loader = build(RESNET).train_dataloader
+    assert loader.collate_fn == dict(type='default_collate')
+    assert loader.persistent_workers is True
+    assert 'collate_fn' not in build(RETINANET).train_dataloader
+    loader = build(RETINANET, '--cfg-options',
+                   'train_dataloader.num_workers=0').train_dataloader
+    assert loader.persistent_workers is False
+
+
+@needs_cpu
+def test_a_distributed_run_fits_a_cpu(monkeypatch):
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    cfg = build(PSPNET, '--launcher', 'pytorch')
+    assert cfg.env_cfg.dist_cfg.backend == 'gloo'
+    assert cfg.model_wrapper_cfg == dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=False)
+    assert cfg.model.backbone.norm_cfg.type == 'BN'
+    assert cfg.model.decode_head.norm_cfg.type == 'BN'
+
+
+# How it refuses
+
+
+def refusal(capsys, *argv):
+    """The one line that a command ends with."""
+    assert run(*argv) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith('error: ')
+    return lines[0]
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['mmdet::retinanet/retinanet_r50_fpn_1x_coc'], 'did you mean'),
+    (['nowhere.py'], 'does not exist'),
+    ([RETINANET, '--psw', 'pwalk'], "did you mean 'pwalks'"),
+    ([PSPNET, '--auto-scale-lr'], 'auto_scale_lr.base_batch_size'),
+    ([RETINANET, '--launcher', 'pytorch'], 'tools/dist_train.sh'),
+    ([RETINANET, '--resume', 'no.pth'], "checkpoint 'no.pth' does not exist"),
+    ([RETINANET, '--work-dir', 'file'], 'is a file'),
+    ([RTMDET, '--cfg-options', 'custom_hooks.9.a=1'], '--cfg-options'),
+    ([RETINANET, '--psw', 'pswa', '--cfg-options',
+      'optim_wrapper.type=ApexOptimWrapper'], 'ApexOptimWrapper'),
+    ([RETINANET, '--psw', 'pwalks'],
+     "'data/coco/annotations/instances_train2017.json' does not exist; put "
+     "the data set at data_root='data/coco/'"),
+    ([PSPNET], "data_root='data/cityscapes/'"),
+    (['mmseg::pspnet/pspnet_r50-d8_4xb4-20k_voc12aug-512x512'],
+     'train_dataloader.dataset.datasets.0.data_root=FOLDER'),
+    ([RESNET], "data_root='data/imagenet'"),
+])
+def test_one_line_before_anything_is_made(argv, message, tmp_path, capsys,
+                                          monkeypatch):
+    (tmp_path / 'file').write_text('')
+    monkeypatch.chdir(tmp_path)
+    for name in ('RANK', 'LOCAL_RANK', 'SLURM_PROCID'):
+        monkeypatch.delenv(name, raising=False)
+    assert message in refusal(capsys, *argv)
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+@needs_cpu
+@pytest.mark.parametrize('argv', [
+    [RETINANET, '--amp'],
+    [RETINANET, '--amp', '--psw', 'pswa'],
+    ['mmdet::retinanet/retinanet_r50_fpn_amp-1x_coco'],
+])
+def test_mixed_precision_needs_an_accelerator(argv, capsys):
+    assert 'needs an accelerator' in refusal(capsys, *argv)
+
+
+def test_a_loader_of_its_own_files_may_lack_them(folder):
+    checks.check_data(build(CIFAR), 'train', 'val')
+    cfg = build(CIFAR, '--cfg-options',
+                'train_dataloader.dataset.download=False')
+    with pytest.raises(FileNotFoundError, match='data/cifar10'):
+        checks.check_data(cfg, 'train')
+
+
+def test_the_validation_data_is_looked_for_too(folder, capsys):
+    line = refusal(capsys, DET, '--cfg-options',
+                   'val_evaluator.ann_file=data/no.json')
+    assert "val_evaluator: 'data/no.json' does not exist" in line
+    line = refusal(capsys, DET, '--cfg-options',
+                   'val_dataloader.dataset.data_prefix.img=pictures/')
+    assert "val_dataloader.dataset: 'data/digits/det/pictures/'" in line
+
+
+def test_an_option_without_value(capsys):
+    with pytest.raises(SystemExit) as info:
+        run(RETINANET, '--cfg-options', 'lr')
+    assert info.value.code == 2
+    assert "takes key=value, but got 'lr'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('option, message', [
+    ('optim_wrapper.psw.lsat=3', 'lsat'),
+    ('optim_wrapper.psw.period=0', 'period'),
+    ('train_cfg=None', 'train_dataloader, train_cfg'),
+])
+def test_a_wrong_value_found_while_building(option, message, folder, capsys):
+    line = refusal(capsys, CLS, '--psw', 'pswa', *EPOCHS, option)
+    assert message in line
+
+
+def test_a_bug_keeps_its_traceback(folder):
+    with pytest.raises(TypeError):
+        run(CLS, *EPOCHS, 'train_cfg.no_such_argument=1')
+
+
+def test_the_command_itself(tmp_path):
+    result = subprocess.run(
+        [sys.executable, ROOT / 'tools' / 'train.py', RETINANET, '--psw',
+         'pwalks'],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith('error: train_dataloader.dataset: ')
+    assert 'data/coco' in result.stderr and 'Traceback' not in result.stderr
+    assert not (tmp_path / 'work_dirs').exists()
+
+
+# Training
+
+
+@pytest.mark.parametrize('config, small, first, last', [
+    (CLS, EPOCHS, 'epoch_1.pth', 'epoch_2.pth'),
+    (DET, EPOCHS, 'epoch_1.pth', 'epoch_2.pth'),
+    (SEG, ITERS, 'iter_4.pth', 'iter_8.pth'),
+], ids=['cls', 'det', 'seg'])
+def test_training_resuming_and_refusing(config, small, first, last, folder,
+                                        capsys):
+    argv = [config, '--psw', 'pwalks', '--seed', '1', *small]
+    work_dir = folder / 'work_dirs' / f'{Path(config).stem}_pwalks'
+    assert run(*argv) == 0
+    assert 'psw/shift' in logs(work_dir)
+    whole = torch.load(work_dir / last, weights_only=True)['state_dict']
+
+    before = {path: path.stat().st_mtime_ns for path in work_dir.iterdir()}
+    line = refusal(capsys, *argv)
+    assert '--resume' in line and '--overwrite' in line
+    assert before == {
+        path: path.stat().st_mtime_ns
+        for path in work_dir.iterdir()
+    }
+
+    (work_dir / last).unlink()
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / first))
+    assert run(*argv, '--resume') == 0
+    again = torch.load(work_dir / last, weights_only=True)['state_dict']
+    assert whole.keys() == again.keys()
+    assert f'resumed from the latest checkpoint {work_dir / first}' in logs(
+        work_dir).replace('Auto ', '')
+
+
+def test_a_stock_run_resumes(folder):
+    argv = [CLS, '--work-dir', 'run', *EPOCHS]
+    assert run(*argv) == 0
+    Path('run/epoch_2.pth').unlink()
+    assert run(*argv, '--resume', 'run/epoch_1.pth') == 0
+    assert Path('run/epoch_2.pth').is_file()
+
+
+def test_overwriting_is_possible_when_asked_for(folder):
+    argv = [CLS, '--work-dir', 'run', *EPOCHS, 'train_cfg.max_epochs=1']
+    assert run(*argv) == 0
+    Path('run/epoch_1.pth').write_bytes(b'old')
+    assert run(*argv) == 2
+    assert Path('run/epoch_1.pth').read_bytes() == b'old'
+    assert run(*argv, '--overwrite') == 0
+    assert 'state_dict' in torch.load('run/epoch_1.pth', weights_only=True)
+
+
+def test_resuming_elsewhere_protects_the_work_dir(folder, capsys):
+    Path('run').mkdir()
+    Path('run/epoch_1.pth').write_bytes(b'old')
+    Path('other.pth').write_bytes(b'other')
+    line = refusal(capsys, CLS, '--work-dir', 'run', '--resume', 'other.pth')
+    assert 'epoch_1.pth' in line
+
+
+@needs_cpu
+def test_slurm_needs_accelerators(capsys):
+    assert 'dist_train.sh' in refusal(capsys, RETINANET, '--launcher', 'slurm')
+
+
+@needs_cpu
+def test_two_processes_on_a_cpu(folder):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    result = subprocess.run(
+        ['bash', ROOT / 'tools' / 'dist_train.sh', CLS, '2', '--psw', 'pswa',
+         *EPOCHS, 'train_cfg.max_epochs=1'],
+        env={**os.environ, 'PYTHON': sys.executable, 'PORT': port,
+             'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert Path('work_dirs/resnet18_digits_pswa/epoch_1.pth').is_file()
