@@ -486,8 +486,9 @@ mend_opencv() {
     *) stop "OpenCV can't be imported: $(tail -n 1 <<<"$error")" ;;
     esac
     version=$(sed -n 's/^opencv-python==//p' "$root/tools/requirements.txt")
-    run "Taking the OpenCV without a graphical interface (${error##*: })" \
-        '10 s' last_line headless_opencv "$version"
+    error=${error%%: cannot open shared*}
+    run "Taking the OpenCV that does without ${error##* }" '10 s' last_line \
+        headless_opencv "$version"
 }
 
 headless_opencv() {
@@ -541,7 +542,7 @@ main() {
         : >"$log"
     else
         say "Setting up mmpsw: 5 minutes, and up to 20 more if mmcv has to" \
-            "be compiled; 8 GB on the disk"
+            "be compiled; 8 GB on the disk, with what pip keeps"
         find_python
         start_over
     fi
