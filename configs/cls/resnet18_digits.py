@@ -8,7 +8,8 @@ _base_ = [
 model = dict(
     backbone=dict(stem_channels=16, base_channels=16),
     head=dict(in_channels=128))
-train_cfg = dict(max_epochs=12)
-param_scheduler = dict(milestones=[6, 9])
+train_cfg = dict(max_epochs=15)
+optim_wrapper = dict(optimizer=dict(lr=0.05))
+param_scheduler = dict(milestones=[10, 13])
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))
 randomness = dict(seed=0)

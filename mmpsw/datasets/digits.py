@@ -297,7 +297,7 @@ def _write_singles(root: Path, split: str, digits: Digits, seed: int,
     count = len(digits.labels)
     for i, rng in enumerate(_generators(count, seed, number, 1)):
         image = _texture(_CLS_SIZE, rng)
-        ink = _draw_ink(digits.images[i], rng.integers(16, 25), rng)
+        ink = _draw_ink(digits.images[i], rng.integers(22, 29), rng)
         y, x = _place(ink, _CLS_SIZE, rng)
         _apply_ink(image[y:y + ink.shape[0], x:x + ink.shape[1]], ink, rng)
         name = f'{digits.samples[i]:04d}.png'

@@ -10,7 +10,7 @@ data_preprocessor = dict(
 # No flip: a mirrored digit is no digit.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomCrop', crop_size=32, padding=4),
+    dict(type='RandomCrop', crop_size=32, padding=2),
     dict(type='PackInputs')
 ]
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
