@@ -75,13 +75,22 @@ class Plan:
 
     def command(self, arm: str) -> list[str]:
         """The command that trains an arm, or goes on with its training."""
-        resume = ['--resume'] if self.arm_dir(arm).exists() else []
         # The arm's options last: --cfg-options takes all that follows.
         return [
             'python', _shown(_CHECKOUT / 'tools/train.py'), self.config,
             '--work-dir', str(self.arm_dir(arm)), '--seed', str(self.seed),
-            *resume, *self.arms[arm]
+            *self._resume(arm), *self.arms[arm]
         ]
+
+    def _resume(self, arm: str) -> list[str]:
+        folder = self.arm_dir(arm)
+        if not folder.exists():
+            return []
+        done = epochs_done(folder)
+        # Not from the last checkpoint: it may have been written just before
+        # a validation that was interrupted, whose point would be missing.
+        return (['--resume', str(folder / f'epoch_{done}.pth')]
+                if done else ['--overwrite'])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print('\nInterrupted. The same command goes on from the last '
-              'checkpoint.', file=sys.stderr)
+              'whole epoch.', file=sys.stderr)
         return 130
 
 
@@ -244,7 +253,8 @@ def train_all(plan: Plan) -> None:
             command = plan.command(arm)
             bar.say(f'\n$ {shlex.join(command)}')
             bar.say(f'  its output: {plan.log(arm)}')
-            start_training(command, plan.log(arm), bar.for_arm(plan.epochs))
+            start_training(command, plan.log(arm),
+                           bar.for_arm(plan.epochs, epochs))
 
 
 def epochs_done(arm_dir: Path) -> int:
@@ -285,14 +295,18 @@ class _Progress:
         self.bar.console.print(text)
         self.console.file.flush()
 
-    def for_arm(self, epochs: int) -> Callable[[float, str | None], None]:
-        """What is to be told of an arm's progress."""
-        before = self.done
+    def for_arm(self, epochs: int,
+                done_before: int) -> Callable[[float, str | None], None]:
+        """What is to be told of an arm's progress.
+
+        Args:
+            epochs: How many the arm has.
+            done_before: How many of them an interrupted training has done.
+        """
+        others = self.done - done_before
 
         def update(done: float, value: str | None) -> None:
-            # A resumed arm begins at its checkpoint, which may be older than
-            # the last validation; the bar does not go back.
-            self.done = max(self.done, before + done)
+            self.done = others + done
             left = self._left()
             self.bar.update(self.task, completed=self.done, left=left)
             if value is not None:
@@ -403,7 +417,8 @@ def _explain(plan: Plan) -> str:
         '',
         'epochs to match: the first epoch that reaches the best of the '
         "baseline's;",
-        'drop/epoch: how much is lost, on average, from an epoch to the next.'
+        'drop/epoch: how much is lost, on average, from an epoch to the next;',
+        's/iter: as it was here; other work on the machine shows in it.'
     ]
     if 'control' in plan.arms:
         lines.append('control: averages too, but trains on from the weights '

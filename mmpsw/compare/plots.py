@@ -69,14 +69,15 @@ def plot_curves(arms: Sequence[Arm],
     better = 'higher' if run.higher_is_better else 'lower'
     axes.set_xlabel(run.unit)
     axes.set_ylabel(f'validation {run.metric} ({better} is better)')
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(color='#DDDDDD', linewidth=0.8)
     axes.spines[['top', 'right']].set_visible(False)
     axes.set_title(title, loc='left', fontweight='bold', pad=24)
     axes.annotate(note, (0, 1), xytext=(0, 8), xycoords='axes fraction',
                   textcoords='offset points', color=_GREY)
     # Outside of the axes, where it cannot cover a curve.
-    figure.legend(loc='outside lower center', ncols=4, frameon=False)
+    figure.legend(loc='outside lower center', ncols=4, handlelength=3.5,
+                  frameon=False)
     return _save(figure, path)
 
 

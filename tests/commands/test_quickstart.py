@@ -43,11 +43,18 @@ def test_the_arms_differ_in_nothing_but_psw(tmp_path):
     ]
 
 
-def test_a_training_that_has_begun_is_resumed(tmp_path):
+def test_a_training_goes_on_from_its_last_validated_epoch(tmp_path):
     plan = plan_of('--work-dir', str(tmp_path))
-    plan.arm_dir('pswa').mkdir()
-    assert '--resume' in plan.command('pswa')
+    validated(plan.arm_dir('pswa'), 3)
+    at = plan.command('pswa').index('--resume')
+    assert plan.command('pswa')[at + 1] == f'{tmp_path}/pswa/epoch_3.pth'
     assert '--resume' not in plan.command('baseline')
+
+
+def test_a_training_without_a_whole_epoch_starts_anew(tmp_path):
+    plan = plan_of('--work-dir', str(tmp_path))
+    plan.arm_dir('baseline').mkdir()
+    assert '--overwrite' in plan.command('baseline')
 
 
 def test_short_shortens_each_arm_and_leaves_the_control_out():
@@ -131,6 +138,19 @@ def test_finished_trainings_are_not_started_again(tmp_path, capsys):
     assert not plan.log('baseline').exists()
 
 
+def test_the_bar_counts_what_was_done_before_once(capsys):
+    # Three arms of two epochs: one finished, one interrupted after an epoch.
+    bar = qs._Progress(total=6, done=3)
+    bar.started -= 10
+    bar.for_arm(2, done_before=1)(2.0, '0.5')
+    assert bar.done == 4
+    # An epoch took ten seconds, and two are left.
+    assert capsys.readouterr().out == (
+        '  epoch  2/2  coco/bbox_mAP 0.5  (20 s left)\n')
+    bar.for_arm(2, done_before=0)(0.5, None)
+    assert bar.done == 4.5
+
+
 def python(program):
     return ['python', '-c', program]
 
@@ -196,7 +216,10 @@ def test_durations(seconds, text):
     assert qs._duration(seconds) == text
 
 
-def test_a_small_quickstart_ends_with_table_plot_and_picture(tmp_path, capsys):
+def test_a_small_quickstart_ends_with_table_plot_and_picture(
+        tmp_path, capsys, monkeypatch):
+    # Threads only wait for each other on so little work.
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
     generate(tmp_path / 'digits', train=8, val=4, size=64, progress=False)
     config = Config.fromfile('configs/det/retinanet_r18_digits.py')
     annotations = f'{tmp_path}/digits/det/annotations/instances_val.json'
