@@ -19,7 +19,7 @@ model = dict(
         in_channels=64,
         feat_channels=64,
         stacked_convs=2,
-        # From scratch the head needs a norm, and its levels share it.
+        # The levels share the head, and its norm.
         norm_cfg=dict(type='GN', num_groups=8)))
 
 # The stock schedule's steps, shortened to eight epochs of 52 iterations.

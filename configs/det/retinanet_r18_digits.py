@@ -18,7 +18,7 @@ model = dict(
         in_channels=64,
         feat_channels=32,
         stacked_convs=2,
-        # From scratch the head needs a norm, and its levels share it.
+        # The levels share the head, and its norm.
         norm_cfg=dict(type='GN', num_groups=8),
         # Digits are 16 to 45 pixels high.
         anchor_generator=dict(octave_base_scale=2, strides=[8, 16, 32])))
@@ -35,5 +35,6 @@ param_scheduler = [
         milestones=[8, 11],
         gamma=0.1)
 ]
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))
+default_hooks = dict(
+    logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2))
 randomness = dict(seed=0)
