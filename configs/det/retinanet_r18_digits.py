@@ -24,15 +24,16 @@ model = dict(
         anchor_generator=dict(octave_base_scale=2, strides=[8, 16, 32])))
 
 optim_wrapper = dict(optimizer=dict(lr=0.04))
-# The stock schedule's steps at epochs 8 and 11, after a shorter warm-up.
+# The stock schedule, shortened to ten epochs and a warm-up of one.
+train_cfg = dict(max_epochs=10)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=80),
     dict(
         type='MultiStepLR',
         begin=0,
-        end=12,
+        end=10,
         by_epoch=True,
-        milestones=[8, 11],
+        milestones=[7, 9],
         gamma=0.1)
 ]
 default_hooks = dict(
