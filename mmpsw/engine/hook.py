@@ -29,9 +29,6 @@ from .settings import HOW_TO_ENABLE
 
 __all__ = ['PSWHook']
 
-UNSUPPORTED_STRATEGIES = ('DeepSpeedStrategy', 'FSDPStrategy',
-                          'ColossalAIStrategy')
-
 
 @HOOKS.register_module()
 class PSWHook(Hook):
@@ -214,16 +211,18 @@ def epoch_length(loop: BaseLoop) -> int | None:
 
 
 def _check_strategy(runner: Any) -> None:
-    strategy = type(getattr(runner, 'strategy', None)).__name__
+    strategy = getattr(runner, 'strategy', None)
     model = type(getattr(runner, 'model', None)).__name__
-    if (strategy in UNSUPPORTED_STRATEGIES
-            or model == 'MMFullyShardedDataParallel'
-            or 'FullyShardedDataParallel' in model):
-        name = strategy if strategy in UNSUPPORTED_STRATEGIES else model
-        raise ValueError(
-            f'PSW does not support {name} yet, because there the weights and '
-            'the optimizer state are sharded: use single-device or '
-            'distributed data parallel training, or train without psw.')
+    if strategy is not None:
+        what = f'FlexibleRunner and its {type(strategy).__name__}'
+    elif 'FullyShardedDataParallel' in model:
+        what = model
+    else:
+        return
+    raise ValueError(
+        f'PSW does not support {what} yet, because it loads, and may shard, '
+        'the weights and the optimizer state in its own way: use Runner, on '
+        'one device or with distributed data parallel, or train without psw.')
 
 
 def _trains(runner: Runner) -> bool:

@@ -492,10 +492,26 @@ def test_epochs_of_a_data_set_without_length(tmp_path):
     assert done.optim_wrapper.resampler.resamplings == 2
 
 
-@pytest.mark.parametrize('name', ['DeepSpeedStrategy', 'FSDPStrategy'])
-def test_sharded_strategies_are_refused(name):
-    run = type('FlexibleRunner', (), dict(strategy=type(name, (), {})()))()
-    with pytest.raises(ValueError, match=f'PSW does not support {name} yet'):
+def test_flexible_runner_and_its_strategies_are_refused(tmp_path):
+    from mmengine.runner import FlexibleRunner
+    psw = dict(type='mmpsw.PSWOptimWrapper', psw=dict(type='PSWA'))
+    run = FlexibleRunner(
+        Toy(),
+        work_dir=str(tmp_path),
+        strategy=dict(type='SingleDeviceStrategy'),
+        train_dataloader=torch.utils.data.DataLoader(Points(), batch_size=4),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(psw, optimizer=dict(type='SGD', lr=0.1)),
+        custom_hooks=[dict(type='mmpsw.PSWHook')])
+    with pytest.raises(ValueError, match='FlexibleRunner and its SingleDev'):
+        run.train()
+
+
+def test_fully_sharded_models_are_refused(tmp_path):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    run = runner(tmp_path, dict(type='PSWA'))
+    run.model = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
+    with pytest.raises(ValueError, match='support FullyShardedDataParallel'):
         PSWHook().before_run(run)
 
 
