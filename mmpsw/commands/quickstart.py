@@ -122,7 +122,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         'a numbered folder beside it is taken')
     parser.add_argument(
         '--psw',
-        default='pswa',
+        default='pwalks',
         metavar='TECHNIQUE',
         help='pswa, pwalks, pswm, or the path of a file that defines psw')
     parser.add_argument('--seed', type=int, default=0, help='the random seed')

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from mmcv.ops import nms
 from mmdet.apis import inference_detector, init_detector
 from mmdet.registry import DATASETS
 from mmdet.visualization import DetLocalVisualizer
@@ -152,7 +153,13 @@ def _detections(config: Config, checkpoint: str | Path,
                           device=device)
     samples = inference_detector(model, [info['img_path'] for info in infos])
     found = [sample.pred_instances.cpu() for sample in samples]
-    return [boxes[boxes.scores >= score_thr] for boxes in found]
+    return [_best(boxes[boxes.scores >= score_thr]) for boxes in found]
+
+
+def _best(boxes: InstanceData) -> InstanceData:
+    """One box for a place: detectors give a box for each likely class."""
+    _, keep = nms(boxes.bboxes, boxes.scores, iou_threshold=0.5)
+    return boxes[keep]
 
 
 def _draw_boxes(image: np.ndarray, boxes: InstanceData,
