@@ -231,7 +231,9 @@ objects_compiled() {
     local ops='.*/ops/csrc/pytorch/\(cpu/\)?[^/]*\.cpp' total
     [ "$want" = cpu ] ||
         ops='.*/ops/csrc/pytorch/\(cpu/\|cuda/\)?[^/]*\.\(cpp\|cu\)'
-    total=$(find "$build" -regex "$ops" 2>/dev/null | wc -l)
+    # The build copies them to its lib folder too.
+    total=$(find "$build" -regex "$ops" ! -path '*/build/lib*' 2>/dev/null |
+        wc -l)
     echo "$(find "$build" -name '*.o' 2>/dev/null | wc -l) of $total" \
         'files compiled'
 }

@@ -8,8 +8,9 @@ _base_ = [
 model = dict(
     backbone=dict(stem_channels=16, base_channels=16),
     head=dict(in_channels=128))
-train_cfg = dict(max_epochs=15)
-optim_wrapper = dict(optimizer=dict(lr=0.05))
-param_scheduler = dict(milestones=[10, 13])
+# Some 900 updates, before which it knows nothing.
+train_cfg = dict(max_epochs=20)
+optim_wrapper = dict(optimizer=dict(lr=0.1))
+param_scheduler = dict(milestones=[14, 18])
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))
 randomness = dict(seed=0)

@@ -28,9 +28,9 @@ model = dict(
         loss_decode=dict(class_weight=class_weight)),
     test_cfg=dict(_delete_=True, mode='whole'))
 
-# Ten passes over the 640 scenes in batches of 8, each then validated.
+# Twenty passes over the 640 scenes in batches of 8, each then validated.
 epoch = 80
-train_cfg = dict(max_iters=10 * epoch, val_interval=epoch)
+train_cfg = dict(max_iters=20 * epoch, val_interval=epoch)
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=0.003, weight_decay=0.01))
 param_scheduler = [
@@ -39,7 +39,7 @@ param_scheduler = [
         eta_min=1e-4,
         power=0.9,
         begin=0,
-        end=10 * epoch,
+        end=20 * epoch,
         by_epoch=False)
 ]
 default_hooks = dict(checkpoint=dict(interval=epoch, max_keep_ckpts=2))

@@ -25,7 +25,7 @@ def plan_of(*argv):
 
 
 def test_the_arms_differ_in_nothing_but_psw(tmp_path):
-    plan = plan_of('--work-dir', str(tmp_path), '--seed', '3')
+    plan = plan_of('--work-dir', str(tmp_path), '--seed', '3', '--psw', 'pswa')
     assert list(plan.arms) == ['baseline', 'pswa', 'control']
     common = [
         'python', 'tools/train.py', 'configs/det/retinanet_r18_digits.py',
@@ -44,7 +44,7 @@ def test_the_arms_differ_in_nothing_but_psw(tmp_path):
 
 
 def test_a_training_goes_on_from_its_last_validated_epoch(tmp_path):
-    plan = plan_of('--work-dir', str(tmp_path))
+    plan = plan_of('--work-dir', str(tmp_path), '--psw', 'pswa')
     validated(plan.arm_dir('pswa'), 3)
     at = plan.command('pswa').index('--resume')
     assert plan.command('pswa')[at + 1] == f'{tmp_path}/pswa/epoch_3.pth'

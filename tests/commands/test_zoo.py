@@ -128,7 +128,7 @@ def test_a_path_is_itself(tmp_path):
     ('folder', 'is a folder'),
     ('notes.txt', 'does not end in one of .py'),
     ('broken.py', 'SyntaxError'),
-    ('mmdet.pth', 'zoo name such as'),
+    ('checkpoint.pth', 'zoo name such as'),
 ])
 def test_a_wrong_config_ends_in_one_line(name, message, tmp_path, monkeypatch):
     (tmp_path / 'mime.py').write_text('a = 1\n')
