@@ -14,6 +14,9 @@ model = dict(
     auxiliary_head=dict(in_channels=32, channels=16, norm_cfg=norm_cfg),
     test_cfg=dict(_delete_=True, mode='whole'))
 
+# Ten times the stock rate, at which eight passes learn nothing but that most
+# is background.
+optim_wrapper = dict(optimizer=dict(lr=0.1))
 # Eight passes over the 458 images in batches of 8, each then validated.
 epoch = 58
 train_cfg = dict(max_iters=8 * epoch, val_interval=epoch)
