@@ -175,6 +175,16 @@ def _join_cpu_processes(cfg: Config) -> None:
         torch.distributed.init_process_group('gloo')
 
 
+def leave_processes() -> None:
+    """Leaves the process group, all at once.
+
+    A gloo process that still listens when its peer is gone aborts.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     while error is not None:
         yield error

@@ -58,7 +58,9 @@ def test(args: Namespace) -> dict:
     runner = options.build_runner(cfg)
     if args.out and cfg.get('default_scope') != 'mmseg':
         runner.test_evaluator.metrics.append(_results_dump(cfg, args.out))
-    return runner.test()
+    metrics = runner.test()
+    options.leave_processes()
+    return metrics
 
 
 def build_config(args: Namespace) -> Config:

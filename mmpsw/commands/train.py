@@ -64,6 +64,7 @@ def train(args: Namespace) -> None:
     checks.check_data(cfg, 'train', 'val')
     allow_resume()
     options.build_runner(cfg).train()
+    options.leave_processes()
 
 
 def build_config(args: Namespace) -> Config:
