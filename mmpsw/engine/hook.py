@@ -6,12 +6,7 @@ from typing import Any
 
 import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import (
-    all_reduce_params,
-    get_rank,
-    get_world_size,
-    is_distributed,
-)
+from mmengine.dist import all_reduce_params, get_rank, get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -82,8 +77,7 @@ class PSWHook(Hook):
                 name=name,
                 names={p: n
                        for n, p in model.named_parameters()},
-                reduce_buffers=_mean_over_ranks
-                if is_distributed() and get_world_size() > 1 else None)
+                reduce_buffers=_mean_over_ranks)
         self.wrappers = list(wrappers.values())
         self._check_other_hooks(runner)
 
@@ -174,9 +168,8 @@ class PSWHook(Hook):
 
         with self._forward_context(runner, model):
             recalibrate(model, forward, batches)
-        if is_distributed() and get_world_size() > 1:
-            _mean_over_ranks(
-                [b for b in model.buffers() if b.is_floating_point()])
+        _mean_over_ranks(
+            [b for b in model.buffers() if b.is_floating_point()])
 
     def _forward_context(self, runner: Runner, model: nn.Module) -> Any:
         """Mixed precision where the training has it."""
@@ -299,6 +292,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _mean_over_ranks(tensors: list[Tensor]) -> None:
+    """Average over the processes, in place; a single one has its own."""
     all_reduce_params(tensors, op='mean')
 
 
