@@ -1,13 +1,27 @@
 """Registries with scope 'mmpsw': ``type='mmpsw.PSWHook'`` imports itself."""
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import Registry
 
-__all__ = ['HOOKS', 'OPTIM_WRAPPERS', 'register_bare_names']
+__all__ = [
+    'DATASETS', 'HOOKS', 'MODELS', 'OPTIM_WRAPPERS', 'register_bare_names'
+]
 
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='mmpsw',
+    locations=['mmpsw.datasets.label_noise'])
 HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
+    scope='mmpsw',
+    locations=['mmpsw.engine'])
+MODELS = Registry(
+    'model',
+    parent=MMENGINE_MODELS,
     scope='mmpsw',
     locations=['mmpsw.engine'])
 OPTIM_WRAPPERS = Registry(

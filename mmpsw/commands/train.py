@@ -6,6 +6,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mmpsw.commands import checks, options, zoo
+from mmpsw.engine.random_state import RandomStateHook
 from mmpsw.engine.resume import allow_resume
 
 
@@ -23,10 +24,16 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument(
         'config',
         help='a path, or a zoo name: mmdet::..., mmseg::..., mmpretrain::...')
-    parser.add_argument(
+    averaging = parser.add_mutually_exclusive_group()
+    averaging.add_argument(
         '--psw',
         metavar='TECHNIQUE',
         help='pswa, pwalks, pswm, or the path of a file that defines psw')
+    averaging.add_argument(
+        '--arm',
+        help='an arm of a comparison: a name from configs/_base_/arms (ema, '
+        'swa, lawa, lookahead, ...), or the path of a file with the settings '
+        'that it adds to the config')
     parser.add_argument('--seed', type=int, help='the random seed')
     parser.add_argument(
         '--resume',
@@ -63,7 +70,10 @@ def train(args: Namespace) -> None:
         checks.check_checkpoint(cfg.load_from)
     checks.check_data(cfg, 'train', 'val')
     allow_resume()
-    options.build_runner(cfg).train()
+    runner = options.build_runner(cfg)
+    # Not in the config, which stays what the user wrote.
+    runner.register_hook(RandomStateHook(), priority='VERY_HIGH')
+    runner.train()
     options.leave_processes()
 
 
@@ -78,15 +88,12 @@ def build_config(args: Namespace) -> Config:
         ValueError: The config or an option is wrong.
     """
     cfg = zoo.load_config(args.config)
-    psw = None if args.psw is None else zoo.psw_fragment(args.psw)
-    if psw is not None:
-        zoo.set_psw(cfg, psw)
+    arm = _arm(args)
+    zoo.apply_arm(cfg, arm)
     if args.amp:
         _set_amp(cfg)
     options.merge_options(cfg, args)
-    if psw is not None:
-        zoo.set_psw(cfg)
-        zoo.add_psw_hook(cfg)
+    zoo.add_arm_hooks(cfg, arm)
     options.set_work_dir(cfg, args, _stem(args))
     options.set_launcher(cfg, args)
     options.set_dataloader_defaults(cfg, options.has_accelerator())
@@ -100,7 +107,14 @@ def build_config(args: Namespace) -> Config:
 
 def _stem(args: Namespace) -> str:
     stem = Path(zoo.resolve_config(args.config)).stem
-    return stem if args.psw is None else f'{stem}_{zoo.psw_name(args.psw)}'
+    arm = args.psw or args.arm
+    return stem if arm is None else f'{stem}_{zoo.psw_name(arm)}'
+
+
+def _arm(args: Namespace) -> Config:
+    if args.psw is not None:
+        return Config(dict(psw=zoo.psw_fragment(args.psw)))
+    return Config() if args.arm is None else zoo.arm_fragment(args.arm)
 
 
 def _set_amp(cfg: Config) -> None:

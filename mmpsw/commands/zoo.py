@@ -104,6 +104,62 @@ def psw_name(name: str | Path) -> str:
     return Path(str(name)).stem.lower()
 
 
+def arm_fragment(name: str | Path) -> Config:
+    """Returns the settings that ``--arm`` names.
+
+    Args:
+        name: The name of a file in ``configs/_base_/arms`` or
+            ``configs/_base_/psw``, or the path of such a file: a config
+            fragment with ``psw``, ``custom_hooks`` and any other settings.
+
+    Raises:
+        ValueError: No such arm or file.
+    """
+    name = str(name)
+    arms = known_arms()
+    if name in arms:
+        return load_config(arms[name])
+    if Path(name).expanduser().is_file():
+        return load_config(name)
+    raise ValueError(
+        f"arm '{name}' is neither known nor a file; give one of "
+        f'{", ".join(arms)}, or the path of a file with the settings that it '
+        f'adds to the config{_did_you_mean(_close(name, arms))}')
+
+
+def known_arms() -> dict[str, Path]:
+    """The arms that have a name, and their files."""
+    psw = _fragment_folder()
+    files = [*(psw.parent / 'arms').glob('*.py'), *psw.glob('*.py')]
+    return {path.stem: path for path in sorted(files, key=lambda p: p.stem)}
+
+
+def apply_arm(cfg: Config, arm: Config) -> None:
+    """Puts an arm's settings into a config, in place.
+
+    Its ``psw`` replaces that of the config; its hooks are left for
+    :func:`add_arm_hooks`; all else is merged as ``--cfg-options`` is.
+
+    Raises:
+        ValueError: As in :func:`apply_psw`.
+    """
+    rest = {key: value for key, value in arm.to_dict().items()
+            if key not in ('psw', 'custom_hooks')}
+    cfg.merge_from_dict(rest)
+    if 'psw' in arm:
+        set_psw(cfg, arm.psw)
+
+
+def add_arm_hooks(cfg: Config, arm: Config) -> None:
+    """Puts an arm's hooks behind those of a config, and PSWHook in front."""
+    own = [ConfigDict(hook) for hook in arm.get('custom_hooks', [])]
+    if own:
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *own]
+    if 'psw' in arm:
+        set_psw(cfg)
+        add_psw_hook(cfg)
+
+
 def apply_psw(cfg: Config, psw: Mapping) -> None:
     """Puts PSW into a config, in place; an earlier psw is replaced.
 
@@ -115,8 +171,9 @@ def apply_psw(cfg: Config, psw: Mapping) -> None:
         ValueError: The config has no optimizer wrapper, or one that PSW does
             not extend.
     """
-    set_psw(cfg, psw)
-    add_psw_hook(cfg)
+    arm = Config(dict(psw=psw))
+    apply_arm(cfg, arm)
+    add_arm_hooks(cfg, arm)
 
 
 def set_psw(cfg: Config, psw: Mapping | None = None) -> None:

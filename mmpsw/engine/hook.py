@@ -8,7 +8,6 @@ import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import all_reduce_params, get_rank, get_world_size
 from mmengine.hooks import EMAHook, Hook
-from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
@@ -84,12 +83,7 @@ class PSWHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Go on inside the epoch in which the run was interrupted."""
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            skipped = skip_trained_batches(runner.train_loop)
-            if skipped:
-                print_log(
-                    f'Skip the first {skipped} batches of this epoch, which '
-                    'were trained before the interruption',
-                    logger='current')
+            skip_trained_batches(runner.train_loop)
 
     def before_train_iter(self, runner: Runner, *args: Any,
                           **kwargs: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import BaseLoop
 from mmengine.utils import digit_version
 from torch.utils.data import DataLoader
@@ -53,39 +53,53 @@ def _history_method(owner: Any, name: str) -> Callable:
     return method
 
 
-def skip_trained_batches(loop: BaseLoop) -> int:
+def skip_trained_batches(loop: BaseLoop,
+                         then: Callable[[], None] | None = None) -> int:
     """Make an epoch loop, resumed inside an epoch, go on inside it.
 
     mmengine's EpochBasedTrainLoop starts such an epoch again from its first
     batch, and by this trains more iterations than it should. The batches that
     were trained before are read and left out instead, as
-    IterBasedTrainLoop does.
+    IterBasedTrainLoop does. A second call changes nothing.
 
     Args:
         loop (BaseLoop): The training loop, after the resume.
+        then (Callable, optional): Called after the batches were left out,
+            before the first other one is read.
 
     Returns:
         int: How many batches the first epoch will skip.
     """
+    if isinstance(loop.dataloader, _Remaining):
+        return 0
     trained = loop.iter - loop.epoch * len(loop.dataloader)
-    if trained > 0:
-        loop.dataloader = _Remaining(loop, loop.dataloader, trained)
-    return max(trained, 0)
+    if trained <= 0:
+        return 0
+    print_log(
+        f'Skip the first {trained} batches of this epoch, which were trained '
+        'before the interruption',
+        logger='current')
+    loop.dataloader = _Remaining(loop, loop.dataloader, trained, then)
+    return trained
 
 
 class _Remaining:
     """A data loader without its first batches, once."""
 
-    def __init__(self, loop: BaseLoop, dataloader: DataLoader, trained: int):
+    def __init__(self, loop: BaseLoop, dataloader: DataLoader, trained: int,
+                 then: Callable[[], None] | None):
         self.loop = loop
         self.dataloader = dataloader
         self.trained = trained
+        self.then = then
 
     def __iter__(self) -> Iterator[Any]:
         self.loop.dataloader = self.dataloader
         batches = iter(self.dataloader)
         for _ in range(self.trained):
             next(batches)
+        if self.then is not None:
+            self.then()
         return batches
 
     def __len__(self) -> int:

@@ -1,0 +1,1 @@
+# The stock training, without any averaging.

@@ -1,0 +1,148 @@
+"""What a user would pick instead: the peers that PSW is compared with.
+
+mmengine has the exponential moving average (EMAHook). Here are the three that
+it lacks, each a small change of its EMAHook, so that they validate, save and
+resume as that does. Lookahead needs nothing here: it is PSWM with a window of
+one update.
+"""
+from copy import deepcopy
+from typing import Any
+
+import torch
+from mmengine.hooks import EMAHook
+from mmengine.runner import Runner
+from torch import nn
+
+from mmpsw.registry import HOOKS, MODELS
+
+from .hook import epoch_length
+
+__all__ = ['EpochAverageHook', 'LatestWeightAverage', 'SwitchEMAHook']
+
+
+@HOOKS.register_module()
+class EpochAverageHook(EMAHook):
+    """Averages the weights at the ends of epochs: SWA, and LAWA.
+
+    The average is validated and saved, and never written back. Before it
+    begins, the last epoch end's weights are.
+
+    - SWA (Izmailov et al. 2018, arXiv 1803.05407):
+      ``ema_type='StochasticWeightAverage'``, mmengine's own, and ``begin`` at
+      three quarters of the training. mmengine's EMAHook alone would sample
+      one iteration after each epoch, and take the weights of its first
+      iteration for the first sample.
+    - LAWA (Kaddour 2022, arXiv 2209.14981):
+      ``ema_type='mmpsw.LatestWeightAverage'``.
+
+    Args:
+        begin (float): The share of the training in [0, 1) after which epoch
+            ends count. Defaults to 0.
+        **kwargs: Those of EMAHook: ``ema_type``, ``update_buffers``, ...
+
+    Raises:
+        ValueError: ``begin`` is out of its range, or the loop has no epochs.
+    """
+
+    def __init__(self, begin: float = 0., **kwargs: Any):
+        if not 0 <= begin < 1:
+            raise ValueError(
+                f'begin={begin!r} is not possible, because it is a share of '
+                'the training: use a number in [0, 1).')
+        super().__init__(**kwargs)
+        self.begin = begin
+
+    def before_train(self, runner: Runner) -> None:
+        """Turn shares and epochs into iterations."""
+        self.epoch_length = _epoch_length(runner, self)
+        self.begin_iter = round(self.begin * runner.max_iters)
+        super().before_train(runner)
+
+    def after_train_iter(self, runner: Runner, *args: Any,
+                         **kwargs: Any) -> None:
+        """Sample, where an epoch ends."""
+        if self.every_n_train_iters(runner, self.epoch_length):
+            super().after_train_iter(runner, *args, **kwargs)
+
+
+@HOOKS.register_module()
+class SwitchEMAHook(EMAHook):
+    """An EMA that replaces the weights at the end of each epoch.
+
+    Switch EMA (Li et al. 2024, arXiv 2402.09240): the moving average goes on
+    as it is, and training goes on from it.
+
+    Args:
+        **kwargs: Those of EMAHook: ``momentum``, ``update_buffers``, ...
+
+    Raises:
+        ValueError: The loop has no epochs.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Learn how long an epoch is."""
+        self.epoch_length = _epoch_length(runner, self)
+        super().before_train(runner)
+
+    def after_train_iter(self, runner: Runner, *args: Any,
+                         **kwargs: Any) -> None:
+        """Update the average, and switch where an epoch ends."""
+        super().after_train_iter(runner, *args, **kwargs)
+        if self.every_n_train_iters(runner, self.epoch_length):
+            averaged = self.ema_model.module.state_dict()
+            for name, live in self.src_model.state_dict().items():
+                if live.is_floating_point():
+                    live.copy_(averaged[name])
+
+
+@MODELS.register_module()
+class LatestWeightAverage(nn.Module):
+    """The mean of the last k weights: an ``ema_type`` for EMAHook.
+
+    Latest Weight Averaging (Kaddour 2022, arXiv 2209.14981), with a copy of
+    the model for each of the k, all of them saved in the checkpoint.
+    Floating-point buffers are averaged too, integer ones are the newest.
+
+    Args:
+        model (nn.Module): The model to be averaged.
+        last (int): k. Defaults to 5.
+
+    Raises:
+        ValueError: ``last`` < 1.
+    """
+
+    # EMAHook then swaps the buffers too.
+    update_buffers = True
+
+    def __init__(self, model: nn.Module, last: int = 5):
+        super().__init__()
+        if last < 1:
+            raise ValueError(f'last={last!r} is not possible, because it '
+                             'counts weights: use an integer >= 1.')
+        self.module = deepcopy(model).requires_grad_(False)
+        self.latest = nn.ModuleList(
+            deepcopy(self.module) for _ in range(last))
+        self.register_buffer('steps', torch.tensor(0))
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the model's weights as the newest of the k."""
+        oldest = int(self.steps) % len(self.latest)
+        newest = model.state_dict()
+        self.latest[oldest].load_state_dict(newest)
+        self.steps += 1
+        states = [m.state_dict() for m in self.latest][:int(self.steps)]
+        for name, mean in self.module.state_dict().items():
+            if mean.is_floating_point():
+                mean.copy_(torch.stack([s[name] for s in states]).mean(0))
+            else:
+                mean.copy_(newest[name])
+
+
+def _epoch_length(runner: Runner, hook: EMAHook) -> int:
+    length = epoch_length(runner.train_loop)
+    if length is None:
+        raise ValueError(
+            f'{type(hook).__name__} needs epochs, and this data loader has no '
+            'length: use one that has, or train without this hook.')
+    return length

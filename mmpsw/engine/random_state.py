@@ -1,0 +1,111 @@
+"""A resumed run draws the random numbers that the uninterrupted one draws."""
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from mmpsw.registry import HOOKS
+
+from .resume import skip_trained_batches
+
+__all__ = ['RandomStateHook']
+
+
+@HOOKS.register_module()
+class RandomStateHook(Hook):
+    """Saves the state of the random generators, and restores it on resume.
+
+    mmengine saves the seed only, so that a resumed run augments its images,
+    and drops out, otherwise than the run that was not interrupted. And a
+    validation draws numbers of its own: here it leaves the training's alone.
+
+    A run that is resumed inside an epoch goes on inside it, as
+    :class:`PSWHook` has it, for stock runs too.
+
+    Exact in a single process whose data loader has no persistent workers
+    (those have generators of their own, which nobody can restore). An
+    iteration-based loop reads the skipped batches again, which brings the
+    generators of Python and NumPy to their place by itself. With several
+    processes nothing is restored: the checkpoint is that of one of them.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self) -> None:
+        self.epoch_start = random_state()
+        self.loaded: dict[str, Any] = {}
+        self.before_validation: dict[str, Any] | None = None
+
+    def before_save_checkpoint(self, runner: Runner,
+                               checkpoint: dict) -> None:
+        """Add the states, as tensors and plain numbers."""
+        checkpoint['random_state'] = dict(
+            now=random_state(), epoch_start=self.epoch_start)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Remember the states for the training that is resumed."""
+        if getattr(runner, '_resume', False) and get_world_size() == 1:
+            self.loaded = checkpoint.get('random_state', {})
+
+    def before_train(self, runner: Runner) -> None:
+        """Go on inside the epoch in which the run was interrupted."""
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            if skip_trained_batches(runner.train_loop, self._restore):
+                set_random_state(self.loaded.get('epoch_start', {}))
+            else:
+                self._restore()
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Remember with what this epoch's data begins."""
+        self.epoch_start = random_state()
+
+    def before_train_iter(self, runner: Runner, *args: Any,
+                          **kwargs: Any) -> None:
+        """Restore torch's, after all skipped batches were read again."""
+        self._restore(('torch', 'cuda'))
+
+    def before_val(self, runner: Runner) -> None:
+        """Remember the state of the training."""
+        self.before_validation = random_state()
+
+    def after_val(self, runner: Runner) -> None:
+        """Go on with it."""
+        if self.before_validation is not None:
+            set_random_state(self.before_validation)
+            self.before_validation = None
+
+    def _restore(self, parts: tuple[str, ...] | None = None) -> None:
+        state, self.loaded = self.loaded.get('now', {}), {}
+        set_random_state({
+            part: value
+            for part, value in state.items() if parts is None or part in parts
+        })
+
+
+def random_state() -> dict[str, Any]:
+    """The state of all global generators, as tensors and plain numbers."""
+    kind, keys, *rest = np.random.get_state()
+    return dict(
+        python=random.getstate(),
+        numpy=(kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state_all()
+        if torch.cuda.is_available() else [])
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put generators into a state of :func:`random_state`, or part of it."""
+    if 'python' in state:
+        random.setstate(state['python'])
+    if 'numpy' in state:
+        kind, keys, *rest = state['numpy']
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    if 'torch' in state:
+        torch.set_rng_state(state['torch'].cpu())
+    cuda = state.get('cuda', [])
+    if cuda and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([part.cpu() for part in cuda])
