@@ -398,14 +398,14 @@ def show(plan: Plan) -> None:
 
 
 def _draw_picture(plan: Plan, title: str) -> Path:
-    from mmpsw.compare import plots
+    from mmpsw.compare import detections
     from mmpsw.engine.resume import allow_resume
     allow_resume()
     checkpoints = {
         arm: plan.arm_dir(arm) / f'epoch_{plan.epochs}.pth'
         for arm in plan.arms
     }
-    return plots.plot_detections(
+    return detections.plot_detections(
         plan.config, checkpoints, plan.work_dir / 'detections.png',
         score_thr=_SCORE_THR,
         title=f'{title}: the first validation scenes, '

@@ -5,7 +5,7 @@ one curve a seed. Where lower values are better, `higher=False`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,10 +33,24 @@ class Difference(NamedTuple):
         mean: The mean of arm - baseline.
         half_width: The interval is mean +- half_width; None for one pair,
             which says nothing about how the difference varies.
+        n: The number of pairs.
     """
 
     mean: float
     half_width: float | None = None
+    n: int = 1
+
+
+class Match(NamedTuple):
+    """When an arm is as good as the baseline ever is.
+
+    Attributes:
+        step: The first step at which it reaches the baseline's best.
+        ratio: To the step at which the baseline itself does.
+    """
+
+    step: int
+    ratio: float
 
 
 def final(values: Sequence[float]) -> float:
@@ -46,7 +60,10 @@ def final(values: Sequence[float]) -> float:
 
 def best(values: Sequence[float], higher: bool = True) -> float:
     """The best of m_1..m_E; points that are not a number do not count."""
-    return float(np.nanmax(values) if higher else np.nanmin(values))
+    numbers = [value for value in values if not math.isnan(value)]
+    if not numbers:
+        return math.nan
+    return float(max(numbers) if higher else min(numbers))
 
 
 def drop(values: Sequence[float], higher: bool = True) -> float | None:
@@ -89,12 +106,36 @@ def epochs_to_match(curves: Sequence[Curve],
     return None
 
 
+def match(curves: Sequence[Curve],
+          baseline: Sequence[Curve],
+          higher: bool = True) -> Match | None:
+    """:func:`epochs_to_match`, and its ratio to the baseline's own step."""
+    step = epochs_to_match(curves, baseline, higher)
+    own = epochs_to_match(baseline, baseline, higher)
+    return None if step is None else Match(step, step / own)
+
+
+def shared_steps(curves: Iterable[Curve]) -> set[int]:
+    """The steps that all of the curves have."""
+    return set.intersection(*({step for step, _ in curve}
+                              for curve in curves))
+
+
 def mean_curve(curves: Sequence[Curve]) -> Curve:
     """The mean over seeds at each step that all the curves have."""
     by_step = [dict(curve) for curve in curves]
-    shared = set(by_step[0]).intersection(*by_step[1:])
     return tuple((step, math.fsum(c[step] for c in by_step) / len(by_step))
-                 for step in sorted(shared))
+                 for step in sorted(shared_steps(curves)))
+
+
+def std_curve(curves: Sequence[Curve]) -> Curve:
+    """The sample standard deviation at each step of :func:`mean_curve`.
+
+    Zero for a single curve.
+    """
+    by_step = [dict(curve) for curve in curves]
+    return tuple((step, over_seeds([c[step] for c in by_step]).std or 0.0)
+                 for step in sorted(shared_steps(curves)))
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
@@ -125,4 +166,20 @@ def paired_difference(arm: Sequence[float],
     if std is None:
         return Difference(mean)
     quantile = stats.t.ppf((1 + confidence) / 2, df=n - 1)
-    return Difference(mean, float(quantile * std / math.sqrt(n)))
+    return Difference(mean, float(quantile * std / math.sqrt(n)), n)
+
+
+def ratio(arm: Sequence[float | None],
+          baseline: Sequence[float | None]) -> float | None:
+    """The arm's mean cost by the baseline's, for time and for memory.
+
+    Args:
+        arm: One value a run; None where none was logged.
+        baseline: The baseline's, not necessarily as many.
+
+    Returns:
+        1 where they cost the same; None where a value is missing.
+    """
+    if None in arm or None in baseline:
+        return None
+    return over_seeds(arm).mean / over_seeds(baseline).mean

@@ -1,215 +1,160 @@
-"""Validation curves, and pictures with the boxes that detectors find."""
+"""Validation curves of several arms, in one picture."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
+from typing import IO
 
-import cv2
-import mmcv
-import numpy as np
-import torch
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from mmcv.ops import nms
-from mmdet.apis import inference_detector, init_detector
-from mmdet.registry import DATASETS
-from mmdet.visualization import DetLocalVisualizer
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmengine.structures import InstanceData
 
 from mmpsw.compare import metrics
 from mmpsw.compare.runs import Arm, check_comparable
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; markers and
-# dashes say the same on a black-and-white print.
-_STYLES = (
-    dict(color='#000000', marker='o', linestyle='--'),
-    dict(color='#D55E00', marker='s', linestyle='-'),
-    dict(color='#0072B2', marker='^', linestyle=':'),
-    dict(color='#009E73', marker='D', linestyle='-.'),
-    dict(color='#CC79A7', marker='v', linestyle='-'),
-    dict(color='#E69F00', marker='P', linestyle='--'),
-    dict(color='#56B4E9', marker='X', linestyle=':'),
-)
-_GREY = '#666666'
+# Okabe and Ito's colours, which the colour-blind can tell apart; the eighth,
+# yellow, is too pale for a line on white. Markers and dashes say the same on
+# a black-and-white print, and tell apart arms whose colours repeat.
+_COLORS = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+_MARKERS = ('s', '^', 'D', 'v', 'P', 'X', 'p', '<', '*', '>', 'h')
+_DASHES = ('-', ':', '-.', '-', '--', ':', '--', '-.', ':', '-', '-.')
+_MANY = 5  # arms; more of them are drawn finer
 
-# Pixels of a panel in a picture: small scenes are enlarged to this, so that
-# the boxes' labels can be read.
-_PANEL = 480
-_FONT_SIZE = 16
-_BOX_COLORS = ((0, 200, 83), (255, 196, 0), (255, 109, 0), (3, 169, 244))
+
+@dataclass(frozen=True)
+class Theme:
+    """The colours of a picture that are not an arm's."""
+
+    background: str
+    text: str
+    faint: str
+    grid: str
+
+
+LIGHT = Theme('#FFFFFF', '#1A1A1A', '#666666', '#DDDDDD')
+DARK = Theme('#17191C', '#E8E8E8', '#9AA0A6', '#34383D')
+
+# Inches: for a page as wide as a text, and for a telephone.
+WIDE = (8, 5)
+NARROW = (4.2, 4.6)
 
 
 def plot_curves(arms: Sequence[Arm],
-                path: str | Path,
+                path: str | Path | IO[bytes],
                 title: str = '',
-                note: str = '') -> Path:
+                note: str = '',
+                theme: Theme = LIGHT,
+                size: tuple[float, float] = WIDE,
+                file_format: str | None = None) -> str | Path | IO[bytes]:
     """Draw the validation metric of every arm over the training.
 
-    The strong line is the mean over seeds; with several seeds a thin line
-    shows each of them.
+    A line is the mean over an arm's seeds, the band around it that mean +-
+    their standard deviation. The legend beside is ordered as the lines end.
 
     Args:
-        arms: The lines, in the legend's order.
-        path: The PNG to write.
+        arms: The lines; the first one is the black, dashed one.
+        path: The .png or .svg to write, or a file that is open for it.
         title: Above the axes.
         note: A line below the title, in smaller type.
+        theme: The colours of all but the lines.
+        size: Width and height in inches. The legend goes below where that is
+            narrower than six.
+        file_format: 'png' or 'svg'; by default what the path ends with.
 
     Returns:
         ``path``.
     """
     check_comparable(arms)
-    figure = Figure(figsize=(8, 5), dpi=150, layout='constrained')
+    figure = Figure(figsize=size, dpi=150, layout='constrained',
+                    facecolor=theme.background)
     axes = figure.add_subplot()
-    for arm, style in zip(arms, _cycle(_STYLES, len(arms)), strict=True):
-        _draw_arm(axes, arm, style)
+    many = len(arms) > _MANY
+    ends = {}
+    for arm, style in zip(arms, _styles(theme)):
+        line, ends[arm.name] = _draw_arm(axes, arm, style, many)
+        line.set_label(arm.name)
+    _decorate(axes, arms, theme)
+    axes.set_title(title, loc='left', fontweight='bold', color=theme.text,
+                   pad=24 if note else 12)
+    axes.annotate(note, (0, 1), xytext=(0, 8), xycoords='axes fraction',
+                  textcoords='offset points', color=theme.faint, fontsize=9)
+    _add_legend(figure, axes, ends, theme)
+    return save(figure, path, file_format)
+
+
+def _styles(theme: Theme) -> Iterator[dict]:
+    """The baseline's style, and then the other arms'."""
+    yield dict(color=theme.text, marker='o', linestyle='--', zorder=3)
+    for color, marker, dashes in zip(
+            cycle(_COLORS), cycle(_MARKERS), cycle(_DASHES)):
+        yield dict(color=color, marker=marker, linestyle=dashes)
+
+
+def _draw_arm(axes: Axes, arm: Arm, style: Mapping, many: bool) -> tuple:
+    """Draws an arm; returns its line and where that ends."""
+    mean = metrics.mean_curve(arm.curves)
+    if not mean:  # its seeds were validated at different steps
+        return axes.plot([], [], **style)[0], float('nan')
+    steps, values = zip(*mean, strict=True)
+    if len(arm.runs) > 1:
+        spread = [std for _, std in metrics.std_curve(arm.curves)]
+        axes.fill_between(
+            steps,
+            [value - std for value, std in zip(values, spread)],
+            [value + std for value, std in zip(values, spread)],
+            color=style['color'], alpha=0.08 if many else 0.16, linewidth=0)
+    line, = axes.plot(steps, values, linewidth=1.4 if many else 2,
+                      markersize=4 if many else 5, **style)
+    return line, values[-1]
+
+
+def _decorate(axes: Axes, arms: Sequence[Arm], theme: Theme) -> None:
     run = arms[0].runs[0]
     better = 'higher' if run.higher_is_better else 'lower'
-    axes.set_xlabel(run.unit)
-    axes.set_ylabel(f'validation {run.metric} ({better} is better)')
+    axes.set_xlabel(run.unit, color=theme.text)
+    axes.set_ylabel(f'validation {run.metric} ({better} is better)',
+                    color=theme.text)
+    axes.set_facecolor(theme.background)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(color='#DDDDDD', linewidth=0.8)
+    axes.tick_params(colors=theme.text)
+    axes.grid(color=theme.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
     axes.spines[['top', 'right']].set_visible(False)
-    axes.set_title(title, loc='left', fontweight='bold', pad=24)
-    axes.annotate(note, (0, 1), xytext=(0, 8), xycoords='axes fraction',
-                  textcoords='offset points', color=_GREY)
+    axes.spines[['left', 'bottom']].set_color(theme.faint)
+
+
+def _add_legend(figure: Figure, axes: Axes, ends: Mapping[str, float],
+                theme: Theme) -> None:
+    """Beside the curves, in the order in which the eye finds their ends."""
+    handles, names = axes.get_legend_handles_labels()
+    wide = figure.get_figwidth() >= 6
+    order = range(len(names))
+    if wide:
+        order = sorted(order, key=lambda i: ends[names[i]], reverse=True)
     # Outside of the axes, where it cannot cover a curve.
-    figure.legend(loc='outside lower center', ncols=4, handlelength=3.5,
-                  frameon=False)
-    return _save(figure, path)
+    figure.legend(
+        [handles[i] for i in order], [names[i] for i in order],
+        loc='outside right center' if wide else 'outside lower left',
+        ncols=1 if wide else 2, handlelength=3.2, frameon=False,
+        labelcolor=theme.text, fontsize=9)
 
 
-def _draw_arm(axes: Axes, arm: Arm, style: Mapping[str, str]) -> None:
-    for curve in arm.curves if len(arm.runs) > 1 else ():
-        steps, values = zip(*curve, strict=True)
-        axes.plot(steps, values, color=style['color'], linewidth=0.7,
-                  alpha=0.4)
-    steps, values = zip(*metrics.mean_curve(arm.curves), strict=True)
-    axes.plot(steps, values, label=arm.name, linewidth=2, markersize=5,
-              **style)
+def save(figure: Figure, path: str | Path | IO[bytes],
+         file_format: str | None = None) -> str | Path | IO[bytes]:
+    """Write a figure without pyplot: no window, no global state.
 
-
-def plot_detections(config: str | Path | Config,
-                    checkpoints: Mapping[str, str | Path],
-                    path: str | Path,
-                    scenes: Sequence[int] = (0, 1, 2, 3),
-                    score_thr: float = 0.3,
-                    title: str = '') -> Path:
-    """Draw what detectors find in the same validation images.
-
-    A row for the annotations and one for each detector, a column for each
-    image, and the same score threshold for all.
-
-    Args:
-        config: A mmdet config, its validation set in the COCO manner.
-        checkpoints: The detectors' checkpoints by the name of their row.
-        path: The PNG to write.
-        scenes: The images' places in the validation set.
-        score_thr: Boxes with a lower score are not drawn.
-        title: Above the picture.
-
-    Returns:
-        ``path``.
+    Equal figures make equal files.
     """
-    if not isinstance(config, Config):
-        config = Config.fromfile(config)
-    init_default_scope(config.get('default_scope', 'mmdet'))
-    dataset = DATASETS.build(config.val_dataloader.dataset)
-    infos = [dataset.get_data_info(i) for i in scenes]
-    images = [mmcv.imread(info['img_path'], channel_order='rgb')
-              for info in infos]
-    classes = dataset.metainfo['classes']
-    rows: dict[str, list[InstanceData]] = {
-        'annotated': [_annotations(info) for info in infos]
-    }
-    for name, checkpoint in checkpoints.items():
-        rows[name] = _detections(config, checkpoint, infos, score_thr)
-    colors = _cycle(_BOX_COLORS, len(rows))
-    panels = {}
-    for (name, row), color in zip(rows.items(), colors, strict=True):
-        panels[name] = [
-            _draw_boxes(image, boxes, classes, color)
-            for image, boxes in zip(images, row, strict=True)
-        ]
-    return _save(_grid(panels, title), path)
-
-
-def _annotations(info: dict) -> InstanceData:
-    instances = [i for i in info['instances'] if not i['ignore_flag']]
-    return InstanceData(
-        bboxes=torch.tensor([i['bbox'] for i in instances]).reshape(-1, 4),
-        labels=torch.tensor([i['bbox_label'] for i in instances],
-                            dtype=torch.long))
-
-
-def _detections(config: Config, checkpoint: str | Path,
-                infos: Sequence[dict],
-                score_thr: float) -> list[InstanceData]:
-    device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
-    model = init_detector(config, str(checkpoint), palette='random',
-                          device=device)
-    samples = inference_detector(model, [info['img_path'] for info in infos])
-    found = [sample.pred_instances.cpu() for sample in samples]
-    return [_best(boxes[boxes.scores >= score_thr]) for boxes in found]
-
-
-def _best(boxes: InstanceData) -> InstanceData:
-    """One box for a place: detectors give a box for each likely class."""
-    _, keep = nms(boxes.bboxes, boxes.scores, iou_threshold=0.5)
-    return boxes[keep]
-
-
-def _draw_boxes(image: np.ndarray, boxes: InstanceData,
-                classes: Sequence[str], color: tuple) -> np.ndarray:
-    """The (H, W, 3) RGB image, enlarged, with labelled boxes."""
-    zoom = max(1, math.ceil(_PANEL / max(image.shape[:2])))
-    image = cv2.resize(image, None, fx=zoom, fy=zoom,
-                       interpolation=cv2.INTER_CUBIC)
-    corners = boxes.bboxes * zoom
-    labels = [str(classes[label]) for label in boxes.labels]
-    if 'scores' in boxes:
-        labels = [f'{label} {score:.2f}' for label, score in zip(
-            labels, boxes.scores, strict=True)]
-    visualizer = DetLocalVisualizer(image=image)
-    if labels:
-        visualizer.draw_bboxes(corners, edge_colors=color, alpha=1,
-                               line_widths=3)
-        # Above the box, where they cover nothing of the object; not the
-        # visualizer's own sizes, which are illegible on small objects.
-        visualizer.draw_texts(
-            labels, corners[:, :2].clamp(min=1.5 * _FONT_SIZE), colors='black',
-            font_sizes=_FONT_SIZE, vertical_alignments='bottom',
-            bboxes=dict(facecolor=[c / 255 for c in color], pad=1,
-                        edgecolor='none'))
-    return visualizer.get_image()
-
-
-def _grid(panels: Mapping[str, Sequence[np.ndarray]], title: str) -> Figure:
-    columns = len(next(iter(panels.values())))
-    figure = Figure(figsize=(2.6 * columns, 2.65 * len(panels) + 0.4),
-                    dpi=150, layout='constrained')
-    grid = figure.subplots(len(panels), columns, squeeze=False)
-    for axes_row, (name, row) in zip(grid, panels.items(), strict=True):
-        for axes, panel in zip(axes_row, row, strict=True):
-            axes.imshow(panel)
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-        axes_row[0].set_ylabel(name, fontsize=12)
-    figure.suptitle(title, x=0.01, ha='left', fontweight='bold')
-    return figure
-
-
-def _save(figure: Figure, path: str | Path) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A canvas of its own: no pyplot, no window, no global state.
+    if isinstance(path, (str, Path)):
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file_format = file_format or path.suffix.removeprefix('.')
     FigureCanvasAgg(figure)
-    figure.savefig(path, format='png')
+    # Without these an SVG has the date and random names in it.
+    with matplotlib.rc_context({'svg.hashsalt': 'mmpsw'}):
+        figure.savefig(path, format=file_format,
+                       metadata={'Date': None} if file_format == 'svg' else {})
     return path
-
-
-def _cycle(styles: Sequence, count: int) -> list:
-    return [styles[i % len(styles)] for i in range(count)]

@@ -13,8 +13,10 @@ over several of them.
 """
 
 import json
+import math
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,10 @@ from mmengine.hooks import CheckpointHook
 Curve = tuple[tuple[int, float], ...]
 
 _NOT_METRICS = ('step', 'time', 'data_time')
+
+
+class MissingRun(ValueError):
+    """A directory holds no run, or no curve of the wanted metric yet."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,11 @@ class Run:
             the data and without validation; None where none was logged.
         memory: Peak memory of the accelerator in MB; None on a CPU.
         config_path: The resolved config that mmengine saved.
+        seed: The seed that the config asks for, else the N of a directory
+            that is named seed_N; None where neither says.
+        max_steps: The step at which the training would end; None where the
+            config counts in another unit.
+        logged: All the metrics that its validations logged.
     """
 
     name: str
@@ -50,11 +61,24 @@ class Run:
     time_per_iter: float | None = None
     memory: float | None = None
     config_path: Path | None = None
+    seed: int | None = None
+    max_steps: int | None = None
+    logged: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of its validations."""
+        return [step for step, _ in self.points]
 
     @property
     def values(self) -> list[float]:
         """The metric's values without their steps."""
         return [value for _, value in self.points]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was validated at the end of its training."""
+        return self.max_steps is None or self.steps[-1] >= self.max_steps
 
 
 @dataclass(frozen=True)
@@ -64,10 +88,12 @@ class Arm:
     Attributes:
         name: What tables and plots call it.
         runs: Its runs, in the order of the seeds.
+        notes: Sentences on what was found wanting when they were read.
     """
 
     name: str
     runs: tuple[Run, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def curves(self) -> list[Curve]:
@@ -79,8 +105,8 @@ def check_comparable(arms: Sequence[Arm]) -> None:
     """Refuse arms whose numbers would not mean the same.
 
     Raises:
-        ValueError: If an arm has no run, or if the runs' metrics, units or
-            seeds' number differ.
+        ValueError: If an arm has no run, or if the runs' metrics, rules or
+            units differ.
     """
     for arm in arms:
         if not arm.runs:
@@ -90,7 +116,9 @@ def check_comparable(arms: Sequence[Arm]) -> None:
     for what, found in {
             'metrics': {run.metric for arm in arms for run in arm.runs},
             'steps': {run.unit for arm in arms for run in arm.runs},
-            'numbers of seeds': {len(arm.runs) for arm in arms},
+            'rules': {
+                'higher is better' if run.higher_is_better
+                else 'lower is better' for arm in arms for run in arm.runs},
     }.items():
         if len(found) > 1:
             raise ValueError(
@@ -98,11 +126,30 @@ def check_comparable(arms: Sequence[Arm]) -> None:
                 f'{sorted(found)}. Compare runs of equal {what}.')
 
 
+def paired_runs(arm: Arm, baseline: Arm) -> list[tuple[Run, Run]]:
+    """The runs of two arms that had the same seed, in the arm's order.
+
+    Where a seed was used several times, the first is paired with the first.
+    Runs whose seed is not known are paired with none.
+    """
+    others = dict(_by_seed(baseline))
+    return [(run, others[key]) for key, run in _by_seed(arm) if key in others]
+
+
+def _by_seed(arm: Arm) -> Iterator[tuple[tuple[int, int], Run]]:
+    seen: dict[int, int] = {}
+    for run in arm.runs:
+        if run.seed is not None:
+            seen[run.seed] = seen.get(run.seed, 0) + 1
+            yield (run.seed, seen[run.seed]), run
+
+
 @dataclass(frozen=True)
 class _Session:
     """The lines of one timestamp directory."""
 
     config_path: Path
+    config: Config
     train: list[dict]
     val: list[dict]
 
@@ -127,26 +174,32 @@ def read_run(work_dir: str | Path,
             metric's name.
 
     Raises:
-        ValueError: If there is no run in ``work_dir``, if it has no
-            validation yet, or if it has not logged ``metric``.
+        MissingRun: If there is no run in ``work_dir``, or if it has not
+            logged ``metric`` (or nothing at all) yet.
+        ValueError: If several metrics fit ``metric``, or if nobody can say
+            whether higher values of it are better.
     """
     work_dir = Path(work_dir)
     sessions = _joined_sessions(work_dir)
-    config_path = sessions[-1].config_path
-    default_hooks = _default_hooks(config_path)
-    metric = _choose_metric(_merged_val_lines(sessions), metric,
-                            default_hooks.get('checkpoint', {}), work_dir)
-    by_epoch = default_hooks.get('logger', {}).get('log_metric_by_epoch', True)
+    config = sessions[-1].config
+    lines = _merged_val_lines(sessions)
+    logged = _logged_metrics(lines, work_dir)
+    checkpoint_hook = _default_hook(config, 'checkpoint')
+    metric = _choose_metric(logged, metric, checkpoint_hook, work_dir)
+    unit = _unit(config)
     return Run(
         name=name or work_dir.name,
         metric=metric,
-        points=_points(_merged_val_lines(sessions), metric),
-        higher_is_better=_higher_is_better(
-            metric, rule, default_hooks.get('checkpoint', {})),
-        unit='epoch' if by_epoch else 'iteration',
+        points=_points(lines, metric),
+        higher_is_better=_higher_is_better(metric, rule, checkpoint_hook),
+        unit=unit,
         time_per_iter=_median_time(sessions),
         memory=_peak(sessions, 'memory'),
-        config_path=config_path)
+        config_path=sessions[-1].config_path,
+        seed=_seed(config, work_dir),
+        max_steps=_train_cfg(config).get(
+            'max_epochs' if unit == 'epoch' else 'max_iters'),
+        logged=tuple(logged))
 
 
 def validated_steps(work_dir: str | Path) -> list[int]:
@@ -174,10 +227,10 @@ def _joined_sessions(work_dir: Path) -> list[_Session]:
         if not session.train:
             continue
         sessions.insert(0, session)
-        if not _is_resumed(session.config_path):
+        if not session.config.get('resume', False):
             break
     if not sessions:
-        raise ValueError(
+        raise MissingRun(
             f'There is no training run in {str(work_dir)!r}, because no '
             'TIMESTAMP/vis_data/scalars.json with training lines is there. '
             'Name the directory that the training was given as --work-dir.')
@@ -185,11 +238,38 @@ def _joined_sessions(work_dir: Path) -> list[_Session]:
 
 
 def _read_session(scalars: Path) -> _Session:
+    config_path = scalars.with_name('config.py')
+    # What a config imports is of no use here, and may not be installed.
+    config = Config.fromfile(config_path, import_custom_modules=False)
     lines = _read_lines(scalars)
+    if _is_iter_based(config) and _logs_by_epoch(config):
+        lines = _with_iterations(lines, _train_cfg(config))
     return _Session(
-        config_path=scalars.with_name('config.py'),
+        config_path=config_path,
+        config=config,
         train=[_strip(line, 'train/') for line in lines if 'iter' in line],
         val=[_strip(line, 'val/') for line in lines if 'iter' not in line])
+
+
+def _with_iterations(lines: list[dict], train_cfg: dict) -> list[dict]:
+    """Validation lines with the iteration as their step.
+
+    An iteration-based loop whose LoggerHook has its default, the epoch, calls
+    every validation's step 0. A validation comes after a multiple of
+    ``val_interval``, the first one at or after the training line before it.
+    """
+    interval = train_cfg.get('val_interval', 1000)
+    last = train_cfg['max_iters']
+    placed, trained, validated = [], 0, 0
+    for line in lines:
+        if 'iter' in line:
+            trained = line['iter']
+        else:
+            due = math.ceil(trained / interval) * interval
+            validated = min(last, max(due, validated + interval))
+            line = {**line, 'step': validated}
+        placed.append(line)
+    return placed
 
 
 def _read_lines(path: Path) -> list[dict]:
@@ -213,12 +293,33 @@ def _strip(line: dict, prefix: str) -> dict:
     return {key.removeprefix(prefix): value for key, value in line.items()}
 
 
-def _is_resumed(config_path: Path) -> bool:
-    return bool(Config.fromfile(config_path).get('resume', False))
+def _train_cfg(config: Config) -> dict:
+    return config.get('train_cfg') or {}
 
 
-def _default_hooks(config_path: Path) -> dict:
-    return Config.fromfile(config_path).get('default_hooks', {})
+def _is_iter_based(config: Config) -> bool:
+    return 'max_iters' in _train_cfg(config)
+
+
+def _logs_by_epoch(config: Config) -> bool:
+    return _default_hook(config, 'logger').get('log_metric_by_epoch', True)
+
+
+def _unit(config: Config) -> str:
+    by_epoch = _logs_by_epoch(config) and not _is_iter_based(config)
+    return 'epoch' if by_epoch else 'iteration'
+
+
+def _default_hook(config: Config, name: str) -> dict:
+    return (config.get('default_hooks') or {}).get(name) or {}
+
+
+def _seed(config: Config, work_dir: Path) -> int | None:
+    seed = (config.get('randomness') or {}).get('seed')
+    match = re.fullmatch(r'seed_(\d+)', work_dir.name)
+    if seed is None and match:
+        seed = int(match[1])
+    return seed
 
 
 def _merged_val_lines(sessions: list[_Session]) -> dict[int, dict]:
@@ -236,21 +337,27 @@ def _merged_val_lines(sessions: list[_Session]) -> dict[int, dict]:
     return merged
 
 
-def _choose_metric(lines: dict[int, dict], metric: str | None,
-                   checkpoint_hook: dict, work_dir: Path) -> str:
-    choices = list(
+def _logged_metrics(lines: dict[int, dict], work_dir: Path) -> list[str]:
+    metrics = list(
         dict.fromkeys(key for line in lines.values() for key in line
                       if key not in _NOT_METRICS))
-    if not choices:
-        raise ValueError(
+    if not metrics:
+        raise MissingRun(
             f'The run in {str(work_dir)!r} has no curve, because no '
             'validation metric is logged yet. Wait for its first validation, '
             'or train with a val_evaluator.')
+    return metrics
+
+
+def _choose_metric(choices: list[str], metric: str | None,
+                   checkpoint_hook: dict, work_dir: Path) -> str:
     if metric is None:
         return _primary_metric(choices, checkpoint_hook)
     matching = [c for c in choices if metric in (c, c.split('/')[-1])]
     if len(matching) != 1:
-        raise ValueError(
+        # Where other runs logged it, this one has no curve of it yet.
+        error = ValueError if matching else MissingRun
+        raise error(
             f'metric={metric!r} is not one metric of the run in '
             f'{str(work_dir)!r}, because it logged {choices}. Name one of '
             'these.')

@@ -1,0 +1,136 @@
+"""Pictures with the boxes that detectors find; needs mmdet."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+
+import cv2
+import mmcv
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from mmcv.ops import nms
+from mmdet.apis import inference_detector, init_detector
+from mmdet.registry import DATASETS
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+
+from mmpsw.compare.plots import save
+
+# Pixels of a panel in a picture: small scenes are enlarged to this, so that
+# the boxes' labels can be read.
+_PANEL = 480
+_FONT_SIZE = 16
+_BOX_COLORS = ((0, 200, 83), (255, 196, 0), (255, 109, 0), (3, 169, 244))
+
+
+def plot_detections(config: str | Path | Config,
+                    checkpoints: Mapping[str, str | Path],
+                    path: str | Path,
+                    scenes: Sequence[int] = (0, 1, 2, 3),
+                    score_thr: float = 0.3,
+                    title: str = '') -> Path:
+    """Draw what detectors find in the same validation images.
+
+    A row for the annotations and one for each detector, a column for each
+    image, and the same score threshold for all.
+
+    Args:
+        config: A mmdet config, its validation set in the COCO manner.
+        checkpoints: The detectors' checkpoints by the name of their row.
+        path: The PNG to write.
+        scenes: The images' places in the validation set.
+        score_thr: Boxes with a lower score are not drawn.
+        title: Above the picture.
+
+    Returns:
+        ``path``.
+    """
+    if not isinstance(config, Config):
+        config = Config.fromfile(config)
+    init_default_scope(config.get('default_scope', 'mmdet'))
+    dataset = DATASETS.build(config.val_dataloader.dataset)
+    infos = [dataset.get_data_info(i) for i in scenes]
+    images = [mmcv.imread(info['img_path'], channel_order='rgb')
+              for info in infos]
+    classes = dataset.metainfo['classes']
+    rows: dict[str, list[InstanceData]] = {
+        'annotated': [_annotations(info) for info in infos]
+    }
+    for name, checkpoint in checkpoints.items():
+        rows[name] = _detections(config, checkpoint, infos, score_thr)
+    panels = {}
+    for (name, row), color in zip(rows.items(), cycle(_BOX_COLORS)):
+        panels[name] = [
+            _draw_boxes(image, boxes, classes, color)
+            for image, boxes in zip(images, row, strict=True)
+        ]
+    return save(_grid(panels, title), path)
+
+
+def _annotations(info: dict) -> InstanceData:
+    instances = [i for i in info['instances'] if not i['ignore_flag']]
+    return InstanceData(
+        bboxes=torch.tensor([i['bbox'] for i in instances]).reshape(-1, 4),
+        labels=torch.tensor([i['bbox_label'] for i in instances],
+                            dtype=torch.long))
+
+
+def _detections(config: Config, checkpoint: str | Path,
+                infos: Sequence[dict],
+                score_thr: float) -> list[InstanceData]:
+    device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
+    model = init_detector(config, str(checkpoint), palette='random',
+                          device=device)
+    samples = inference_detector(model, [info['img_path'] for info in infos])
+    found = [sample.pred_instances.cpu() for sample in samples]
+    return [_best(boxes[boxes.scores >= score_thr]) for boxes in found]
+
+
+def _best(boxes: InstanceData) -> InstanceData:
+    """One box for a place: detectors give a box for each likely class."""
+    _, keep = nms(boxes.bboxes, boxes.scores, iou_threshold=0.5)
+    return boxes[keep]
+
+
+def _draw_boxes(image: np.ndarray, boxes: InstanceData,
+                classes: Sequence[str], color: tuple) -> np.ndarray:
+    """The (H, W, 3) RGB image, enlarged, with labelled boxes."""
+    zoom = max(1, math.ceil(_PANEL / max(image.shape[:2])))
+    image = cv2.resize(image, None, fx=zoom, fy=zoom,
+                       interpolation=cv2.INTER_CUBIC)
+    corners = boxes.bboxes * zoom
+    labels = [str(classes[label]) for label in boxes.labels]
+    if 'scores' in boxes:
+        labels = [f'{label} {score:.2f}' for label, score in zip(
+            labels, boxes.scores, strict=True)]
+    visualizer = DetLocalVisualizer(image=image)
+    if labels:
+        visualizer.draw_bboxes(corners, edge_colors=color, alpha=1,
+                               line_widths=3)
+        # Above the box, where they cover nothing of the object; not the
+        # visualizer's own sizes, which are illegible on small objects.
+        visualizer.draw_texts(
+            labels, corners[:, :2].clamp(min=1.5 * _FONT_SIZE), colors='black',
+            font_sizes=_FONT_SIZE, vertical_alignments='bottom',
+            bboxes=dict(facecolor=[c / 255 for c in color], pad=1,
+                        edgecolor='none'))
+    return visualizer.get_image()
+
+
+def _grid(panels: Mapping[str, Sequence[np.ndarray]], title: str) -> Figure:
+    columns = len(next(iter(panels.values())))
+    figure = Figure(figsize=(2.6 * columns, 2.65 * len(panels) + 0.4),
+                    dpi=150, layout='constrained')
+    grid = figure.subplots(len(panels), columns, squeeze=False)
+    for axes_row, (name, row) in zip(grid, panels.items(), strict=True):
+        for axes, panel in zip(axes_row, row, strict=True):
+            axes.imshow(panel)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        axes_row[0].set_ylabel(name, fontsize=12)
+    figure.suptitle(title, x=0.01, ha='left', fontweight='bold')
+    return figure
