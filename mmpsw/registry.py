@@ -18,7 +18,7 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmpsw',
-    locations=['mmpsw.engine'])
+    locations=['mmpsw.engine', 'mmpsw.analysis'])
 MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
