@@ -2,8 +2,8 @@
 import copy
 
 import pytest
-import toy
 import torch
+import toy
 from mmengine.hooks import Hook
 
 MAX_EPOCHS = 4

@@ -3,8 +3,8 @@ import random
 
 import numpy as np
 import pytest
-import toy
 import torch
+import toy
 from mmengine.hooks import Hook
 
 from mmpsw.engine.random_state import random_state, set_random_state

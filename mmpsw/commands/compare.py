@@ -1,0 +1,175 @@
+"""Compares arms: trains them over several seeds, and reports on them."""
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmpsw.commands import options, zoo
+from mmpsw.compare import grid as grids
+
+_DEFAULT_ARMS = ('baseline', 'control', 'pswa', 'pwalks', 'pswm')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``tools/compare.py``; returns the exit status."""
+    args = parse_args(argv)
+    try:
+        return options.report_errors(lambda: args.command(args))
+    except grids.TrainingError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('\nInterrupted. The same command goes on where this one '
+              'stopped.', file=sys.stderr)
+        return 130
+
+
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
+    """Reads the command line (``sys.argv`` by default)."""
+    parser = ArgumentParser(
+        prog='compare.py',
+        description='Compare ways to train: the baseline, PSW and its peers.')
+    commands = parser.add_subparsers(required=True, metavar='run|report')
+    run_parser = commands.add_parser(
+        'run', help='train every arm with every seed, and report on them')
+    add_run_options(run_parser)
+    run_parser.set_defaults(command=run)
+    report_parser = commands.add_parser(
+        'report', help='report on work directories, of compare.py or others')
+    # Late: a wrong option of `run` should not wait for it.
+    from mmpsw.commands import report
+    report.add_options(report_parser)
+    report_parser.set_defaults(command=report.report)
+    return parser.parse_args(argv)
+
+
+def add_run_options(parser: ArgumentParser) -> None:
+    """Adds the options of ``compare.py run``."""
+    parser.add_argument(
+        'config',
+        help='a path, or a zoo name: mmdet::..., mmseg::..., mmpretrain::...')
+    parser.add_argument(
+        '--arms',
+        nargs='+',
+        default=_DEFAULT_ARMS,
+        metavar='ARM',
+        help=f'{", ".join(zoo.known_arms())}, or the path of a file with the '
+        'settings that an arm adds to the config (default: '
+        f'{" ".join(_DEFAULT_ARMS)})')
+    parser.add_argument(
+        '--seeds',
+        nargs='+',
+        type=int,
+        default=(0, ),
+        metavar='SEED',
+        help='each arm is trained once with each (default: 0)')
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        help='folder of the results (default: work_dirs/compare_CONFIG). '
+        'Finished runs in it are used, an interrupted one is gone on with, '
+        'and arms and seeds may be added; where it holds something else, a '
+        'numbered folder beside it is taken')
+    parser.add_argument(
+        '--jobs',
+        type=int,
+        help='runs at once (default: one for each GPU; one on a CPU)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=(),
+        metavar='KEY=VALUE',
+        help='settings that replace those of the config, for all the runs')
+
+
+def run(args: Namespace) -> None:
+    """Trains what the command line says, and reports on it.
+
+    Raises:
+        ValueError, FileNotFoundError: Before anything is trained, where an
+            option, the config or the data is wrong.
+        TrainingError: Some trainings ended with errors; the report is of the
+            others.
+    """
+    grid = make_grid(args)
+    gpus = visible_gpus()
+    jobs = args.jobs or max(1, len(gpus))
+    check(grid)
+    grid = grids.claim(grid)
+    print(f'{len(grid.cells)} runs, {jobs} at a time: the arms '
+          f'{", ".join(grid.arms)} with the seeds '
+          f'{", ".join(map(str, grid.seeds))}, {grid.max_steps()} '
+          f'{"epochs" if grids.is_by_epoch(grid.load()) else "iterations"} '
+          'each, with equal data order for a seed')
+    print(f'Everything is written to {grid.work_dir}/', flush=True)
+    with grids.Reporter(grid) as bar:
+        failures = grids.train(grid, bar, jobs, gpus)
+    if len(failures) < len(grid.cells):
+        _report(grid)
+    if failures:
+        raise grids.TrainingError(grids.explain(failures))
+
+
+def make_grid(args: Namespace) -> grids.Grid:
+    """Turns the command line into the runs that it asks for.
+
+    Raises:
+        ValueError: An option is wrong.
+    """
+    arms = {zoo.psw_name(arm): arm for arm in args.arms}
+    if len(arms) < len(args.arms):
+        raise ValueError(
+            f"--arms {' '.join(args.arms)} names an arm twice; a file's name "
+            'is its name: rename one, or leave it out')
+    for arm in args.arms:
+        zoo.arm_fragment(arm)
+    if len(set(args.seeds)) < len(args.seeds):
+        raise ValueError(f'--seeds {" ".join(map(str, args.seeds))} names a '
+                         'seed twice; leave one out')
+    if args.jobs is not None and args.jobs < 1:
+        raise ValueError(f'--jobs {args.jobs} is not possible; give 1 or more')
+    for pair in args.cfg_options:
+        if '=' not in pair:
+            raise ValueError(f"--cfg-options takes key=value, but got '{pair}"
+                             "'; write for example train_cfg.max_epochs=3")
+    stem = Path(zoo.resolve_config(args.config)).stem
+    return grids.Grid(
+        config=args.config,
+        arms=arms,
+        seeds=tuple(args.seeds),
+        work_dir=args.work_dir or Path('work_dirs') / f'compare_{stem}',
+        options=tuple(args.cfg_options))
+
+
+def check(grid: grids.Grid) -> None:
+    """Looks at each arm's config before hours are spent.
+
+    Raises:
+        ValueError, FileNotFoundError: Something is wrong or missing.
+    """
+    from mmpsw.commands import checks, train
+    for cell in (grids.Cell(arm, grid.seeds[0]) for arm in grid.arms):
+        cfg = train.build_config(train.parse_args(grid.command(cell)[2:]))
+        checks.check_amp(cfg)
+        checks.check_data(cfg, 'train', 'val')
+    if grid.load().get('val_evaluator') is None:
+        raise ValueError(
+            f"config '{grid.config}' has no val_evaluator, so that there is "
+            'nothing to compare; give one that validates')
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+    named = [name for name in os.environ.get('CUDA_VISIBLE_DEVICES',
+                                             '').split(',') if name]
+    return (named or list(map(str, range(torch.cuda.device_count())))
+            )[:torch.cuda.device_count()]
+
+
+def _report(grid: grids.Grid) -> None:
+    from mmpsw.commands import report
+    parser = ArgumentParser()
+    report.add_options(parser)
+    report.report(parser.parse_args([str(grid.work_dir)]))

@@ -1,0 +1,220 @@
+"""The grid: its commands, its folder, and what an interruption leaves."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mmpsw.commands import compare
+from mmpsw.compare import grid as grids
+from mmpsw.datasets.digits import generate
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CONFIG = 'configs/cls/resnet18_digits.py'
+SMALL = ('train_dataloader.dataset.indices=64',
+         'val_dataloader.dataset.indices=64', 'val_dataloader.num_workers=0',
+         'val_dataloader.persistent_workers=False')
+
+
+@pytest.fixture(autouse=True)
+def in_the_checkout(monkeypatch):
+    monkeypatch.chdir(CHECKOUT)
+
+
+def grid_of(tmp_path, *argv):
+    return compare.make_grid(
+        compare.parse_args(
+            ['run', CONFIG, '--work-dir',
+             str(tmp_path / 'work'), *argv]))
+
+
+def validated(folder, *steps):
+    """What a training leaves: validation points, and checkpoints."""
+    data = folder / '20260101_000000' / 'vis_data'
+    data.mkdir(parents=True)
+    (data / 'config.py').write_text('resume = False\n')
+    lines = [dict(loss=1.0, iter=1, step=1)]
+    lines += [{'accuracy/top1': 10.0 * step, 'step': step} for step in steps]
+    (data / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
+    for step in steps:
+        (folder / f'epoch_{step}.pth').touch()
+
+
+def test_each_run_is_a_command_that_a_user_would_type(tmp_path):
+    grid = grid_of(tmp_path, '--arms', 'baseline', 'ema', '--seeds', '0', '3',
+                   '--cfg-options', 'train_cfg.max_epochs=2')
+    assert grid.cells == [
+        grids.Cell('baseline', 0), grids.Cell('ema', 0),
+        grids.Cell('baseline', 3), grids.Cell('ema', 3)
+    ]
+    command = grid.command(grids.Cell('ema', 3))
+    work_dir = f'{tmp_path}/work/ema/seed_3'
+    assert command[:9] == [
+        'python', 'tools/train.py', CONFIG, '--arm', 'ema', '--seed', '3',
+        '--work-dir', work_dir
+    ]
+    assert command[9] == '--cfg-options'
+    assert command[-1] == 'train_cfg.max_epochs=2'
+    assert grid.max_steps() == 2
+
+
+def test_an_interrupted_run_goes_on_from_its_newest_validated_checkpoint(
+        tmp_path):
+    grid = grid_of(tmp_path)
+    folder = grid.run_dir(grids.Cell('pswa', 0))
+    validated(folder, 1, 2)
+    # Saved just before a validation that never ended.
+    (folder / 'epoch_3.pth').touch()
+    command = grid.command(grids.Cell('pswa', 0))
+    assert command[9:11] == ['--resume', str(folder / 'epoch_2.pth')]
+
+
+def test_a_run_without_a_validated_checkpoint_starts_anew(tmp_path):
+    grid = grid_of(tmp_path)
+    folder = grid.run_dir(grids.Cell('pswa', 0))
+    folder.mkdir(parents=True)
+    (folder / 'epoch_1.pth').touch()
+    assert '--overwrite' in grid.command(grids.Cell('pswa', 0))
+
+
+def test_finished_runs_are_left_alone(tmp_path):
+    grid = grid_of(tmp_path, '--arms', 'baseline', 'pswa', '--cfg-options',
+                   'train_cfg.max_epochs=2')
+    validated(grid.run_dir(grids.Cell('baseline', 0)), 1, 2)
+    validated(grid.run_dir(grids.Cell('pswa', 0)), 1)
+    assert grids.missing(grid) == [grids.Cell('pswa', 0)]
+
+
+def test_arms_and_seeds_are_added_to_the_same_experiment(tmp_path):
+    grids.claim(grid_of(tmp_path, '--arms', 'baseline', '--seeds', '0'))
+    grid = grids.claim(
+        grid_of(tmp_path, '--arms', 'pswa', '--seeds', '1'))
+    assert grid.work_dir == tmp_path / 'work'
+    saved = json.loads((grid.work_dir / 'comparison.json').read_text())
+    assert list(saved['arms']) == ['baseline', 'pswa']
+    assert saved['seeds'] == [0, 1]
+
+
+@pytest.mark.parametrize('other', [
+    ('--cfg-options', 'train_cfg.max_epochs=3'),
+    ('--arms', '{arm}'),
+])
+def test_another_experiment_gets_a_folder_of_its_own(tmp_path, other):
+    arm = tmp_path / 'pswa.py'
+    arm.write_text("psw = dict(type='PSWA', period=2)\n")
+    grids.claim(grid_of(tmp_path))
+    grid = grid_of(tmp_path, *(text.format(arm=arm) for text in other))
+    assert grids.claim(grid).work_dir == tmp_path / 'work_2'
+
+
+def test_a_folder_of_somebody_else_is_not_touched(tmp_path):
+    (tmp_path / 'work').mkdir()
+    (tmp_path / 'work' / 'mine.txt').write_text('mine')
+    assert grids.claim(grid_of(tmp_path)).work_dir == tmp_path / 'work_2'
+    assert os.listdir(tmp_path / 'work') == ['mine.txt']
+
+
+@pytest.mark.parametrize('argv, message', [
+    (('--arms', 'baseline', 'pswaa'), "arm 'pswaa' is neither known"),
+    (('--arms', 'pswa', 'configs/_base_/psw/pswa.py'), 'names an arm twice'),
+    (('--seeds', '1', '1'), 'names a seed twice'),
+    (('--jobs', '0'), '--jobs 0'),
+    (('--cfg-options', 'max_epochs'), 'takes key=value'),
+    (('--cfg-options', 'train_dataloader.dataset.data_root=nowhere'),
+     "'nowhere"),
+])
+def test_bad_input_ends_in_one_line_before_anything_is_written(
+        tmp_path, capsys, argv, message):
+    work = tmp_path / 'work'
+    assert compare.main(['run', CONFIG, '--work-dir',
+                         str(work), *argv]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
+    assert not work.exists()
+
+
+def start(work_dir, *argv, **keys):
+    return subprocess.Popen([
+        sys.executable, 'tools/compare.py', 'run', CONFIG, '--arms',
+        'baseline', 'pswa', '--seeds', '0', '1', '--work-dir',
+        str(work_dir), *argv, '--cfg-options', 'train_cfg.max_epochs=3',
+        *SMALL
+    ], env={**os.environ, 'OMP_NUM_THREADS': '1'}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **keys)
+
+
+def points(work_dir):
+    return (work_dir / 'report' / 'points.csv').read_text()
+
+
+def sessions(work_dir):
+    """How often each run's training was started."""
+    return {
+        str(path.relative_to(work_dir)): len(list(path.glob('2*')))
+        for path in sorted(work_dir.glob('*/seed_?'))
+    }
+
+
+def test_a_killed_grid_ends_as_an_uninterrupted_one(tmp_path):
+    """SIGKILL to the whole group, in the middle of the third run."""
+    generate(Path('data/digits'))
+    whole = tmp_path / 'whole'
+    done = start(whole)
+    assert 'pswa, seed 1' in done.communicate()[0]
+    assert done.returncode == 0
+
+    killed = tmp_path / 'killed'
+    process = start(killed, start_new_session=True)
+    third = killed / 'baseline' / 'seed_1' / 'epoch_1.pth'
+    deadline = time.monotonic() + 300
+    while not third.exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = sessions(killed)
+    output = start(killed).communicate()[0]
+    assert output.count('finished already') == 2
+    assert points(killed) == points(whole)
+    after = sessions(killed)
+    assert [after[name] - before.get(name, 0) for name in after] == [
+        0, 1, 0, 1
+    ]
+
+
+def test_a_training_that_outlived_the_grid_is_waited_for(tmp_path):
+    """SIGKILL to the comparison alone: its training goes on."""
+    generate(Path('data/digits'))
+    process = start(tmp_path / 'work')
+    first = tmp_path / 'work' / 'baseline' / 'seed_0'
+    deadline = time.monotonic() + 300
+    while not (first / 'epoch_1.pth').exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    output = start(tmp_path / 'work').communicate()[0]
+    assert 'is waited for' in output
+    assert len(list(first.glob('2*'))) == 1
+
+
+def test_a_failed_run_does_not_stop_the_others_and_is_named(
+        tmp_path, capsys):
+    generate(Path('data/digits'))
+    arm = tmp_path / 'broken.py'
+    arm.write_text("custom_hooks = [dict(type='NoSuchHook')]\n")
+    status = compare.main([
+        'run', CONFIG, '--arms',
+        str(arm), 'baseline', '--work-dir',
+        str(tmp_path / 'work'), '--cfg-options', 'train_cfg.max_epochs=1',
+        *SMALL
+    ])
+    captured = capsys.readouterr()
+    assert status == 1
+    assert 'NoSuchHook' in captured.err
+    assert 'failed: broken, seed 0' in captured.err
+    assert (tmp_path / 'work' / 'report' / 'points.csv').exists()
