@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmpsw.compare.runs import Arm, MissingRun, Run, read_run
+from mmpsw.compare.runs import Arm, MissingRunError, Run, read_run
 
 GRID_FILE = 'comparison.json'
 BASELINE = 'baseline'
@@ -225,7 +225,7 @@ def _common_metric(sources: Sequence[_Source], metric: str | None,
         for folder in source.folders:
             try:
                 return read_run(folder, metric=metric, rule=rule).metric
-            except MissingRun as error:
+            except MissingRunError as error:
                 first = first or error
     raise first
 
@@ -235,12 +235,13 @@ def _read_arm(source: _Source, metric: str, rule: str | None) -> Arm:
     for folder in source.folders:
         try:
             runs.append(read_run(folder, source.name, metric, rule))
-        except MissingRun as error:
+        except MissingRunError as error:
             # Alone, what was named by hand must be there.
             if not source.planned and len(source.folders) == 1:
                 raise
             reason = str(error).split('. ')[0]
-            notes.append(f'{source.name}: {folder.name} is left out. {reason}.')
+            notes.append(f'{source.name}: {folder.name} is left out. '
+                         f'{reason}.')
     kept, left_out = _without_unfinished(source.name, runs)
     if not kept:
         notes.insert(0, f'{source.name} has no curve yet, and is not in the '

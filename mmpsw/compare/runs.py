@@ -28,7 +28,7 @@ Curve = tuple[tuple[int, float], ...]
 _NOT_METRICS = ('step', 'time', 'data_time')
 
 
-class MissingRun(ValueError):
+class MissingRunError(ValueError):
     """A directory holds no run, or no curve of the wanted metric yet."""
 
 
@@ -168,13 +168,13 @@ def read_run(work_dir: str | Path,
         name: The run's name; the directory's own name by default.
         metric: A validation metric's key, or its last part (``bbox_mAP`` for
             ``coco/bbox_mAP``). By default what the run's CheckpointHook calls
-            the best (``save_best``), else mIoU where there is one, else the
-            first one that was logged.
+            the best (``save_best``), else mIoU or coco/bbox_mAP where there
+            is one, else the first one that was logged.
         rule: 'greater' or 'less', where mmengine cannot infer it from the
             metric's name.
 
     Raises:
-        MissingRun: If there is no run in ``work_dir``, or if it has not
+        MissingRunError: If there is no run in ``work_dir``, or if it has not
             logged ``metric`` (or nothing at all) yet.
         ValueError: If several metrics fit ``metric``, or if nobody can say
             whether higher values of it are better.
@@ -230,7 +230,7 @@ def _joined_sessions(work_dir: Path) -> list[_Session]:
         if not session.config.get('resume', False):
             break
     if not sessions:
-        raise MissingRun(
+        raise MissingRunError(
             f'There is no training run in {str(work_dir)!r}, because no '
             'TIMESTAMP/vis_data/scalars.json with training lines is there. '
             'Name the directory that the training was given as --work-dir.')
@@ -342,7 +342,7 @@ def _logged_metrics(lines: dict[int, dict], work_dir: Path) -> list[str]:
         dict.fromkeys(key for line in lines.values() for key in line
                       if key not in _NOT_METRICS))
     if not metrics:
-        raise MissingRun(
+        raise MissingRunError(
             f'The run in {str(work_dir)!r} has no curve, because no '
             'validation metric is logged yet. Wait for its first validation, '
             'or train with a val_evaluator.')
@@ -356,7 +356,7 @@ def _choose_metric(choices: list[str], metric: str | None,
     matching = [c for c in choices if metric in (c, c.split('/')[-1])]
     if len(matching) != 1:
         # Where other runs logged it, this one has no curve of it yet.
-        error = ValueError if matching else MissingRun
+        error = ValueError if matching else MissingRunError
         raise error(
             f'metric={metric!r} is not one metric of the run in '
             f'{str(work_dir)!r}, because it logged {choices}. Name one of '
@@ -367,8 +367,9 @@ def _choose_metric(choices: list[str], metric: str | None,
 def _primary_metric(choices: list[str], checkpoint_hook: dict) -> str:
     save_best = checkpoint_hook.get('save_best')
     wanted = [save_best] if isinstance(save_best, str) else save_best or []
-    # mmseg logs aAcc first, but ranks its models by mIoU.
-    for metric in [*wanted, 'mIoU']:
+    # mmseg logs aAcc first, and mmdet, where it is asked for them, the classes'
+    # own precisions; they rank their models by these.
+    for metric in [*wanted, 'mIoU', 'coco/bbox_mAP']:
         if metric in choices:
             return metric
     return choices[0]

@@ -290,7 +290,8 @@ def _digits(arms: Sequence[Arm]) -> int:
 
 def _render(rows: Sequence[Row], columns: Sequence[Column],
             style: box.Box) -> str:
-    table = Table(box=style)
+    plain = style is _PLAIN
+    table = Table(box=style, collapse_padding=plain, pad_edge=not plain)
     for column in columns:
         table.add_column(column.title, no_wrap=True,
                          justify='left' if column.title == 'arm' else 'right')
