@@ -1,6 +1,5 @@
-# A quarter of the stock channels, half of a full-size variant's pixels again,
-# and no workers, so that two CPU cores can train many: what the comparisons
-# are made with.
+# Half of the channels again, and no workers, so that two CPU cores can train
+# many: what the comparisons are made with.
 _base_ = './retinanet_r18_bccd.py'
 model = dict(
     backbone=dict(base_channels=16),
