@@ -352,7 +352,7 @@ def _logged_metrics(lines: dict[int, dict], work_dir: Path) -> list[str]:
 def _choose_metric(choices: list[str], metric: str | None,
                    checkpoint_hook: dict, work_dir: Path) -> str:
     if metric is None:
-        return _primary_metric(choices, checkpoint_hook)
+        return primary_metric(choices, checkpoint_hook)
     matching = [c for c in choices if metric in (c, c.split('/')[-1])]
     if len(matching) != 1:
         # Where other runs logged it, this one has no curve of it yet.
@@ -364,7 +364,7 @@ def _choose_metric(choices: list[str], metric: str | None,
     return matching[0]
 
 
-def _primary_metric(choices: list[str], checkpoint_hook: dict) -> str:
+def primary_metric(choices: list[str], checkpoint_hook: dict) -> str:
     save_best = checkpoint_hook.get('save_best')
     wanted = [save_best] if isinstance(save_best, str) else save_best or []
     # mmseg logs aAcc first, and mmdet, where it is asked for them, the classes'
