@@ -29,7 +29,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Lock
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 from mmpsw.commands import zoo
 
@@ -139,9 +139,10 @@ class Grid:
     def load(self) -> Config:
         """The config, with the options."""
         cfg = zoo.load_config(self.config)
-        cfg.merge_from_dict(
-            {key: _value(text) for key, _, text in
-             (pair.partition('=') for pair in self.options)})
+        cfg.merge_from_dict({
+            key: DictAction._parse_iterable(text)
+            for key, text in map(_split, self.options)
+        })
         return cfg
 
     def max_steps(self) -> int:
@@ -155,7 +156,7 @@ class Grid:
         return dict(
             config=self.config,
             config_sha256=_sha256(config),
-            cfg_options=list(self.options),
+            cfg_options=dict(_split(pair) for pair in self.options),
             arms={
                 name: _sha256(zoo.arm_fragment(fragment).pretty_text)
                 for name, fragment in self.arms.items()
@@ -546,9 +547,9 @@ def explain(failures: Sequence[Failure]) -> str:
             'and give the same command again: what is finished is kept.')
 
 
-def _value(text: str) -> object:
-    from mmengine.config import DictAction
-    return DictAction._parse_iterable(text)
+def _split(pair: str) -> tuple[str, str]:
+    key, _, text = pair.partition('=')
+    return key, text
 
 
 def _sha256(text: str) -> str:

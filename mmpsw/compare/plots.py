@@ -15,31 +15,35 @@ from matplotlib.ticker import MaxNLocator
 from mmpsw.compare import metrics
 from mmpsw.compare.runs import Arm, check_comparable
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; the eighth,
-# yellow, is too pale for a line on white. Markers and dashes say the same on
-# a black-and-white print, and tell apart arms whose colours repeat.
+# Okabe and Ito's colours, which the colour-blind can tell apart, without
+# yellow, too pale for a line on white; and the same hues, lighter, on black.
+# Markers and dashes say the same on a black-and-white print, and tell apart
+# arms whose colours repeat.
 _COLORS = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+_COLORS_ON_BLACK = ('#F07F3C', '#4C8DFF', '#2EC4A0', '#E39AC5', '#F0B429',
+                    '#9AD8FF')
 _MARKERS = ('s', '^', 'D', 'v', 'P', 'X', 'p', '<', '*', '>', 'h')
-_DASHES = ('-', ':', '-.', '-', '--', ':', '--', '-.', ':', '-', '-.')
+_DASHES = ('-', ':', '-.', '-', '--', ':', '--', '-.', ':', '-.', '-')
 _MANY = 5  # arms; more of them are drawn finer
 
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of a picture that are not an arm's."""
+    """The colours of a picture."""
 
     background: str
     text: str
     faint: str
     grid: str
+    lines: tuple[str, ...]
 
 
-LIGHT = Theme('#FFFFFF', '#1A1A1A', '#666666', '#DDDDDD')
-DARK = Theme('#17191C', '#E8E8E8', '#9AA0A6', '#34383D')
+LIGHT = Theme('#FFFFFF', '#1A1A1A', '#666666', '#DDDDDD', _COLORS)
+DARK = Theme('#17191C', '#E8E8E8', '#9AA0A6', '#34383D', _COLORS_ON_BLACK)
 
-# Inches: for a page as wide as a text, and for a telephone.
+# Inches. Below the second, a legend has no room beside the curves.
 WIDE = (8, 5)
-NARROW = (4.2, 4.6)
+_NARROW = 6
 
 
 def plot_curves(arms: Sequence[Arm],
@@ -59,9 +63,9 @@ def plot_curves(arms: Sequence[Arm],
         path: The .png or .svg to write, or a file that is open for it.
         title: Above the axes.
         note: A line below the title, in smaller type.
-        theme: The colours of all but the lines.
-        size: Width and height in inches. The legend goes below where that is
-            narrower than six.
+        theme: The colours.
+        size: Width and height in inches. The legend goes below where it is
+            less than six inches wide.
         file_format: 'png' or 'svg'; by default what the path ends with.
 
     Returns:
@@ -89,7 +93,7 @@ def _styles(theme: Theme) -> Iterator[dict]:
     """The baseline's style, and then the other arms'."""
     yield dict(color=theme.text, marker='o', linestyle='--', zorder=3)
     for color, marker, dashes in zip(
-            cycle(_COLORS), cycle(_MARKERS), cycle(_DASHES)):
+            cycle(theme.lines), cycle(_MARKERS), cycle(_DASHES)):
         yield dict(color=color, marker=marker, linestyle=dashes)
 
 
@@ -115,8 +119,8 @@ def _decorate(axes: Axes, arms: Sequence[Arm], theme: Theme) -> None:
     run = arms[0].runs[0]
     better = 'higher' if run.higher_is_better else 'lower'
     axes.set_xlabel(run.unit, color=theme.text)
-    axes.set_ylabel(f'validation {run.metric} ({better} is better)',
-                    color=theme.text)
+    rule = f' ({better} is better)' if _is_wide(axes.figure) else ''
+    axes.set_ylabel(f'validation {run.metric}{rule}', color=theme.text)
     axes.set_facecolor(theme.background)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.tick_params(colors=theme.text)
@@ -130,7 +134,7 @@ def _add_legend(figure: Figure, axes: Axes, ends: Mapping[str, float],
                 theme: Theme) -> None:
     """Beside the curves, in the order in which the eye finds their ends."""
     handles, names = axes.get_legend_handles_labels()
-    wide = figure.get_figwidth() >= 6
+    wide = _is_wide(figure)
     order = range(len(names))
     if wide:
         order = sorted(order, key=lambda i: ends[names[i]], reverse=True)
@@ -140,6 +144,10 @@ def _add_legend(figure: Figure, axes: Axes, ends: Mapping[str, float],
         loc='outside right center' if wide else 'outside lower left',
         ncols=1 if wide else 2, handlelength=3.2, frameon=False,
         labelcolor=theme.text, fontsize=9)
+
+
+def _is_wide(figure: Figure) -> bool:
+    return figure.get_figwidth() >= _NARROW
 
 
 def save(figure: Figure, path: str | Path | IO[bytes],

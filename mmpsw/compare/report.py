@@ -132,9 +132,9 @@ def _render(arms: Sequence[Arm], baseline: str, out_dir: Path, title: str,
         arm_names=[arm.name for arm in arms],
         note=curves_note(arms),
         pictures=_pictures(_baseline_first(arms, baseline)),
-        columns=columns,
-        rows=[[_cell(column, row, run.higher_is_better)
-               for column in columns] for row in rows],
+        tables=[_page_table(rows, group, run.higher_is_better)
+                for group in table.split_columns(rows, columns)],
+        has_differences=any(column.difference for column in columns),
         explanations=[_typeset(line) for line in
                       table.explain(arms, baseline)],
         remarks=[_typeset(line) for line in remarks],
@@ -170,7 +170,17 @@ def _data_uri(kind: str, content: bytes) -> str:
     return f'data:{kind};base64,{base64.b64encode(content).decode()}'
 
 
+def _page_table(rows: Sequence[table.Row], columns: Sequence[table.Column],
+                higher: bool) -> dict:
+    return dict(
+        titles=[_typeset(column.title) for column in columns],
+        rows=[[_cell(column, row, higher) for column in columns]
+              for row in rows])
+
+
 def _cell(column: table.Column, row: table.Row, higher: bool) -> _Cell:
+    if column.title == 'arm':
+        return _Cell(row.arm)
     text, _, spread = column.cell(row).partition(' +- ')
     return _Cell(_typeset(text), spread, _kind(column, row, higher))
 

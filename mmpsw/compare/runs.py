@@ -367,8 +367,8 @@ def _choose_metric(choices: list[str], metric: str | None,
 def primary_metric(choices: list[str], checkpoint_hook: dict) -> str:
     save_best = checkpoint_hook.get('save_best')
     wanted = [save_best] if isinstance(save_best, str) else save_best or []
-    # mmseg logs aAcc first, and mmdet, where it is asked for them, the classes'
-    # own precisions; they rank their models by these.
+    # mmseg logs aAcc first, and mmdet the precision of each class where it is
+    # asked for that; but these are what they rank their models by.
     for metric in [*wanted, 'mIoU', 'coco/bbox_mAP']:
         if metric in choices:
             return metric

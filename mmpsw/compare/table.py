@@ -84,18 +84,12 @@ def as_text(arms: Sequence[Arm], baseline: str,
         ValueError: If the arms are not comparable or ``baseline`` is none.
     """
     rows = make_rows(arms, baseline, zoo)
-    columns = make_columns(arms, rows)
-    text = _render(rows, columns, _PLAIN)
-    if len(text.splitlines()[0]) <= _TEXT_WIDTH:
-        return text
-    name, *others = columns
-    own = [column for column in others if not column.against]
-    against = [column for column in others if column.against]
-    return '\n\n'.join([
-        _render(rows, [name, *own], _PLAIN),
-        f'against {baseline}:',
-        _render(rows, [name, *against], _PLAIN)
-    ])
+    own, *against = split_columns(rows, make_columns(arms, rows))
+    text = _render(rows, own, _PLAIN)
+    for columns in against:
+        text += (f'\n\nagainst {baseline}:\n\n'
+                 f'{_render(rows, columns, _PLAIN)}')
+    return text
 
 
 def as_markdown(arms: Sequence[Arm], baseline: str,
@@ -196,6 +190,20 @@ def make_columns(arms: Sequence[Arm], rows: Sequence[Row]) -> list[Column]:
               f'drop/{per}')
     return [column for column in columns if column.title in always
             or _says_something(column, rows)]
+
+
+def split_columns(rows: Sequence[Row],
+                  columns: Sequence[Column]) -> list[list[Column]]:
+    """One table, or two where one would be wider than 120 characters.
+
+    The first has the arms' own numbers, the second those against the
+    baseline; the arms' names are in both.
+    """
+    if len(_render(rows, columns, _PLAIN).splitlines()[0]) <= _TEXT_WIDTH:
+        return [list(columns)]
+    name, *others = columns
+    return [[name, *(column for column in others if column.against == against)]
+            for against in (False, True)]
 
 
 def _says_something(column: Column, rows: Sequence[Row]) -> bool:

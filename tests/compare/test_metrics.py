@@ -106,15 +106,54 @@ def test_over_a_single_seed_nothing_is_known_of_the_spread():
 def test_paired_difference_has_students_interval():
     # differences 1, 2, 3: mean 2, sd 1; t(0.975, 2) = 4.3027 in any table
     arm, baseline = [11.0, 22.0, 33.0], [10.0, 20.0, 30.0]
-    mean, half_width = metrics.paired_difference(arm, baseline)
-    assert mean == 2
+    mean, half_width, n = metrics.paired_difference(arm, baseline)
+    assert (mean, n) == (2, 3)
     assert half_width == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
 
 
 def test_a_single_pair_has_no_interval():
-    assert metrics.paired_difference([0.5], [0.25]) == (0.25, None)
+    assert metrics.paired_difference([0.5], [0.25]) == (0.25, None, 1)
 
 
 def test_pairs_of_unequal_number_are_refused():
     with pytest.raises(ValueError, match='2 values .* baseline 1'):
         metrics.paired_difference([0.1, 0.2], [0.1])
+
+
+def test_best_of_nothing_but_nan_is_nan():
+    assert math.isnan(metrics.best([math.nan, math.nan]))
+
+
+def test_the_match_is_given_with_its_ratio_to_the_baselines_own():
+    baseline = [curve(0.1, 0.2, 0.3, 0.5, 0.4)]  # best at 4
+    assert metrics.match([curve(0.1, 0.2, 0.6)], baseline) == (3, 0.75)
+    assert metrics.match([curve(0.1, 0.2, 0.4)], baseline) is None
+    assert metrics.match(baseline, baseline) == (4, 1.0)
+
+
+def test_the_match_where_lower_is_better():
+    baseline = [curve(4.0, 2.0, 3.0)]
+    assert metrics.match([curve(5.0, 3.0, 3.0, 2.0)], baseline,
+                         higher=False) == (4, 2.0)
+
+
+def test_no_arm_matches_a_baseline_that_diverged_at_once():
+    assert metrics.match([curve(0.5)], [curve(math.nan)]) is None
+
+
+def test_std_curve_is_the_spread_at_each_shared_step():
+    curves = [((1, 1.0), (2, 1.0), (3, 9.0)), ((1, 3.0), (2, 1.0)),
+              ((1, 5.0), (2, 1.0))]
+    assert metrics.std_curve(curves) == ((1, 2.0), (2, 0.0))
+    assert metrics.std_curve([curve(0.3)]) == ((1, 0.0), )
+
+
+def test_shared_steps_are_those_of_all_curves():
+    curves = [((1, 0.), (2, 0.)), ((2, 0.), (3, 0.))]
+    assert metrics.shared_steps(curves) == {2}
+
+
+def test_ratio_is_of_the_means():
+    assert metrics.ratio([0.3, 0.5], [0.2]) == pytest.approx(2.0)
+    assert metrics.ratio([0.3, None], [0.2]) is None
+    assert metrics.ratio([0.3], [None]) is None

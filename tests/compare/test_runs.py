@@ -1,16 +1,23 @@
 """Work directories: one that mmengine itself wrote, and some by hand."""
-import json
 import time
 
 import pytest
 import torch
+from compare.work_dirs import session, train_line, trained, val_line
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, METRICS, MODELS
 from mmengine.runner import Runner
 
-from mmpsw.compare.runs import Arm, check_comparable, read_run, validated_steps
+from mmpsw.compare.runs import (
+    Arm,
+    Run,
+    check_comparable,
+    paired_runs,
+    read_run,
+    validated_steps,
+)
 from mmpsw.engine.resume import allow_resume
 
 VALUES = [0.25, 0.75, 0.5, 0.875]
@@ -67,6 +74,7 @@ def train(work_dir, epochs, first=0, **others):
         dict(
             model=dict(type='CompareToyModel'),
             work_dir=str(work_dir),
+            randomness=dict(seed=7),
             train_dataloader=loader,
             val_dataloader=loader,
             train_cfg=dict(by_epoch=True, max_epochs=epochs),
@@ -92,6 +100,8 @@ def test_reads_what_mmengine_writes(tmp_path, hierarchy):
     assert run.unit == 'epoch'
     assert run.points == ((1, 0.25), (2, 0.75), (3, 0.5))
     assert 0 < run.time_per_iter < 1
+    assert (run.seed, run.max_steps, run.finished) == (7, 3, True)
+    assert run.logged == ('toy/error', 'toy/acc')
     assert Config.fromfile(run.config_path).train_cfg.max_epochs == 3
     assert validated_steps(tmp_path) == [1, 2, 3]
 
@@ -102,24 +112,6 @@ def test_joins_a_run_that_mmengine_resumed(tmp_path):
     time.sleep(1.1)  # mmengine's directories are named by the second
     train(tmp_path, 4, first=2, resume=True)
     assert read_run(tmp_path).points == tuple(enumerate(VALUES, start=1))
-
-
-def session(work_dir, stamp, lines, config=''):
-    """A timestamp directory with the given lines."""
-    folder = work_dir / stamp / 'vis_data'
-    folder.mkdir(parents=True)
-    (folder / 'config.py').write_text(config)
-    text = ''.join(json.dumps(line) + '\n' for line in lines)
-    (folder / 'scalars.json').write_text(text)
-    return folder / 'scalars.json'
-
-
-def train_line(iteration, **others):
-    return dict(loss=1.0, iter=iteration, step=iteration, **others)
-
-
-def val_line(step, **metrics):
-    return dict(**metrics, data_time=0.0, time=9.0, step=step)
 
 
 def test_the_name_is_the_directorys_by_default(tmp_path):
@@ -184,7 +176,14 @@ def test_a_validation_without_the_metric_is_no_point(tmp_path):
 
 
 def test_the_first_metric_is_taken_where_nothing_says_more(tmp_path):
-    line = {'coco/bbox_mAP': 0.1, 'coco/bbox_mAP_50': 0.2}
+    session(tmp_path, '1', [train_line(1), val_line(1, acc=0.1, top=0.2)])
+    assert read_run(tmp_path).metric == 'acc'
+    assert read_run(tmp_path, metric='top').points == ((1, 0.2), )
+
+
+def test_detection_is_judged_by_bbox_map(tmp_path):
+    line = {'coco/RBC_precision': 0.3, 'coco/bbox_mAP': 0.1,
+            'coco/bbox_mAP_50': 0.2}
     session(tmp_path, '1', [train_line(1), val_line(1, **line)])
     assert read_run(tmp_path).metric == 'coco/bbox_mAP'
     assert read_run(tmp_path, metric='bbox_mAP_50').points == ((1, 0.2), )
@@ -252,3 +251,57 @@ def test_comparable_arms_pass(tmp_path):
     session(tmp_path, '1', [train_line(1), val_line(1, acc=1.0)])
     run = read_run(tmp_path)
     check_comparable([Arm('a', (run, )), Arm('b', (run, ))])
+
+
+@pytest.mark.parametrize(('folder', 'seed', 'found'), [
+    ('any', 3, 3), ('seed_4', None, 4), ('seed_4', 3, 3), ('any', None, None),
+])
+def test_the_configs_seed_comes_before_the_folders(tmp_path, folder, seed,
+                                                   found):
+    assert read_run(trained(tmp_path / folder, [1.0], seed)).seed == found
+
+
+def test_a_run_that_was_interrupted_is_not_finished(tmp_path):
+    run = read_run(trained(tmp_path, [0.1, 0.2], epochs=3))
+    assert (run.max_steps, run.finished) == (3, False)
+
+
+def test_a_config_whose_imports_are_not_installed_can_be_read(tmp_path):
+    trained(tmp_path, [1.0], extra="custom_imports = dict(imports=['no_one'])")
+    assert read_run(tmp_path).points == ((1, 1.0), )
+
+
+# Training 25 iterations, validating after every 10 and at the end, with the
+# LoggerHook's default: every validation says step 0.
+ITERATIONS = 'train_cfg = dict(max_iters=25, val_interval=10)'
+
+
+@pytest.mark.parametrize('logged', [[5, 10, None, 15, 20, None, 25, None],
+                                    [7, None, 14, None, 21, None]])
+def test_validations_of_an_iteration_based_loop_get_its_iterations(
+        tmp_path, logged):
+    values = iter([1.0, 2.0, 3.0])
+    lines = [train_line(i) if i else val_line(0, acc=next(values))
+             for i in logged]
+    session(tmp_path, '1', lines, ITERATIONS)
+    run = read_run(tmp_path)
+    assert run.points == ((10, 1.0), (20, 2.0), (25, 3.0))
+    assert (run.unit, run.max_steps) == ('iteration', 25)
+
+
+def test_a_resumed_iteration_based_loop_goes_on_counting(tmp_path):
+    session(tmp_path, '1', [train_line(10), val_line(0, acc=1.0)], ITERATIONS)
+    session(tmp_path, '2', [train_line(20), val_line(0, acc=2.0)],
+            ITERATIONS + "\nresume = True")
+    assert read_run(tmp_path).points == ((10, 1.0), (20, 2.0))
+
+
+def test_runs_of_equal_seeds_are_pairs():
+    def arm(name, *seeds):
+        return Arm(name, tuple(Run(f'{name}{i}', 'acc', ((1, 1.0), ), seed=s)
+                               for i, s in enumerate(seeds)))
+
+    pairs = paired_runs(arm('a', 2, 0, None, 5, 2), arm('b', 0, 2, 2, None))
+    assert [(a.name, b.name) for a, b in pairs] == [
+        ('a0', 'b1'), ('a1', 'b0'), ('a4', 'b2')
+    ]
