@@ -1,10 +1,13 @@
 """The grid: its commands, its folder, and what an interruption leaves."""
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -186,20 +189,26 @@ def test_a_killed_grid_ends_as_an_uninterrupted_one(tmp_path):
     ]
 
 
-def test_a_training_that_outlived_the_grid_is_waited_for(tmp_path):
-    """SIGKILL to the comparison alone: its training goes on."""
-    generate(Path('data/digits'))
-    process = start(tmp_path / 'work')
-    first = tmp_path / 'work' / 'baseline' / 'seed_0'
-    deadline = time.monotonic() + 300
-    while not (first / 'epoch_1.pth').exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
-    output = start(tmp_path / 'work').communicate()[0]
-    assert 'is waited for' in output
-    assert len(list(first.glob('2*'))) == 1
+def test_a_training_that_outlived_the_grid_is_waited_for(tmp_path, capsys):
+    grid = grid_of(tmp_path, '--arms', 'baseline', '--cfg-options',
+                   'train_cfg.max_epochs=2')
+    cell = grid.cells[0]
+    log = grid.log(cell)
+    log.parent.mkdir(parents=True)
+    # What the other process holds as long as it lives, and leaves in the end.
+    held = os.open(log.with_suffix('.lock'), os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with grids.Reporter(grid) as bar, ThreadPoolExecutor() as pool:
+        future = pool.submit(grids.train_cell, grid, cell, bar,
+                             dict(os.environ), threading.Event())
+        time.sleep(1)
+        assert not future.done()
+        validated(grid.run_dir(cell), 1, 2)
+        os.close(held)
+        assert future.result(timeout=60) is None
+    printed = capsys.readouterr().out
+    assert 'is waited for' in printed and '$ python' not in printed
+    assert not log.exists()
 
 
 def test_a_failed_run_does_not_stop_the_others_and_is_named(
