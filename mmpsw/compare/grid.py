@@ -13,6 +13,7 @@ its newest validated checkpoint; one whose process has outlived a killed
 comparison is waited for.
 """
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -48,6 +49,8 @@ _PAIR = re.compile(r'(\S+): (-?[\d.]+(?:e[+-]?\d+)?|nan)\b')
 _TRAIN_SHARE = 0.9
 _TAIL_LINES = 15
 _POLL = 0.5
+# mmengine reads one config at a time: it imports them under passing names.
+_reading = Lock()
 
 
 class TrainingError(Exception):
@@ -138,12 +141,7 @@ class Grid:
 
     def load(self) -> Config:
         """The config, with the options."""
-        cfg = zoo.load_config(self.config)
-        cfg.merge_from_dict({
-            key: DictAction._parse_iterable(text)
-            for key, text in map(_split, self.options)
-        })
-        return cfg
+        return _load(self.config, self.options)
 
     def max_steps(self) -> int:
         """How long each run trains, in epochs or iterations."""
@@ -233,7 +231,8 @@ def steps_done(run_dir: Path) -> int:
     # Late, because it imports torch, which takes seconds that a wrong option
     # should not cost.
     from mmpsw.compare.runs import validated_steps
-    return max(validated_steps(run_dir), default=0)
+    with _reading:
+        return max(validated_steps(run_dir), default=0)
 
 
 def resume_point(run_dir: Path) -> Path | None:
@@ -330,7 +329,9 @@ def train_cell(grid: Grid, cell: Cell, bar: 'Reporter', env: dict,
             f'\n{cell}: its training from before is still running, and is '
             'waited for')) as lock:
         done = steps_done(grid.run_dir(cell))
-        if stop.is_set() or done >= grid.max_steps():
+        if stop.is_set():
+            return None
+        if done >= grid.max_steps():
             bar.finished(cell)
             return None
         command = grid.command(cell)
@@ -345,7 +346,9 @@ def train_cell(grid: Grid, cell: Cell, bar: 'Reporter', env: dict,
                                        stderr=subprocess.STDOUT, env=env,
                                        pass_fds=[lock])
         status = _wait(process, log, start, follow, stop)
-    if status and not stop.is_set():
+    if stop.is_set():
+        return None
+    if status:
         lines = log.read_text(errors='replace').splitlines()[-_TAIL_LINES:]
         bar.failed(cell)
         return Failure(cell, status, log, '\n'.join(lines))
@@ -545,6 +548,17 @@ def explain(failures: Sequence[Failure]) -> str:
     return (''.join(parts) +
             f'These trainings failed: {names}. Mend what the lines above name '
             'and give the same command again: what is finished is kept.')
+
+
+@functools.cache
+def _load(config: str, options: tuple[str, ...]) -> Config:
+    with _reading:
+        cfg = zoo.load_config(config)
+    cfg.merge_from_dict({
+        key: DictAction._parse_iterable(text)
+        for key, text in map(_split, options)
+    })
+    return cfg
 
 
 def _split(pair: str) -> tuple[str, str]:
