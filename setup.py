@@ -44,6 +44,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10,<3.13',
     packages=find_packages(include=['mmpsw', 'mmpsw.*']),
+    package_data={'mmpsw.compare': ['report.html']},
     install_requires=[
         'torch>=2.1',
         'mmengine>=0.10.2,<0.11',

@@ -70,15 +70,18 @@ def data_of(config: Config, phase: str) -> dict[str, Any]:
     return _settings(loader.get('dataset') or {})
 
 
-def differing_keys(ours: Any, theirs: Any, prefix: str = '') -> list[str]:
+def differing_keys(ours: Any, theirs: Any) -> list[str]:
     """The dotted keys whose values differ, scopes left aside."""
-    if not (isinstance(ours, Mapping) and isinstance(theirs, Mapping)):
-        return [] if bare(ours) == bare(theirs) else [prefix]
-    keys = [key for key in dict.fromkeys([*theirs, *ours])
-            if key != '_scope_']
+    return _differing(bare(ours), bare(theirs), '')
+
+
+def _differing(ours: Any, theirs: Any, prefix: str) -> list[str]:
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return [] if ours == theirs else [prefix]
     return [
-        found for key in keys for found in differing_keys(
-            ours.get(key), theirs.get(key), f'{prefix}.{key}'.lstrip('.'))
+        found for key in dict.fromkeys([*theirs, *ours])
+        for found in _differing(ours.get(key), theirs.get(key),
+                                f'{prefix}.{key}'.lstrip('.'))
     ]
 
 

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 SETTINGS = 'comparison.json'
-_CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[2]
 # mmengine's log: "Epoch(train)  [1][50/80]  lr: ..." and "Iter(val) [16/16]
 # mIoU: 70.1 ..."
 _LOG_LINE = re.compile(r'(Epoch|Iter)\((train|val)\)\s*(?:\[\s*(\d+)\])?'
@@ -119,7 +119,7 @@ class Grid:
     def command(self, cell: Cell) -> list[str]:
         """The command that trains a run, or goes on with it."""
         return [
-            'python', _shown(_CHECKOUT / 'tools/train.py'), self.config,
+            'python', shown(CHECKOUT / 'tools/train.py'), self.config,
             '--arm', self.arms[cell.arm], '--seed', str(cell.seed),
             '--work-dir', str(self.run_dir(cell)), *self._resume(cell),
             '--cfg-options', *self.checkpoints(), *self.options
@@ -574,7 +574,7 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """A path as a user in this folder would type it."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith('..') else relative

@@ -83,7 +83,8 @@ def _points(arms: Sequence[Arm], baseline: Arm) -> Iterable[str]:
                 yield (f'{run_name(arm.name, run)} has no {run.metric} at '
                        f'{run.unit} {_listed(missing)}, where others have.')
     if shared:
-        yield (f'area is over the {len(shared)} points that all runs have.')
+        yield ('area is over the points that all runs have: '
+               f'{_listed(sorted(shared))}.')
     else:
         yield ('There is no area, because no point is shared by all runs.')
 
@@ -93,8 +94,8 @@ def _not_a_number(arms: Sequence[Arm], baseline: Arm) -> Iterable[str]:
         for run in arm.runs:
             bad = [step for step, value in run.points if value != value]
             if bad:
-                yield (f'{run_name(arm.name, run)} has a {run.metric} that is '
-                       f'not a number at {run.unit} {_listed(bad)}.')
+                yield (f'{run_name(arm.name, run)} has {run.metric} = nan at '
+                       f'{run.unit} {_listed(bad)}.')
 
 
 def _seeds(arms: Sequence[Arm], baseline: Arm) -> Iterable[str]:

@@ -1,0 +1,111 @@
+"""What is said about runs that are not quite comparable."""
+import pytest
+from compare.work_dirs import grid, trained
+
+from mmpsw.compare.arms import read_arms
+from mmpsw.compare.notes import environment, notes
+
+
+def said(work, baseline='baseline'):
+    return notes(read_arms([work]), baseline)
+
+
+def test_nothing_is_said_of_a_whole_grid(tmp_path):
+    grid(tmp_path, {'baseline': {0: [1., 2.], 1: [1., 2.]},
+                    'pswa': {0: [1., 2.], 1: [1., 2.]}})
+    assert said(tmp_path) == []
+
+
+def test_one_run_an_arm_says_little(tmp_path):
+    grid(tmp_path, {'baseline': {0: [1.]}, 'pswa': {0: [1.]}})
+    (note, ) = said(tmp_path)
+    assert note.startswith('There is one run an arm')
+
+
+@pytest.mark.parametrize(('curves', 'expected'), [
+    ({'baseline': {0: [1., 2.], 1: [1., 2.]}, 'pswa': {0: [1., 2.]}},
+     'pswa has the seeds 0, baseline 0, 1; differences are over the shared '
+     'seeds 0.'),
+    ({'baseline': {0: [1., 2.], 1: [1., 2.]}, 'pswa': {2: [1.], 3: [1.]}},
+     'pswa has the seeds 2, 3, baseline 0, 1; no seed is shared, so that '
+     'there are no paired differences.'),
+    ({'baseline': {0: [1., 2.], 1: [1., 2.]}, 'pswa': {0: [1.], 1: [1.]}},
+     'The runs end at different epochs (baseline: 2; pswa: 1): final and '
+     'best are not from equally long trainings.'),
+    ({'baseline': {0: [1., 2.], 1: [1., 2.]},
+      'pswa': {0: [None, 1.], 1: [1., 2.]}},
+     'pswa, seed 0, has no acc at epoch 1, where others have.'),
+    ({'baseline': {0: [1., 2.], 1: [1., 2.]},
+      'pswa': {0: [None, 1.], 1: [1., 2.]}},
+     'area is over the points that all runs have: 2.'),
+    ({'baseline': {0: [1., 2.], 1: [1., 2.]},
+      'pswa': {0: [float('nan'), 1.], 1: [1., 2.]}},
+     'pswa, seed 0, has acc = nan at epoch 1.'),
+])
+def test_each_fault_is_named(tmp_path, curves, expected):
+    for arm, runs in curves.items():
+        for seed, values in runs.items():
+            trained(tmp_path / arm / f'seed_{seed}', values, seed)
+    assert expected in said(tmp_path)
+
+
+def test_other_metrics_are_named(tmp_path):
+    trained(tmp_path / 'baseline', [1.], 0)
+    path = next(tmp_path.rglob('scalars.json'))
+    path.write_text(path.read_text().replace('"acc"', '"loss": 2, "acc"'))
+    assert said(tmp_path)[0].startswith('Compared by loss; also logged: acc')
+
+
+def test_unknown_and_repeated_seeds_are_named(tmp_path):
+    trained(tmp_path / 'baseline', [1.])
+    for name in ('r1', 'r2'):
+        trained(tmp_path / name, [1.], 5)
+    arms = read_arms([tmp_path / 'baseline', f'x={tmp_path}/r1',
+                      f'x={tmp_path}/r2'])
+    said = notes(arms, 'baseline')
+    assert said[0].startswith('The seeds of baseline are not known')
+    assert said[1].startswith('x has several runs of seed 5')
+
+
+def test_other_configs_within_an_arm_are_named(tmp_path):
+    for seed in (0, 1):
+        for arm in ('baseline', 'pswa'):
+            extra = f'lr = {seed if arm == "pswa" else 0}'
+            trained(tmp_path / arm / f'seed_{seed}', [1.], seed, extra=extra)
+    assert said(tmp_path) == ['pswa, seed 1, was trained with another config '
+                              "than its arm's first run."]
+
+
+def test_other_validation_data_are_named(tmp_path):
+    for arm in ('baseline', 'pswa'):
+        for seed in (0, 1):
+            trained(tmp_path / arm / f'seed_{seed}', [1.], seed, extra=(
+                'val_dataloader = dict(dataset=dict(type="D", '
+                f'data_root="{arm}", ann_file="{arm}/{arm}.json"))'))
+    (note, ) = said(tmp_path)
+    assert note.startswith('pswa was validated on other data than baseline '
+                           '(val_dataloader.dataset: ann_file)')
+
+
+def test_the_environment_is_read_from_the_log(tmp_path):
+    trained(tmp_path / 'a', [1.], 3, torch='2.9')
+    block = environment(read_arms([tmp_path / 'a'])[0].runs[0])
+    assert block.splitlines()[0] == 'System environment:'
+    assert '    PyTorch: 2.9' in block.splitlines()
+    assert block.splitlines()[-1] == '    GPU number: 1'
+
+
+def test_a_missing_log_is_no_error(tmp_path):
+    trained(tmp_path / 'a', [1.])
+    next(tmp_path.rglob('*.log')).unlink()
+    assert environment(read_arms([tmp_path / 'a'])[0].runs[0]) is None
+
+
+def test_other_environments_are_named_and_other_seeds_are_none(tmp_path):
+    for seed in (0, 1):
+        trained(tmp_path / 'baseline' / f'seed_{seed}', [1.], seed)
+        trained(tmp_path / 'pswa' / f'seed_{seed}', [1.], seed,
+                torch=f'2.{11 - seed}')
+    (note, ) = said(tmp_path)
+    assert ('(baseline, seed 0; baseline, seed 1; pswa, seed 0 | '
+            'pswa, seed 1)') in note

@@ -1,0 +1,207 @@
+"""The page and its files, and the command that writes them."""
+import argparse
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from compare.work_dirs import grid, trained
+
+from mmpsw.commands import report as command
+from mmpsw.compare import metrics
+from mmpsw.compare.arms import read_arms
+from mmpsw.compare.report import write_report
+
+CURVES = {'baseline': {0: [1., 3.], 1: [2., 4.]},
+          'pswa': {0: [2., 4.], 1: [3., 5.]}}
+FILES = {'index.html', 'table.md', 'table.csv', 'points.csv', 'curves.png',
+         'curves.svg'}
+
+
+class Page(HTMLParser):
+    """The cells, links and tags of a page; it must be well-formed."""
+
+    VOID = ('meta', 'img', 'source', 'br')
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.tags, self.links, self.rows = [], set(), [], []
+        self.text = path.read_text(encoding='utf-8')
+        self.feed(self.text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.links += [value for key, value in attrs
+                       if key in ('src', 'href', 'srcset')]
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == 'tr':
+            self.rows.append([])
+        if tag in ('td', 'th'):
+            self.rows[-1].append('')
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if {'td', 'th'} & set(self.open):
+            self.rows[-1][-1] += data
+
+
+def report(capsys, *argv):
+    parser = argparse.ArgumentParser()
+    command.add_options(parser)
+    command.report(parser.parse_args([str(word) for word in argv]))
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A whole grid in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    grid(tmp_path / 'work', CURVES, cfg_options={'train_cfg.max_epochs': 2})
+    return tmp_path / 'work'
+
+
+def test_a_grid_gets_its_report_beside_its_arms(work, capsys):
+    out = report(capsys, 'work')
+    assert {path.name for path in (work / 'report').iterdir()} == FILES
+    assert 'page:   work/report/index.html' in out.splitlines()
+    # pswa is one better everywhere: differences 1 and 1.
+    assert '+1.00 +- 0.00' in out
+    assert re.search(r'pswa +2 +4.50 \+- 0.71', out)
+
+
+def test_the_page_shows_the_table_and_needs_nothing_else(work, capsys):
+    report(capsys, 'work', '--title', 'A <b>title</b> & "more"')
+    page = Page(work / 'report' / 'index.html')
+    assert 'script' not in page.tags and 'link' not in page.tags
+    assert 'b' not in page.tags
+    assert 'A &lt;b&gt;title&lt;/b&gt; &amp; &#34;more&#34;' in page.text
+    assert {link.partition(':')[0] for link in page.links} == {'data'}
+    own, against, *_ = [row for row in page.rows if row[0] == 'pswa']
+    assert own[1:4] == ['2', '4.50 ± 0.71', '4.50 ± 0.71']
+    assert against[1:3] == ['2 (1.00)', '+1.00 ± 0.00']
+    assert 'class="better">+1.00' in page.text
+    assert '    PyTorch: 2.11' in page.text
+    assert ('python tools/compare.py run configs/cls/toy.py --arms baseline '
+            'pswa --seeds 0 1 --work-dir work --cfg-options '
+            'train_cfg.max_epochs=2') in page.text
+
+
+def test_the_same_runs_give_the_same_report(work, capsys):
+    texts = []
+    for _ in range(2):
+        report(capsys, 'work')
+        texts.append({path.name: path.read_bytes()
+                      for path in (work / 'report').iterdir()})
+    assert texts[0] == texts[1]
+
+
+def test_the_numbers_can_be_computed_again_from_the_points(work, capsys):
+    report(capsys, 'work')
+    with open(work / 'report' / 'points.csv', newline='') as file:
+        points = list(csv.DictReader(file))
+    with open(work / 'report' / 'table.csv', newline='') as file:
+        rows = {row['arm']: row for row in csv.DictReader(file)}
+    finals = {arm: [float(p['value']) for p in points
+                    if p['arm'] == arm and p['step'] == '2']
+              for arm in CURVES}
+    again = metrics.paired_difference(finals['pswa'], finals['baseline'])
+    assert float(rows['pswa']['final_difference']) == again.mean == 1.0
+
+
+def test_names_are_escaped_everywhere(tmp_path):
+    name = '<img onerror>&"'
+    for seed in (0, 1):
+        trained(tmp_path / f'r{seed}', [1.], seed,
+                extra='x = "<script>"' if seed else '')
+    arms = read_arms([f'{name}={tmp_path}/r0', f'b={tmp_path}/r1'])
+    page = Page(write_report(arms, name, tmp_path / 'out', title=name,
+                             remarks=['<u>'], commands=['<i>']))
+    assert not {'script', 'u', 'i'} & page.tags
+    assert page.text.count('<img') == 1
+    assert name in [row[0] for row in page.rows]
+
+
+def test_worse_differences_are_marked_where_lower_is_better(tmp_path):
+    for arm, shift in (('baseline', 0.0), ('pswa', 1.0)):
+        for seed in (0, 1):
+            trained(tmp_path / arm / f'seed_{seed}', [1.0 + seed + shift],
+                    seed, metric='val_loss')
+    arms = read_arms([tmp_path])
+    page = write_report(arms, 'baseline', tmp_path / 'report').read_text()
+    assert 'class="worse">+1.00' in page
+    assert 'class="better">+' not in page
+
+
+def test_configs_differences_are_shown(work, capsys):
+    path = next((work / 'pswa' / 'seed_0').rglob('config.py'))
+    path.write_text(path.read_text() + "psw = dict(type='PSWA')\n")
+    report(capsys, 'work')
+    text = (work / 'report' / 'index.html').read_text()
+    assert re.search(r'<summary>pswa<span class="faint">\+1\s+−0</span>', text)
+    assert '<span class="added">+psw = dict(type=&#39;PSWA&#39;)' in text
+
+
+def test_an_earlier_report_is_replaced_and_nothing_else(work, capsys):
+    report(capsys, 'work', '--out', 'out')
+    report(capsys, 'work', '--out', 'out')
+    (work.parent / 'out' / 'thesis.tex').write_text('mine')
+    with pytest.raises(ValueError, match=r"'out'.*\(thesis.tex\).*--out"):
+        report(capsys, 'work', '--out', 'out')
+    other = work.parent / 'site'
+    other.mkdir()
+    (other / 'index.html').write_text('<title>mine</title>')
+    with pytest.raises(ValueError, match='index.html'):
+        report(capsys, 'work', '--out', 'site')
+    assert (other / 'index.html').read_text() == '<title>mine</title>'
+    with pytest.raises(ValueError, match='is a file'):
+        report(capsys, 'work', '--out', 'site/index.html')
+
+
+def test_two_plain_work_dirs(work, capsys):
+    trained(work.parent / 'a', [1., 2.], 0)
+    trained(work.parent / 'b', [2., 3.], 0)
+    out = report(capsys, 'a', 'mine=b')
+    assert 'page:   work_dirs/report/index.html' in out
+    assert '- Compared with a, the first arm (--baseline names another' in out
+    assert 'from which config these runs were started' in out
+    text = (work.parent / 'work_dirs/report/index.html').read_text()
+    assert '<h1>a, mine</h1>' in text
+
+
+def test_a_planned_arm_without_a_curve_is_a_note(work, capsys):
+    path = work / 'comparison.json'
+    plan = json.loads(path.read_text())
+    path.write_text(json.dumps({**plan, 'arms': [*plan['arms'], 'swa']}))
+    out = report(capsys, 'work')
+    assert '- swa has no curve yet, and is not in the table.' in out
+    page = Page(work / 'report' / 'index.html')
+    assert 'swa' not in [row[0] for row in page.rows]
+
+
+def test_the_zoos_number_is_shown_with_its_links(work, capsys):
+    for path in work.rglob('config.py'):
+        path.write_text(path.read_text() + (
+            "model = dict()\n"
+            "val_dataloader = dict(dataset=dict(type='CIFAR10', "
+            "data_root='elsewhere', split='test'))\n"))
+    for path in work.rglob('scalars.json'):
+        path.write_text(path.read_text().replace('acc', 'accuracy/top1'))
+    out = report(capsys, 'work', '--config',
+                 'mmpretrain::resnet/resnet18_8xb16_cifar10.py')
+    assert 'publishes Top 1 Accuracy for mmpretrain::resnet/resnet18' in out
+    page = Page(work / 'report' / 'index.html')
+    assert '94.82' in page.text
+    assert [link for link in page.links if link.startswith('https://github')]
+    assert 'Ours differs from the stock config in model.' in page.text
+
+
+def test_a_wrong_config_is_an_error(work, capsys):
+    with pytest.raises(ValueError, match='does not exist'):
+        report(capsys, 'work', '--config', 'absent.py')
+    out = report(capsys, 'work')  # the grid's own may lie elsewhere
+    assert "left out: config 'configs/cls/toy.py' does not exist" in out

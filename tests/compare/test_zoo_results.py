@@ -1,0 +1,84 @@
+"""The zoos' numbers, as the installed packages ship them."""
+import pytest
+from mmengine.config import Config
+
+from mmpsw.commands import zoo
+from mmpsw.compare.runs import Run
+from mmpsw.compare.zoo_results import (
+    NotPublishedError,
+    Published,
+    find_published,
+)
+
+RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+
+
+def published(folder, config, metric, trained=None, **options):
+    """What the zoo has for a run of ``trained`` (or ``config`` itself)."""
+    cfg = Config.fromfile(zoo.resolve_config(trained or config))
+    cfg.merge_from_dict(options)
+    path = folder / 'config.py'
+    cfg.dump(path)
+    run = Run('run', metric, ((1, 1.0), ), config_path=path)
+    return find_published(config, run)
+
+
+# The numbers are those of the zoos' own README files.
+@pytest.mark.parametrize(('config', 'metric', 'value', 'name'), [
+    (RETINANET, 'coco/bbox_mAP', 0.365, RETINANET),
+    ('configs/det/mask-rcnn_r50_fpn_1x_coco_pwalks.py', 'coco/segm_mAP',
+     0.347, 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'),
+    ('configs/seg/pspnet_r50-d8_4xb4-20k_voc12aug-512x512_pwalks.py', 'mIoU',
+     76.78, 'mmseg::pspnet/pspnet_r50-d8_4xb4-20k_voc12aug-512x512.py'),
+    ('configs/cls/resnet18_8xb16_cifar10_pwalks.py', 'accuracy/top1', 94.82,
+     'mmpretrain::resnet/resnet18_8xb16_cifar10.py'),
+])
+def test_numbers_of_the_three_zoos(tmp_path, config, metric, value, name):
+    found = published(tmp_path, config, metric)
+    assert isinstance(found, Published)
+    assert found.value == pytest.approx(value, abs=1e-9)
+    assert found.name == name
+    assert found.weights_url.startswith('https://download.openmmlab.com/')
+    assert found.config_url.startswith('https://github.com/open-mmlab/')
+    assert found.config_url.endswith(name.partition('::')[2])
+    assert found.caveats == ()
+
+
+def test_data_elsewhere_are_the_same_data(tmp_path):
+    found = published(tmp_path, RETINANET, 'coco/bbox_mAP', **{
+        'val_dataloader.dataset.data_root': '/mnt/coco'})
+    assert found.value == 0.365
+
+
+def test_another_model_or_schedule_is_said(tmp_path):
+    found = published(tmp_path, RETINANET, 'coco/bbox_mAP', **{
+        'train_cfg.max_epochs': 6, 'model.backbone.depth': 18})
+    assert found.caveats == ('Ours differs from the stock config in '
+                             'model.backbone.depth, train_cfg.max_epochs.', )
+
+
+@pytest.mark.parametrize(('config', 'metric', 'trained', 'reason'), [
+    ('configs/cls/vgg16bn_8xb16_cifar10.py', 'accuracy/top1', None,
+     'stems from no config of a model zoo'),
+    (RETINANET, 'coco/bbox_mAP', 'configs/det/retinanet_r18_bccd.py',
+     'the validation data are not those of mmdet::retinanet.*ann_file'),
+    (RETINANET, 'coco/bbox_mAP_50', None, 'not known what mmdet publishes'),
+    (RETINANET, 'coco/segm_mAP', None, 'mmdet publishes no mask AP'),
+    ('mmpretrain::xcit/xcit-nano-12-p16_8xb128_in1k.py', 'accuracy/top1',
+     None, r'publishes several Top 1 Accuracy .*70.35, 72.36'),
+])
+def test_what_is_not_certain_is_left_out(tmp_path, config, metric, trained,
+                                         reason):
+    with pytest.raises(NotPublishedError, match=reason):
+        published(tmp_path, config, metric, trained)
+
+
+def test_a_subset_of_the_data_is_other_data(tmp_path):
+    with pytest.raises(NotPublishedError, match='indices'):
+        published(tmp_path, RETINANET, 'coco/bbox_mAP', **{
+            'val_dataloader.dataset.indices': 100})
+
+
+def test_a_config_that_is_not_there_is_an_error():
+    with pytest.raises(ValueError, match='does not exist'):
+        find_published('absent.py', Run('r', 'mIoU', ((1, 1.0), )))
