@@ -2,7 +2,7 @@
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmpsw.commands import options, zoo
@@ -14,8 +14,18 @@ _DEFAULT_ARMS = ('baseline', 'control', 'pswa', 'pwalks', 'pswm')
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``tools/compare.py``; returns the exit status."""
     args = parse_args(argv)
+    return report_outcome(lambda: args.command(args))
+
+
+def report_outcome(command: Callable[[], None]) -> int:
+    """Runs a command; a line, or the ends of logs, where it went wrong.
+
+    Returns:
+        int: The exit status: 0, 1 after trainings that failed, 2 after a
+        user's error, 130 after Ctrl-C.
+    """
     try:
-        return options.report_errors(lambda: args.command(args))
+        return options.report_errors(command)
     except grids.TrainingError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
@@ -92,23 +102,43 @@ def run(args: Namespace) -> None:
         TrainingError: Some trainings ended with errors; the report is of the
             others.
     """
-    grid = make_grid(args)
+    report_on(train_grid(make_grid(args), args.jobs))
+
+
+def train_grid(grid: grids.Grid,
+               jobs: int | None = None,
+               fresh: bool = False) -> grids.Grid:
+    """Trains a grid, with its progress on the terminal.
+
+    Args:
+        grid: What is to be trained.
+        jobs: Runs at once. By default one for each GPU.
+        fresh: Whether to train anew what has been trained before.
+
+    Returns:
+        Grid: With the folder that it was given.
+
+    Raises:
+        ValueError, FileNotFoundError: Before anything is trained.
+        TrainingError: Some trainings failed; the report is of the others.
+    """
     gpus = visible_gpus()
-    jobs = args.jobs or max(1, len(gpus))
+    jobs = jobs or max(1, len(gpus))
     check(grid)
-    grid = grids.claim(grid)
-    print(f'{len(grid.cells)} runs, {jobs} at a time: the arms '
-          f'{", ".join(grid.arms)} with the seeds '
-          f'{", ".join(map(str, grid.seeds))}, {grid.max_steps()} '
-          f'{"epochs" if grids.is_by_epoch(grid.load()) else "iterations"} '
-          'each, with equal data order for a seed')
+    grid = grids.claim(grid, fresh)
+    unit = 'epochs' if grids.is_by_epoch(grid.load()) else 'iterations'
+    print(f'{len(grid.cells)} trainings, {jobs} at a time: the arms '
+          f'{", ".join(grid.arms)}, with the seeds '
+          f'{", ".join(map(str, grid.seeds))}, for {grid.max_steps()} {unit} '
+          'each; a seed has the same data order in all arms')
     print(f'Everything is written to {grid.work_dir}/', flush=True)
     with grids.Reporter(grid) as bar:
         failures = grids.train(grid, bar, jobs, gpus)
-    if len(failures) < len(grid.cells):
-        _report(grid)
     if failures:
+        if len(failures) < len(grid.cells):
+            report_on(grid)
         raise grids.TrainingError(grids.explain(failures))
+    return grid
 
 
 def make_grid(args: Namespace) -> grids.Grid:
@@ -168,7 +198,8 @@ def visible_gpus() -> list[str]:
             )[:torch.cuda.device_count()]
 
 
-def _report(grid: grids.Grid) -> None:
+def report_on(grid: grids.Grid) -> None:
+    """Reports as ``compare.py report`` does."""
     from mmpsw.commands import report
     parser = ArgumentParser()
     report.add_options(parser)

@@ -227,3 +227,75 @@ def test_a_failed_run_does_not_stop_the_others_and_is_named(
     assert 'NoSuchHook' in captured.err
     assert 'failed: broken, seed 0' in captured.err
     assert (tmp_path / 'work' / 'report' / 'points.csv').exists()
+
+
+class Told:
+    """Writes down what it is told."""
+
+    def __init__(self):
+        self.steps = []
+        self.values = []
+
+    def progress(self, cell, done):
+        self.steps.append(done)
+
+    def value(self, cell, *news):
+        self.values.append(news)
+
+
+def follow(grid, *lines):
+    told = Told()
+    follower = grids._Follower(grid, grid.cells[0], 0, told)
+    for line in lines:
+        follower('11/22 16:42:44 - mmengine - INFO - ' + line)
+    return told
+
+
+def test_progress_is_read_from_the_log_of_an_epoch_based_loop(tmp_path):
+    told = follow(
+        grid_of(tmp_path, '--arms', 'baseline'),
+        'Epoch(train)  [1][50/80]  lr: 1', 'Epoch(train)  [1][80/80]  lr: 1',
+        'Epoch(val) [1][10/16]  eta: 0', 'Epoch(val) [1][16/16]    '
+        'accuracy/top1: 12.30  data_time: 0.2  time: 0.5',
+        'Epoch(val) [ 2][16/16]    data_time: 0.2  time: 1')
+    assert told.steps == [0.9 * 50 / 80, 0.9, 1, 2]
+    assert told.values == [(1, 'accuracy/top1', '12.30'),
+                           (2, '', 'nothing was measured')]
+
+
+def test_progress_is_read_from_the_log_of_an_iteration_based_loop(tmp_path):
+    grid = compare.make_grid(
+        compare.parse_args(
+            ['run', 'configs/seg/unet_fcn_digits.py', '--work-dir',
+             str(tmp_path), '--cfg-options', 'train_cfg.max_iters=200']))
+    told = follow(
+        grid, 'Iter(train) [ 50/200]  lr: 1', 'Iter(val) [16/16]    '
+        'aAcc: 90.1  mIoU: 40.2  mAcc: 50.0  time: 0.5',
+        'Iter(train) [150/200]  lr: 1', 'Iter(val) [16/16]    '
+        'aAcc: 91.1  mIoU: nan  mAcc: 50.0  time: 0.5')
+    # It is validated each 80 iterations.
+    assert told.steps == [50, 80, 150, 160]
+    assert told.values == [(80, 'mIoU', '40.2'), (160, 'mIoU', 'nan')]
+
+
+@pytest.mark.parametrize(('seconds', 'text'), [
+    (8.4, '8 s'), (59.6, '1 min 00 s'), (605, '10 min 05 s'),
+    (7265, '2 h 01 min')
+])
+def test_durations(seconds, text):
+    assert grids.duration(seconds) == text
+
+
+def test_the_time_left_counts_what_was_done_before_once(tmp_path, capsys):
+    grid = grid_of(tmp_path, '--arms', 'baseline', 'pswa', 'pswm',
+                   '--cfg-options', 'train_cfg.max_epochs=2')
+    bar = grids.Reporter(grid)
+    first, second, third = grid.cells
+    bar.finished(first)
+    bar.started(second, ['python'], Path('log'), done=1)
+    bar.begun -= 10
+    bar.progress(second, 2)
+    bar.value(second, 2, 'acc', '0.5')
+    # An epoch took ten seconds, and two are left.
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        '  pswa, seed 0: epoch 2/2  acc 0.5  (20 s left)')
