@@ -40,7 +40,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser = ArgumentParser(
         prog='compare.py',
         description='Compare ways to train: the baseline, PSW and its peers.')
-    commands = parser.add_subparsers(required=True, metavar='run|report')
+    commands = parser.add_subparsers(
+        required=True, metavar='run|report|summary')
     run_parser = commands.add_parser(
         'run', help='train every arm with every seed, and report on them')
     add_run_options(run_parser)
@@ -51,7 +52,43 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     from mmpsw.commands import report
     report.add_options(report_parser)
     report_parser.set_defaults(command=report.report)
+    summary_parser = commands.add_parser(
+        'summary', help='put the tables of several reports into one')
+    add_summary_options(summary_parser)
+    summary_parser.set_defaults(command=summarize)
     return parser.parse_args(argv)
+
+
+def add_summary_options(parser: ArgumentParser) -> None:
+    """Adds the options of ``compare.py summary``."""
+    parser.add_argument(
+        'tables',
+        nargs='+',
+        metavar='TABLE',
+        help="reports' folders, or the table.csv in them")
+    parser.add_argument(
+        '--keys',
+        nargs='+',
+        default=('final', ),
+        metavar='KEY',
+        help='what is compared: final, best, area, drop (default: final)')
+    parser.add_argument(
+        '--plot', type=Path, metavar='PNG', help='also draw a picture')
+
+
+def summarize(args: Namespace) -> None:
+    """Prints a Markdown table for each key, and draws them.
+
+    Raises:
+        ValueError: A table is missing, or a key is unknown.
+    """
+    from mmpsw.compare import summary
+    comparisons = summary.read(args.tables)
+    for key in args.keys:
+        text = summary.as_markdown(comparisons, key)
+        print(f'{summary.KEYS[key].capitalize()}:\n\n{text}')
+    if args.plot:
+        print('picture:', summary.plot(comparisons, args.plot, args.keys))
 
 
 def add_run_options(parser: ArgumentParser) -> None:
