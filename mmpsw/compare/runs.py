@@ -341,6 +341,11 @@ def _logged_metrics(lines: dict[int, dict], work_dir: Path) -> list[str]:
     metrics = list(
         dict.fromkeys(key for line in lines.values() for key in line
                       if key not in _NOT_METRICS))
+    if not metrics and lines:
+        raise MissingRunError(
+            f'The run in {str(work_dir)!r} has no curve, because its '
+            f'{len(lines)} validations logged no metric (mmdet logs none '
+            'while a detector finds no box). Train longer.')
     if not metrics:
         raise MissingRunError(
             f'The run in {str(work_dir)!r} has no curve, because no '

@@ -240,6 +240,12 @@ def test_a_run_that_was_never_validated_is_an_error(tmp_path):
     assert validated_steps(tmp_path) == []
 
 
+def test_validations_without_any_metric_are_an_error(tmp_path):
+    trained(tmp_path, [None, None])
+    with pytest.raises(ValueError, match='its 2 validations logged no metric'):
+        read_run(tmp_path)
+
+
 @pytest.mark.parametrize('folder', ['', 'absent'])
 def test_a_directory_without_a_run_is_an_error(tmp_path, folder):
     with pytest.raises(ValueError, match='There is no training run'):
