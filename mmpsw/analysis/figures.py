@@ -100,7 +100,7 @@ def draw_planes(planes: Mapping[str, Sequence[Sequence[float]]],
         filled = axes.contourf(lengths, lengths, clipped, np.log(levels),
                                cmap='cividis_r')
         axes.contour(lengths, lengths, clipped, np.log(levels[1:-1]),
-                     colors='white', linewidths=0.4)
+                     colors='white', linewidths=0.4, linestyles='solid')
         _draw_center(axes, lengths, top, widths[name])
         axes.set_title(f'{name}\n{_describe(widths[name])}', fontsize=9)
         axes.set_aspect('equal')
@@ -108,9 +108,11 @@ def draw_planes(planes: Mapping[str, Sequence[Sequence[float]]],
         axes.set_visible(False)
     bar = figure.colorbar(filled, ax=panels, shrink=0.9,
                           label='training loss')
-    bar.set_ticks(np.log(levels[::2]), labels=[f'{level:.3g}'
+    bar.set_ticks(np.log(levels[::2]), labels=[f'{level:.2g}'
                                                for level in levels[::2]])
-    figure.supxlabel('random direction 1 (in filter norms)', fontsize=9)
+    rise = next(iter(widths.values())).rise
+    figure.supxlabel('random direction 1 (in filter norms)     orange: where '
+                     f'the loss is {rise:.2g} higher', fontsize=9)
     figure.supylabel('random direction 2', fontsize=9)
     figure.suptitle(title, x=0.01, ha='left', fontweight='bold')
     return _save(figure, path)
@@ -129,7 +131,7 @@ def _draw_center(axes: Axes, lengths: Sequence[float], losses: np.ndarray,
     if losses.min() < edge < losses.max():
         finite = np.minimum(losses, 10 * edge)
         axes.contour(lengths, lengths, np.log(finite), [math.log(edge)],
-                     colors=ORANGE, linewidths=1.8)
+                     colors=ORANGE, linewidths=1.8, linestyles='solid')
 
 
 def _levels(planes: Mapping[str, Sequence[Sequence[float]]],

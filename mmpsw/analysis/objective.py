@@ -71,13 +71,13 @@ class TrainingLoss:
     loss itself (the choice of boxes, say) is drawn from the same seeds at
     each call: equal weights give equal losses.
 
-    Batch norm decides what one sees: the running statistics are those of the
-    checkpoint's activations. Other weights have other activations, so that
-    part of a rise is the mismatch and not the weights. With ``recalibrated``
-    the statistics are those of the weights that are looked at, recomputed by
-    a pass over the same batches (twice the time): narrower for what is kept,
-    wider and closer to the function that a training step sees for what is
-    recalibrated.
+    Batch norm decides what one sees. Its running statistics belong to the
+    activations of the weights that were saved; other weights have other
+    activations, so that a part of a rise is this mismatch, and a perturbed
+    network looks worse than its weights are. With ``recalibrated`` the
+    statistics are recomputed for each point, by a pass over the same batches
+    (twice the time): the loss is that of the weights alone, and minima look
+    wider.
 
     Args:
         model (nn.Module): An mmengine model.

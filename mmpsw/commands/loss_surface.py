@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -229,7 +228,6 @@ def _checked_config(args: Namespace, names: Sequence[str]) -> Config:
         checkpoints.check_weights(name)
     checks.check_data(cfg, *phases)
     allow_resume()
-    MMLogger.get_instance('mmpsw', logger_name='mmpsw', log_level='WARNING')
     return cfg
 
 

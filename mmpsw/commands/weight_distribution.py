@@ -28,7 +28,7 @@ from mmpsw.commands import checks, options, zoo
 from mmpsw.commands.average_checkpoints import load_checkpoint
 from mmpsw.engine.resume import allow_resume
 
-# Epochs or iterations for a training that was over: its end is ours.
+# Epochs or iterations of a training that we end ourselves.
 _ENDLESS = 10**9
 
 
@@ -44,8 +44,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         prog='weight_distribution.py',
         description='Train on from a checkpoint through a period, and draw '
         'the spread of the weights that PSW samples in it, layer by layer. '
-        'No checkpoint is written. From the end of a training it goes on with '
-        'the last learning rate.')
+        'No checkpoint is written. Behind the end of the training it goes on '
+        'with the last learning rate.')
     parser.add_argument(
         'config',
         help='a path, or a zoo name: mmdet::..., mmseg::..., mmpretrain::...')
@@ -152,7 +152,9 @@ def _out_folder(folder: str, overwrite: bool) -> Path:
 
 
 def _go_on(cfg: Config, path: str) -> None:
-    """Makes the run go on from a checkpoint, also behind its end.
+    """Makes the run go on from a checkpoint, also behind the training's end.
+
+    The learning rate's schedules have their ends in the checkpoint.
 
     Raises:
         ValueError, FileNotFoundError: One cannot train on from it.
@@ -165,8 +167,8 @@ def _go_on(cfg: Config, path: str) -> None:
                          "no optimizer state; give a run's epoch_*.pth or "
                          'iter_*.pth')
     cfg.load_from, cfg.resume = path, True
-    for key, position in (('max_epochs', 'epoch'), ('max_iters', 'iter')):
-        if cfg.train_cfg.get(key) and meta[position] >= cfg.train_cfg[key]:
+    for key in ('max_epochs', 'max_iters'):
+        if cfg.train_cfg.get(key):
             cfg.train_cfg[key] = _ENDLESS
 
 
@@ -186,7 +188,7 @@ def period_ends(schedule: Schedule, iteration: int, count: int) -> list[int]:
     ends: list[int] = []
     for number in range(past + 1, past + 1 + count):
         end = min([schedule.begin + number * schedule.period, *limits])
-        if end > (ends[-1] if ends else iteration):
+        if end > max(schedule.begin, *ends[-1:], iteration):
             ends.append(end)
     return ends
 
@@ -223,9 +225,10 @@ class _UntilPeriods(Hook):
         ]
         if not ends:
             raise ValueError(
-                f'no period ends after iteration {runner.iter}, because psw '
-                'has ended there; set a later --cfg-options '
-                'optim_wrapper.psw.end, or give an earlier checkpoint')
+                f'no period ends after iteration {runner.iter}, because '
+                'psw.end, or the training, is before; set other --cfg-options '
+                'optim_wrapper.psw.begin and .end, or give an earlier '
+                'checkpoint')
         self.task = self.bar.add_task('training',
                                       total=max(ends) - runner.iter)
         self.bar.start()
