@@ -1,1 +1,5 @@
-"""What the files in tools/ run; each command is ``main(argv) -> int``."""
+"""The logic of the commands in ``tools/``."""
+import warnings
+
+# mmengine needs it to read a zoo's config, and says so once for each.
+warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
