@@ -1,4 +1,4 @@
-"""The logic of the commands in ``tools/``."""
+"""What the files in tools/ run; each command is ``main(argv) -> int``."""
 import warnings
 
 # mmengine needs it to read a zoo's config, and says so once for each.
