@@ -104,6 +104,10 @@ def draw_planes(planes: Mapping[str, Sequence[Sequence[float]]],
         _draw_center(axes, lengths, top, widths[name])
         axes.set_title(f'{name}\n{_describe(widths[name])}', fontsize=9)
         axes.set_aspect('equal')
+        half = lengths[-1] / 2
+        ticks = [-2 * half, -half, 0, half, 2 * half]
+        axes.set(xticks=ticks, yticks=ticks)
+        axes.tick_params(labelsize=8)
     for axes in list(panels.flat)[count:]:
         axes.set_visible(False)
     bar = figure.colorbar(filled, ax=panels, shrink=0.9,

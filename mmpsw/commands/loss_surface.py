@@ -292,7 +292,8 @@ def _short_names(paths: Sequence[str]) -> list[str]:
 
 def _title(args: Namespace, what: str) -> str:
     norms = 'recalibrated' if args.recalibrate else 'as saved'
-    return f'{what}  ({args.batches} batches, batch norm {norms})'
+    plural = 'batch' if args.batches == 1 else 'batches'
+    return f'{what}  ({args.batches} {plural}, batch norm {norms})'
 
 
 def _line_table(points: Sequence[LinePoint], names: Sequence[str],
@@ -314,8 +315,10 @@ def _width_table(widths: dict[str, Width]) -> Table:
     first = next(iter(widths.values()))
     table = Table('', 'loss', 'width', 'std', 'rays')
     table.caption = (f'width: mean distance, in filter norms, at which the '
-                     f'loss is higher by {first.rise:.4g}; > where rays '
-                     f'stayed lower up to {first.limit:g}')
+                     f'loss is higher by {first.rise:.4g}')
+    if any(width.open for width in widths.values()):
+        table.caption += (f'; >: rays stayed lower up to {first.limit:g} '
+                          '(take a smaller --rise, or a larger --extent)')
     for name, width in widths.items():
         sign = '> ' if width.open else ''
         table.add_row(name, f'{width.loss:.4g}', f'{sign}{width.mean:.3g}',
