@@ -114,7 +114,8 @@ def test_an_option_makes_of_the_baseline_what_the_leaf_says(name):
 @pytest.mark.parametrize(
     'path', sorted(CONFIGS.rglob('*.py')), ids=lambda path: path.stem)
 def test_a_config_can_be_read(path):
-    assert len(load(path)) > 0
+    # The baseline's arm adds nothing, which is what a baseline is.
+    assert len(load(path)) > 0 or path.stem == 'baseline'
 
 
 def test_fragments_hold_psw_alone():
