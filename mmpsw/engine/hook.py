@@ -1,6 +1,7 @@
 """The Hook: what needs the runner."""
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -81,14 +82,16 @@ class PSWHook(Hook):
         self._check_other_hooks(runner)
 
     def before_train(self, runner: Runner) -> None:
-        """Go on inside the epoch in which the run was interrupted."""
+        """Go on inside the epoch in which the run was interrupted.
+
+        With the control arm, also see to it that the live weights are in the
+        model after a validation that raises: hooks are not told of that.
+        """
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             skip_trained_batches(runner.train_loop)
-
-    def before_train_iter(self, runner: Runner, *args: Any,
-                          **kwargs: Any) -> None:
-        """Train on the live weights, even after a validation that failed."""
-        self._show_live()
+        if runner.val_loop is not None and any(
+                not wrapper.psw.write_back for wrapper in self.wrappers):
+            runner.val_loop.run = self._then_show_live(runner.val_loop.run)
 
     def after_train_iter(self, runner: Runner, *args: Any,
                          **kwargs: Any) -> None:
@@ -139,6 +142,17 @@ class PSWHook(Hook):
             for name, tensor in _named_tensors(_unwrapped(runner.model)):
                 if id(tensor) in saved and name in checkpoint['state_dict']:
                     checkpoint['state_dict'][name] = saved[id(tensor)]
+
+    def _then_show_live(self, run: Callable) -> Callable:
+
+        @functools.wraps(run)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return run(*args, **kwargs)
+            finally:
+                self._show_live()
+
+        return guarded
 
     def _show_average(self) -> None:
         for wrapper in self.wrappers:
