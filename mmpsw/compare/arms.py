@@ -232,7 +232,15 @@ def _common_metric(sources: Sequence[_Source], metric: str | None,
 
 def _read_arm(source: _Source, metric: str, rule: str | None) -> Arm:
     runs, notes = [], []
+    waiting = [folder.name for folder in source.folders
+               if source.planned and not _is_run(folder)]
+    if waiting:
+        notes.append(f'{source.name}: {", ".join(waiting)} '
+                     f'{"was" if len(waiting) == 1 else "were"} not trained '
+                     'yet.')
     for folder in source.folders:
+        if folder.name in waiting:
+            continue
         try:
             runs.append(read_run(folder, source.name, metric, rule))
         except MissingRunError as error:

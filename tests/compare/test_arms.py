@@ -48,7 +48,8 @@ def test_what_is_planned_and_missing_is_named(tmp_path):
     arms = read_arms([work])
     assert shape(arms) == {**CURVES, 'swa': {}}
     text = notes(arms)
-    assert text[0].startswith('baseline: seed_2 is left out. There is no')
+    assert text[0] == 'baseline: seed_2 was not trained yet.'
+    assert 'swa: seed_0, seed_1, seed_2 were not trained yet.' in text
     assert 'swa has no curve yet, and is not in the table.' in text
 
 
