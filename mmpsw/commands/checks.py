@@ -1,4 +1,5 @@
 """What is looked at before a run starts, so that it does not fail later."""
+import logging
 import os.path as osp
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
+from mmpsw.commands import checkpoints
 from mmpsw.commands.options import has_accelerator
 from mmpsw.commands.zoo import is_amp, optim_wrappers
 
@@ -34,15 +36,44 @@ def check_data(cfg: Config, *phases: str) -> None:
 
 
 def check_checkpoint(path: str) -> None:
-    """Looks for a checkpoint; addresses are left to mmengine.
+    """Looks into a checkpoint; addresses are left to mmengine.
 
     Raises:
         FileNotFoundError: There is none.
+        ValueError: It cannot be read as data.
     """
-    if _is_local(path) and not osp.isfile(osp.expanduser(path)):
+    if not _is_local(path):
+        return
+    if not osp.isfile(osp.expanduser(path)):
         raise FileNotFoundError(
             f"checkpoint '{path}' does not exist; give the path of a .pth "
             'file')
+    checkpoints.read(osp.expanduser(path))
+
+
+def find_resume_point(cfg: Config) -> None:
+    """Passes by what cannot be read, where a run resumes by itself, in place.
+
+    Raises:
+        ValueError: The work dir has checkpoints, and none can be read:
+            starting anew would overwrite them.
+    """
+    if not cfg.get('resume') or cfg.get('load_from'):
+        return
+    newest, skipped = checkpoints.newest_readable(cfg.work_dir)
+    named = Path(cfg.work_dir, 'last_checkpoint').exists()
+    if not skipped and (newest is None or named):
+        return
+    if newest is None:
+        raise ValueError(
+            f"no checkpoint in '{cfg.work_dir}' can be read: {skipped[0]}; "
+            'give another --work-dir, or --overwrite without --resume')
+    if is_main_process():
+        for reason in skipped:
+            print_log(f'Skipped: {reason}', 'current', logging.WARNING)
+        print_log(f'Resuming from {newest}, the newest that can be read',
+                  'current', logging.WARNING)
+    cfg.load_from = str(newest)
 
 
 def check_work_dir(cfg: Config, overwrite: bool) -> None:

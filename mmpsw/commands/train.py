@@ -66,6 +66,7 @@ def train(args: Namespace) -> None:
     cfg = build_config(args)
     checks.check_amp(cfg)
     checks.check_work_dir(cfg, args.overwrite)
+    checks.find_resume_point(cfg)
     if cfg.get('load_from'):
         checks.check_checkpoint(cfg.load_from)
     checks.check_data(cfg, 'train', 'val')

@@ -3,6 +3,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmpsw.commands import test as command
 from mmpsw.commands import train
@@ -62,7 +63,7 @@ def test_tta_wraps_the_model():
 ])
 def test_one_line(argv, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path('a.pth').write_bytes(b'')
+    torch.save(dict(state_dict={}), 'a.pth')
     Path('untested.py').write_text('a = 1\n')
     assert command.main(argv) == 2
     lines = capsys.readouterr().err.splitlines()
