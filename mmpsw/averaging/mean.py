@@ -1,8 +1,17 @@
-"""The running mean of live tensors, in place and for all of them at once."""
+"""The running mean of live tensors, in place and for all of them at once.
+
+What a sample costs, for each parameter: fp32 weights read w (4 bytes) and mu
+(4), and write mu (4): 12 bytes, by one ``torch._foreach_lerp_`` for all
+tensors of a device and dtype. Half-precision weights under an fp32 mean: 2 +
+4 + 4 = 10 bytes, see :class:`_ConvertedGroup`. A first sample only copies.
+Nothing waits for the device, and memory is allocated in the first window only.
+"""
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from .pieces import Piece, batches
 
 __all__ = ['ACCUMULATED_IN', 'RunningMean', 'accumulator', 'blend_', 'copy_']
 
@@ -40,21 +49,93 @@ class RunningMean:
         self.tensors = list(tensors)
         self.samples = 0
         self.mean: list[Tensor] | None = None
+        self._layout: list[tuple] = []
+        self._groups: list[_Group] = []
 
     @torch.no_grad()
     def update(self) -> None:
         """Take one sample."""
-        if self.mean is None:
-            self.mean = [accumulator(tensor) for tensor in self.tensors]
+        if not self.samples or not self._groups:
+            self._group()
         self.samples += 1
-        if self.samples == 1:
-            copy_(self.mean, self.tensors)
-        else:
-            blend_(self.mean, self.tensors, 1 / self.samples)
+        for group in self._groups:
+            if self.samples == 1:
+                group.copy_()
+            else:
+                group.blend_(1 / self.samples)
 
     def restart(self) -> None:
         """Begin anew; the memory stays for the next samples."""
         self.samples = 0
+
+    def allocate(self) -> list[Tensor]:
+        """The mean, uninitialised where there was none."""
+        if self.mean is None:
+            self.mean = [accumulator(tensor) for tensor in self.tensors]
+        return self.mean
+
+    def _group(self) -> None:
+        """Once a window: a parameter stays, its data may be replaced."""
+        kinds = _by_kind(self.allocate(), self.tensors)
+        layout = [(kind, list(map(id, live)))
+                  for kind, (_, live) in kinds.items()]
+        if layout != self._layout:
+            self._layout = layout
+            self._groups = [
+                (_Group if kind[1] == kind[3] else _ConvertedGroup)(*pairs)
+                for kind, pairs in kinds.items()
+            ]
+
+
+class _Group:
+    """Means and tensors of one device and dtype."""
+
+    def __init__(self, means: list[Tensor], tensors: list[Tensor]):
+        self.means = means
+        self.tensors = tensors
+
+    def copy_(self) -> None:
+        torch._foreach_copy_(self.means, self.tensors)
+
+    def blend_(self, weight: float) -> None:
+        torch._foreach_lerp_(self.means, self.tensors, weight)
+
+
+class _ConvertedGroup(_Group):
+    """Means of a wider dtype than their tensors (fp32 and bf16).
+
+    ``lerp_`` takes no two dtypes, ``add_`` and ``sub_`` do but convert into
+    a whole temporary on a CPU, leave the multi-tensor path on a GPU, and two
+    passes over mu are 18 bytes. So the weights are converted piece by piece,
+    into one small buffer that stays in the cache: memory sees 2 bytes of w,
+    and 8 of mu. The results are those of a conversion as a whole.
+    """
+
+    def __init__(self, means: list[Tensor], tensors: list[Tensor]):
+        super().__init__(means, tensors)
+        found = list(batches(means))
+        self.buffer = means[0].new_empty(
+            max(sum(p.of(means).numel() for p in batch) for batch in found))
+        self.batches = [self._views(batch) for batch in found]
+
+    def blend_(self, weight: float) -> None:
+        for batch, converted, means in self.batches:
+            # Anew each time: the parameters' data may have been replaced.
+            pieces = [piece.of(self.tensors) for piece in batch]
+            torch._foreach_copy_(converted, pieces)
+            torch._foreach_lerp_(means, converted, weight)
+
+    def _views(self, batch: list[Piece]) -> tuple:
+        """A batch, its pieces of the buffer, and of the means."""
+        means = [piece.of(self.means) for piece in batch]
+        converted, start = [], 0
+        for mean in means:
+            flat = self.buffer[start:start + mean.numel()]
+            # Equal strides are what the multi-tensor kernels ask for.
+            dense = torch.empty_like(mean, device='meta').stride()
+            converted.append(flat.as_strided(mean.shape, dense))
+            start += mean.numel()
+        return batch, converted, means
 
 
 def accumulator(tensor: Tensor) -> Tensor:
@@ -88,11 +169,18 @@ def blend_(means: Sequence[Tensor], tensors: Sequence[Tensor],
 
 def _for_each_kind(operation: Callable, targets: Sequence[Tensor],
                    sources: Sequence[Tensor]) -> None:
+    for group in _by_kind(targets, sources).values():
+        operation(*group)
+
+
+def _by_kind(
+        targets: Sequence[Tensor], sources: Sequence[Tensor]
+) -> dict[tuple, tuple[list[Tensor], list[Tensor]]]:
+    """The pairs, by both their devices and dtypes."""
     kinds: dict[tuple, tuple] = {}
     for target, source in zip(targets, sources):
         kind = (target.device, target.dtype, source.device, source.dtype)
         group = kinds.setdefault(kind, ([], []))
         group[0].append(target)
         group[1].append(source)
-    for group in kinds.values():
-        operation(*group)
+    return kinds

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .mean import ACCUMULATED_IN, RunningMean, accumulator, blend_, copy_
+from .pieces import pieces
 from .schedule import Schedule
 from .techniques import Technique
 
@@ -158,7 +159,15 @@ class PeriodicResampler:
 
         Returns:
             Resampling or None: What was done, where a period ends.
+
+        Raises:
+            ValueError: The average is in the model, not the live weights.
         """
+        if self._live is not None:
+            raise ValueError(
+                'The weights cannot be sampled inside of averaged(), because '
+                'the average is in the model, and not the live weights: '
+                'train outside of it.')
         self.iteration = (
             self.iteration + 1 if iteration is None else iteration)
         place = self.schedule.locate(self.iteration)
@@ -191,7 +200,11 @@ class PeriodicResampler:
     def show_average(self) -> None:
         """Put m into the model, until :meth:`show_live`."""
         if self.average is not None and self._live is None:
-            self._live = [tensor.clone() for tensor in self.tensors]
+            if self.samples:
+                self._live = [tensor.clone() for tensor in self.tensors]
+            else:  # between windows the running mean's memory is free
+                self._live = self._running.allocate()
+                copy_(self._live, self.tensors)
             copy_(self.tensors, self.average)
 
     def show_live(self) -> None:
@@ -441,21 +454,31 @@ def _floating(buffers: Iterable[Tensor]) -> list[Tensor]:
     ]
 
 
-def _norms(tensors: Iterable[Tensor]) -> list[float]:
-    """The 2-norms, in float64: squares of finite values stay finite."""
-    norms = [
-        torch.linalg.vector_norm(
-            tensor,
-            dtype=torch.complex128 if tensor.is_complex() else torch.float64)
-        for tensor in tensors
-    ]
-    return torch.stack([norm.to(norms[0].device) for norm in norms]).tolist()
+def _norms(*columns: Sequence[Tensor]) -> list[float]:
+    """The 2-norms of the tensors, or of the differences of two columns.
+
+    In float64, where squares of finite values stay finite, and piece by
+    piece: on a CPU the conversion would be a whole temporary.
+    """
+    first = columns[0]
+    home = first[0].device
+    indices, norms = [], []
+    for piece in pieces(first):
+        parts = [piece.of(column) for column in columns]
+        part = parts[0] - parts[1] if len(parts) == 2 else parts[0]
+        wide = torch.complex128 if part.is_complex() else torch.float64
+        norm = torch.linalg.vector_norm(part, dtype=wide)
+        indices.append(piece.index)
+        norms.append(norm.to(home, non_blocking=True))
+    totals = [0.0] * len(first)
+    for index, norm in zip(indices, torch.stack(norms).tolist()):
+        totals[index] = math.hypot(totals[index], norm)
+    return totals
 
 
 def _shift(m: Sequence[Tensor], live: Sequence[Tensor]) -> float:
     size = math.hypot(*_norms(live))
-    moved = math.hypot(*_norms(average - tensor
-                               for average, tensor in zip(m, live)))
+    moved = math.hypot(*_norms(m, live))
     return moved / size if size else math.nan
 
 

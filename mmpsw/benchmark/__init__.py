@@ -1,0 +1,1 @@
+"""What sampling costs, counted and measured beside what peers cost."""

@@ -1,0 +1,141 @@
+"""The running mean against the obvious one, bit for bit."""
+import pytest
+import torch
+from reference import Reference
+from torch import nn
+
+from mmpsw.averaging import PSWM, PeriodicResampler, RunningMean
+from mmpsw.averaging.mean import ACCUMULATED_IN
+
+DTYPES = [
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.complex64
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Several are slower on tensors of this size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tensors(dtype):
+    """All sizes and layouts: empty, scalar, odd, larger than any buffer."""
+    torch.manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(shape, dtype=torch.float64).to(dtype)
+
+    return [
+        randn(0),
+        randn(),
+        randn(7),
+        randn(300_001),
+        randn(2, 200_000),
+        randn(70, 33, 3, 3).to(memory_format=torch.channels_last),
+        randn(640, 70, 3, 3).to(memory_format=torch.channels_last),
+        randn(40, 30).t(),
+        randn(400, 700).t(),
+        randn(10, 10)[::2, 1:7],
+        randn(900, 500)[::2, 1:400],
+        randn(50, 1).expand(50, 4),
+    ]
+
+
+def change(live):
+    for i, tensor in enumerate(live):
+        if tensor.numel() and 0 not in tensor.stride():
+            generator = torch.Generator().manual_seed(i)
+            tensor.add_(
+                torch.randn(tensor.shape, generator=generator).to(
+                    tensor.dtype),
+                alpha=0.125)
+
+
+def obvious(mean, live, n):
+    """``mu + (w - mu) / n``, one tensor after another, in new memory."""
+    if n == 1:
+        return [w.to(ACCUMULATED_IN[w.dtype], copy=True) for w in live]
+    return [torch.lerp(m, w.to(m.dtype), 1 / n) for m, w in zip(mean, live)]
+
+
+@pytest.mark.parametrize('threads', [1, 2])
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_each_sample_is_the_obvious_one(dtype, threads):
+    """Threads share the elements out, which must change no bit either."""
+    torch.set_num_threads(threads)
+    live = tensors(dtype)
+    fast, mean = RunningMean(live), None
+    for _ in range(2):
+        for n in range(1, 6):
+            change(live)
+            fast.update()
+            mean = obvious(mean, live, n)
+            for a, b in zip(fast.mean, mean, strict=True):
+                assert a.dtype == b.dtype and torch.equal(a, b)
+        fast.restart()
+
+
+def test_several_dtypes_at_once():
+    live = [tensor for dtype in DTYPES for tensor in tensors(dtype)]
+    live = live[::2] + live[1::2]
+    fast, mean = RunningMean(live), None
+    for n in range(1, 4):
+        change(live)
+        fast.update()
+        mean = obvious(mean, live, n)
+    for a, b in zip(fast.mean, mean, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize('size', [3, 300_000])
+def test_new_data_of_the_same_parameter_is_followed(dtype, size):
+    w = nn.Parameter(torch.zeros(size, dtype=dtype))
+    fast = RunningMean([w])
+    for value in (1., 2., 6.):
+        w.data = torch.full((size, ), value, dtype=dtype)
+        fast.update()
+    assert torch.equal(fast.mean[0], torch.full((size, ), 3.))
+
+
+def test_weights_that_change_their_dtype_between_windows():
+    """What model.bfloat16() does: the parameter is the same object."""
+    w = nn.Parameter(torch.zeros(5))
+    fast = RunningMean([w])
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for value in (1., 2., 6.):
+            w.data = torch.full((5, ), value, dtype=dtype)
+            fast.update()
+        assert fast.mean[0].tolist() == [3.] * 5
+        fast.restart()
+
+
+@pytest.mark.parametrize('dtype, tolerance', [
+    (torch.bfloat16, 2**-8),
+    (torch.float32, 1e-6),
+])
+def test_large_weights_equal_the_reference(dtype, tolerance):
+    """Three periods of PSWM on tensors that are worked on in pieces."""
+    params = [nn.Parameter(t.clone()) for t in tensors(dtype)[2:7]]
+    resampler = PeriodicResampler(
+        torch.optim.SGD(params, lr=0.), PSWM(momentum=0.3), 4)
+    slow = [p.detach().clone() for p in params]
+    reference = Reference(4, 4, 0.3)
+    for _ in range(12):
+        change([p.data for p in params])
+        change(slow)
+        done = resampler.step()
+        m = reference.step(slow)
+        if m is not None:
+            before = torch.cat([w.double().flatten() for w in slow])
+            slow = [value.to(dtype) for value in m]
+            after = torch.cat([value.flatten() for value in m])
+            expected = (after - before).norm() / before.norm()
+            assert done.shift == pytest.approx(expected.item(), rel=1e-3)
+        for a, b in zip(params, slow, strict=True):
+            torch.testing.assert_close(
+                a.detach(), b, rtol=tolerance, atol=tolerance)
