@@ -457,19 +457,33 @@ def _floating(buffers: Iterable[Tensor]) -> list[Tensor]:
 def _norms(*columns: Sequence[Tensor]) -> list[float]:
     """The 2-norms of the tensors, or of the differences of two columns.
 
-    In float64, where squares of finite values stay finite, and piece by
-    piece: on a CPU the conversion would be a whole temporary.
+    Squares of finite values stay finite in float64. As that takes a CPU twice
+    the time, it is left to what overflows in the tensors' own precision.
     """
+    norms = _norms_in(ACCUMULATED_IN, *columns)
+    if all(map(math.isfinite, norms)):
+        return norms
+    return _norms_in(_WIDEST, *columns)
+
+
+_WIDEST = {
+    dtype: torch.complex128 if dtype.is_complex else torch.float64
+    for dtype in ACCUMULATED_IN
+}
+
+
+def _norms_in(precision: dict[torch.dtype, torch.dtype],
+              *columns: Sequence[Tensor]) -> list[float]:
+    """Piece by piece: differences and conversions are temporaries."""
     first = columns[0]
-    home = first[0].device
     indices, norms = [], []
     for piece in pieces(first):
-        parts = [piece.of(column) for column in columns]
-        part = parts[0] - parts[1] if len(parts) == 2 else parts[0]
-        wide = torch.complex128 if part.is_complex() else torch.float64
-        norm = torch.linalg.vector_norm(part, dtype=wide)
+        part = piece.of(first)
+        if len(columns) == 2:
+            part = part - piece.of(columns[1])
+        norm = torch.linalg.vector_norm(part, dtype=precision[part.dtype])
         indices.append(piece.index)
-        norms.append(norm.to(home, non_blocking=True))
+        norms.append(norm.to(first[0].device, torch.float64))
     totals = [0.0] * len(first)
     for index, norm in zip(indices, torch.stack(norms).tolist()):
         totals[index] = math.hypot(totals[index], norm)

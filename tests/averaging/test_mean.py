@@ -139,3 +139,13 @@ def test_large_weights_equal_the_reference(dtype, tolerance):
         for a, b in zip(params, slow, strict=True):
             torch.testing.assert_close(
                 a.detach(), b, rtol=tolerance, atol=tolerance)
+
+
+def test_norms_of_values_whose_squares_overflow():
+    """|w| = 5e30, |m - w| = 1e30: fp32 holds neither square."""
+    w = nn.Parameter(torch.zeros(2))
+    resampler = PeriodicResampler(torch.optim.SGD([w], lr=0.), PSWM(), 2)
+    for value in ([3e30, 2e30], [3e30, 4e30]):
+        w.data = torch.tensor(value)
+        done = resampler.step()
+    assert done.applied and done.shift == pytest.approx(0.2, rel=1e-6)
