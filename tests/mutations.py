@@ -1,0 +1,113 @@
+"""Breaks the averaging on purpose, and looks whether the tests notice.
+
+    python tests/mutations.py
+
+Each mutation is made in a copy of the checkout. Where its tests still pass,
+they would not find that mistake: the exit status is 1.
+"""
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESAMPLER = 'mmpsw/averaging/resampler.py'
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A mistake that somebody might make.
+
+    Attributes:
+        name: What it is.
+        file: Where it is made.
+        edits: Each text, which occurs there once, and what takes its place.
+        tests: What must fail.
+    """
+
+    name: str
+    file: str
+    edits: tuple[tuple[str, str], ...]
+    tests: tuple[str, ...]
+
+
+MUTATIONS = (
+    Mutation('a counter is not saved', RESAMPLER,
+             (('samples=self.samples,', 'samples=0,'), ),
+             ('tests/averaging/test_resampler.py', )),
+    Mutation('the generator is not restored', RESAMPLER,
+             (("self.generator.set_state(state['generator'].cpu())", 'pass'),
+              ), ('tests/averaging/test_resampler.py', )),
+    Mutation('the mean is an alias of the live weights',
+             'mmpsw/averaging/mean.py',
+             (('self.mean = [accumulator(tensor) for tensor in self.tensors]',
+               'self.mean = list(self.tensors)'), ),
+             ('tests/averaging/test_resampler.py', )),
+    Mutation('an iteration is a sample, whether it updates or not',
+             'mmpsw/engine/optim_wrapper.py',
+             (('self.resampler.step(self._inner_count, self._updated)',
+               'self.resampler.step(self._inner_count, True)'), ),
+             ('tests/engine/test_optim_wrapper.py', )),
+    Mutation('the mean is written back after the validation', RESAMPLER,
+             (('            copy_(self.tensors, m)\n',
+               '            self._late = m\n'),
+              ('        place = self.schedule.locate(self.iteration)\n',
+               "        if getattr(self, '_late', None) is not None:\n"
+               '            copy_(self.tensors, self._late)\n'
+               '            self._late = None\n'
+               '        place = self.schedule.locate(self.iteration)\n')),
+             ('tests/averaging/test_resampler.py', )),
+)
+
+
+def main() -> int:
+    """Tries all mutations; returns the exit status."""
+    survivors = 0
+    for mutation in MUTATIONS:
+        failed = is_noticed(mutation)
+        survivors += not failed
+        print(f'{"noticed" if failed else "NOT NOTICED"}: {mutation.name}'
+              f'{f" ({failed})" if failed else ""}', flush=True)
+    return 1 if survivors else 0
+
+
+def is_noticed(mutation: Mutation) -> str:
+    """The first test that fails, or nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        copy_checkout(copy)
+        path = copy / mutation.file
+        text = path.read_text()
+        for old, new in mutation.edits:
+            if text.count(old) != 1:
+                raise ValueError(
+                    f'{mutation.file} has {text.count(old)} times {old!r}, '
+                    'because the code has changed: mend this mutation')
+            text = text.replace(old, new)
+        path.write_text(text)
+        done = subprocess.run(
+            [sys.executable, '-m', 'pytest', '-x', '-q', '--no-header', '-rf',
+             *mutation.tests], cwd=copy, capture_output=True, text=True,
+            env={**os.environ, 'PYTHONPATH': str(copy)}, check=False)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f'the tests did not run:\n{done.stdout}')
+    lines = [line for line in done.stdout.splitlines()
+             if line.startswith('FAILED ')]
+    return lines[0].split()[1] if lines else ''
+
+
+def copy_checkout(target: Path) -> None:
+    """Copies what git tracks."""
+    names = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, check=True,
+                           capture_output=True, text=True).stdout
+    for name in filter(None, names.split('\0')):
+        source = ROOT / name
+        if source.is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(source.read_bytes())
+
+
+if __name__ == '__main__':
+    sys.exit(main())
