@@ -34,8 +34,8 @@ def cost_table(costs: Sequence[Cost], title: str) -> Table:
             continue
         memory = '' if cost.memory is None else f'{cost.memory:.1f}'
         table.add_row(cost.name, str(cost.operations), f'{cost.bytes:.1f}',
-                      memory, f'{cost.time.median * 1000:.3g}',
-                      _ratio(cost.ratio))
+                      memory, f'{cost.time.median * 1000:.4g}',
+                      _ratio(cost.ratio, 2))
     return table
 
 
@@ -45,7 +45,7 @@ def step_table(steps: Sequence[Step], title: str) -> Table:
     table.caption = 'Medians over periods; in brackets the quartiles.'
     for step in steps:
         table.add_row(step.name, f'{step.time.median * 1000:.4g}',
-                      _ratio(step.ratio))
+                      _ratio(step.ratio, 3))
     return table
 
 
@@ -122,8 +122,9 @@ def _names() -> Column:
     return Column(no_wrap=True)
 
 
-def _ratio(ratio: Spread) -> str:
-    return f'{ratio.median:.3f} ({ratio.low:.2f}-{ratio.high:.2f})'
+def _ratio(ratio: Spread, digits: int) -> str:
+    median, low, high = (f'{part:.{digits}f}' for part in ratio)
+    return f'{median} ({low}-{high})'
 
 
 def _write(path: Path, header: Sequence[str],
