@@ -12,6 +12,7 @@ case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
 
 bash "$root/tools/setup.sh"
 cd "$root"
-# The tests' models are so small that more threads only wait for each other.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+# The tests' models are so small that more threads only wait for each other,
+# all the more where other work shares the cores.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec "$venv/bin/python" -m pytest tests "$@"
