@@ -1,6 +1,4 @@
 """What a period's mean is the mean of: a Hook that records the samples."""
-import csv
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from torch.optim import Optimizer
 from mmpsw.engine.optim_wrapper import PSWOptimWrapperMixin
 from mmpsw.engine.settings import HOW_TO_ENABLE
 from mmpsw.registry import HOOKS
+from mmpsw.results import write_csv
 
 from .spread import Histogram, LayerSpread, Spread
 
@@ -218,7 +217,7 @@ def write_period(period: PeriodSpread, folder: Path) -> list[Path]:
     from .figures import draw_histograms, draw_layers
     folder.mkdir(parents=True, exist_ok=True)
     files = [
-        _write_csv(
+        write_csv(
             folder / f'{period.name}.csv',
             ('layer', 'shape', 'samples', 'rms', 'std', 'relative_std',
              'shift'),
@@ -231,7 +230,7 @@ def write_period(period: PeriodSpread, folder: Path) -> list[Path]:
     if period.histograms:
         stem = f'{period.name}_histograms'
         files += [
-            _write_csv(
+            write_csv(
                 folder / f'{stem}.csv', ('layer', 'from', 'to', 'density'),
                 [(histogram.name, low, high, density)
                  for histogram in period.histograms for low, high, density in
@@ -241,15 +240,6 @@ def write_period(period: PeriodSpread, folder: Path) -> list[Path]:
                             period.title)
         ]
     return files
-
-
-def _write_csv(path: Path, header: Sequence[str],
-               rows: Sequence[Sequence[Any]]) -> Path:
-    with open(path, 'w', newline='', encoding='utf-8') as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-    return path
 
 
 def _psw_wrappers(optim_wrapper: Any) -> list[PSWOptimWrapperMixin]:

@@ -1,5 +1,4 @@
 """Tables, CSV files and the picture of a benchmark."""
-import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Column, Table
+
+from mmpsw.results import write_csv
 
 from .contenders import FLAT_COPY, FLAT_LERP
 from .sampling import Cost
@@ -57,7 +58,7 @@ def write_costs(path: Path, costs: Iterable[Cost], device: str) -> None:
         *(f'seconds_{part}' for part in _SPREAD),
         *(f'ratio_to_flat_lerp_{part}' for part in _SPREAD)
     ]
-    _write(path, header, [
+    write_csv(path, header, [
         [c.name, c.elements, c.tensors, device, c.note, c.operations, c.bytes,
          c.memory, *(c.time or [None] * 3), *(c.ratio or [None] * 3)]
         for c in costs
@@ -70,7 +71,7 @@ def write_steps(path: Path, steps: dict[str, Sequence[Step]],
     header = ['config', 'name', 'device',
               *(f'seconds_{part}' for part in _SPREAD),
               *(f'ratio_to_baseline_{part}' for part in _SPREAD)]
-    _write(path, header, [[config, s.name, device, *s.time, *s.ratio]
+    write_csv(path, header, [[config, s.name, device, *s.time, *s.ratio]
                           for config, rows in steps.items() for s in rows])
 
 
@@ -125,11 +126,3 @@ def _names() -> Column:
 def _ratio(ratio: Spread, digits: int) -> str:
     median, low, high = (f'{part:.{digits}f}' for part in ratio)
     return f'{median} ({low}-{high})'
-
-
-def _write(path: Path, header: Sequence[str],
-           rows: Iterable[Sequence[Any]]) -> None:
-    with open(path, 'w', newline='', encoding='utf-8') as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)

@@ -1,23 +1,17 @@
 """Measures what averaging costs, beside peers and the memory's bandwidth."""
 import os
 import platform
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterable, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from mmpsw.commands import options, zoo
+from mmpsw.commands.progress import Bars
+from mmpsw.results import out_folder
 
 _DESCRIPTION = '''\
 What averaging the weights costs: operations and bytes are counted, times are
@@ -26,6 +20,8 @@ medians of rounds in which everything runs once, in one process.
 _MODELS = ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
            'mmseg::unet/unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024.py',
            'mmpretrain::resnet/resnet50_8xb32_in1k.py')
+_DEFAULT_OUT = Path('work_dirs/benchmark')
+_COUNT = options.at_least(1)
 _DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
 
 
@@ -46,9 +42,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         'config', nargs='?',
         help='whose model is averaged: a path, or a zoo name (default: '
         'parameters made for it)')
-    sample.add_argument('--params', type=_count, default=25_000_000,
+    sample.add_argument('--params', type=_COUNT, default=25_000_000,
                         help='made parameters (default: 25e6)')
-    sample.add_argument('--tensors', type=_count, default=161,
+    sample.add_argument('--tensors', type=_COUNT, default=161,
                         help='... in so many tensors (default: 161)')
     sample.add_argument('--dtype', choices=_DTYPES,
                         help="of the weights (default: float32, or the "
@@ -59,23 +55,23 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     step.add_argument('configs', nargs='*', default=_MODELS,
                       help='stock configs (default: RetinaNet R50, UNet, '
                       'ResNet-50)')
-    step.add_argument('--size', type=_count, default=64,
+    step.add_argument('--size', type=_COUNT, default=64,
                       help='height and width of the images (default: 64)')
-    step.add_argument('--batch-size', type=_count, default=2,
+    step.add_argument('--batch-size', type=_COUNT, default=2,
                       help='images in a batch (default: 2)')
-    step.add_argument('--period', type=_count, default=20,
+    step.add_argument('--period', type=_COUNT, default=20,
                       help='steps between two resamplings (default: 20, much '
                       'less than in any real training)')
     _add_common(step, run_step, repeats=10)
     growth = commands.add_parser(
         'growth', help='time against the number of parameters and tensors')
     growth.add_argument(
-        '--params', type=_count, nargs='+',
+        '--params', type=_COUNT, nargs='+',
         default=(10**6, 10**7, 10**8, 10**9),
         help='numbers of parameters, in 100 tensors; those that do not fit '
         'the memory are left out (default: 1e6 1e7 1e8 1e9)')
     growth.add_argument(
-        '--tensors', type=_count, nargs='+', default=(10, 100, 1000, 10_000),
+        '--tensors', type=_COUNT, nargs='+', default=(10, 100, 1000, 10_000),
         help='numbers of tensors, of 1e7 parameters together (default: 10 '
         '100 1000 10000)')
     _add_common(growth, run_growth, repeats=20)
@@ -85,15 +81,11 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
 def _add_common(parser: ArgumentParser,
                 command: Callable[[Namespace], None], repeats: int) -> None:
     parser.set_defaults(command=command)
-    parser.add_argument('--repeats', type=_count, default=repeats,
+    parser.add_argument('--repeats', type=_COUNT, default=repeats,
                         help=f'rounds (default: {repeats})')
     parser.add_argument('--device',
                         help='cpu or cuda (default: a GPU if there is one)')
-    parser.add_argument('--out', '--work-dir', type=Path, metavar='FOLDER',
-                        help='where the results go (default: '
-                        'work_dirs/benchmark)')
-    parser.add_argument('--overwrite', action='store_true',
-                        help='allow replacing the results in --out')
+    options.add_out(parser, str(_DEFAULT_OUT))
 
 
 def run_sample(args: Namespace) -> None:
@@ -103,7 +95,7 @@ def run_sample(args: Namespace) -> None:
         ValueError: Before anything is measured.
     """
     device = _device(args)
-    out = _out_folder(args, 'sample.csv')
+    out = _out(args, 'sample.csv')
     from mmpsw.benchmark import report, sampling
     dtype = args.dtype and getattr(torch, args.dtype)
     if args.config:
@@ -113,8 +105,8 @@ def run_sample(args: Namespace) -> None:
         model = sampling.synthetic(args.params, args.tensors,
                                    dtype or torch.float32, device)
         what = 'made parameters'
-    with _Progress() as progress:
-        costs = sampling.measure(model, args.repeats, progress.track)
+    with Bars() as progress:
+        costs = sampling.measure(model, args.repeats, progress.parts)
     title = (f'{what}: {costs[0].elements:,} parameters in '
              f'{costs[0].tensors} tensors, {_machine(device)}')
     Console().print(report.cost_table(costs, title))
@@ -133,16 +125,16 @@ def run_step(args: Namespace) -> None:
         raise ValueError(f'--period {args.period} is too short for a window '
                          'of its last quarter; give 4 or more')
     configs = {name: zoo.load_config(name) for name in args.configs}
-    out = _out_folder(args, 'step.csv')
+    out = _out(args, 'step.csv')
     from mmpsw.benchmark import report, steps
     results = {}
-    with _Progress() as progress:
+    with Bars() as progress:
         for name, cfg in configs.items():
             stem = Path(zoo.resolve_config(name)).stem
             results[name] = steps.measure(
                 cfg, args.batch_size, args.size, args.period, args.repeats,
-                progress.track, stem)
-            progress.bar.console.print(report.step_table(
+                progress.parts, stem)
+            progress.console.print(report.step_table(
                 results[name], f'{stem}, {args.batch_size} x 3 x {args.size} '
                 f'x {args.size}, {_machine(device)}'))
     report.write_steps(out / 'step.csv', results, _machine(device))
@@ -156,7 +148,7 @@ def run_growth(args: Namespace) -> None:
         ValueError: Before anything is measured.
     """
     device = _device(args)
-    out = _out_folder(args, 'growth.csv', 'growth.png')
+    out = _out(args, 'growth.csv', 'growth.png')
     from mmpsw.benchmark import report, sampling
     fits = [n for n in args.params
             if sampling.needed_bytes(n) <= _free_memory(device)]
@@ -171,10 +163,10 @@ def run_growth(args: Namespace) -> None:
 
     def costs(elements: int, tensors: int) -> list[Any]:
         model = sampling.synthetic(elements, tensors, torch.float32, device)
-        return sampling.measure(model, args.repeats, progress.track,
+        return sampling.measure(model, args.repeats, progress.parts,
                                 sampling.GROWTH)
 
-    with _Progress() as progress:
+    with Bars() as progress:
         by_size = [c for n in fits for c in costs(n, min(n, 100))]
         by_tensors = [c for m in args.tensors
                       for c in costs(max(10**7, m), m)]
@@ -220,49 +212,5 @@ def _free_memory(device: torch.device) -> int:
     return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
 
 
-def _out_folder(args: Namespace, *files: str) -> Path:
-    """The folder for the results, with none of an earlier run in it."""
-    out = args.out or Path('work_dirs', 'benchmark')
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out '{out}' is a file; give a folder")
-    old = [name for name in files if (out / name).exists()]
-    if old and not args.overwrite:
-        raise ValueError(f"'{out}' holds the results of an earlier run "
-                         f'({old[0]}); give another --out, or --overwrite')
-    out.mkdir(parents=True, exist_ok=True)
-    return out
-
-
-def _count(text: str) -> int:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if value < 1 or value != int(value):
-        raise ArgumentTypeError(f"'{text}' is no number of things; give an "
-                                'integer >= 1, such as 100 or 1e6')
-    return int(value)
-
-
-class _Progress:
-    """A bar for each part, with the time left, on stderr."""
-
-    def __init__(self):
-        self.bar = Progress(
-            TextColumn('{task.description}'),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn('left'),
-            console=Console(stderr=True))
-
-    def __enter__(self) -> '_Progress':
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.bar.stop()
-
-    def track(self, items: Sequence, description: str) -> Iterable:
-        """Goes through the items of a part."""
-        yield from self.bar.track(items, description=escape(description))
+def _out(args: Namespace, *files: str) -> Path:
+    return out_folder(args.out or _DEFAULT_OUT, files, args.overwrite)

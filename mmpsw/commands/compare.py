@@ -93,9 +93,7 @@ def summarize(args: Namespace) -> None:
 
 def add_run_options(parser: ArgumentParser) -> None:
     """Adds the options of ``compare.py run``."""
-    parser.add_argument(
-        'config',
-        help='a path, or a zoo name: mmdet::..., mmseg::..., mmpretrain::...')
+    options.add_config(parser)
     parser.add_argument(
         '--arms',
         nargs='+',

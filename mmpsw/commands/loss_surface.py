@@ -1,20 +1,11 @@
 """Draws the loss along a line, and on a plane around checkpoints."""
-import csv
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterable, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mmengine.config import Config
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from torch import nn
 
@@ -27,7 +18,9 @@ from mmpsw.analysis.objective import (
     fixed_batches,
 )
 from mmpsw.commands import checks, options, zoo
+from mmpsw.commands.progress import Bars
 from mmpsw.engine.resume import allow_resume
+from mmpsw.results import out_folder, write_csv
 
 _DESCRIPTION = '''\
 The training loss around trained weights, on the same batches everywhere.
@@ -51,14 +44,14 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     line = commands.add_parser(
         'line', description='The loss along (1 - t) A + t B.',
         help='the loss along the line between two checkpoints')
-    _add_config(line)
+    options.add_config(line)
     line.add_argument('a', metavar='A.pth', help='the weights at t = 0')
     line.add_argument('b', metavar='B.pth', help='the weights at t = 1')
     line.add_argument('--begin', type=float, default=-0.25,
                       help='the first t (default: -0.25)')
     line.add_argument('--end', type=float, default=1.25,
                       help='the last t (default: 1.25)')
-    line.add_argument('--points', type=_at_least(2), default=31,
+    line.add_argument('--points', type=options.at_least(2), default=31,
                       help='how many values of t, besides 0 and 1 '
                       '(default: 31)')
     line.add_argument('--metric', nargs='?', const='auto', metavar='NAME',
@@ -71,14 +64,14 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         'the mean distance along random directions, both senses of each, at '
         'which the loss has risen by --rise above that of the checkpoint.',
         help='the loss on a plane around each checkpoint, and the width')
-    _add_config(plane)
+    options.add_config(plane)
     plane.add_argument('checkpoints', nargs='+', metavar='A.pth',
                        help='the weights; all are drawn on one scale')
     plane.add_argument('--extent', type=float, default=1.0,
                        help='the longest step, in filter norms (default: 1)')
-    plane.add_argument('--points', type=_at_least(3), default=15,
+    plane.add_argument('--points', type=options.at_least(3), default=15,
                        help='points along each side (default: 15)')
-    plane.add_argument('--directions', type=_at_least(2), default=5,
+    plane.add_argument('--directions', type=options.at_least(2), default=5,
                        help='random directions for the width (default: 5)')
     plane.add_argument('--rise', type=float,
                        help='by how much the loss must have risen (default: '
@@ -87,40 +80,18 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     return parser.parse_args(argv)
 
 
-def _add_config(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        'config',
-        help='a path, or a zoo name: mmdet::..., mmseg::..., mmpretrain::...')
-
-
 def _add_common(parser: ArgumentParser,
                 command: Callable[[Namespace], None]) -> None:
     parser.set_defaults(command=command)
-    parser.add_argument('--batches', type=_at_least(1), default=8,
+    parser.add_argument('--batches', type=options.at_least(1), default=8,
                         help='training batches for each loss (default: 8)')
     parser.add_argument('--recalibrate', action='store_true',
                         help='recompute batch-norm statistics at each point, '
                         'on the same batches')
     parser.add_argument('--seed', type=int, default=0,
                         help='of the batches and directions (default: 0)')
-    parser.add_argument('--out', '--work-dir', metavar='FOLDER',
-                        help='where the results go (default: '
-                        'work_dirs/CONFIG/loss_line or loss_plane)')
-    parser.add_argument('--overwrite', action='store_true',
-                        help='allow replacing the results in --out')
-    parser.add_argument('--cfg-options', nargs='+',
-                        action=options.ConfigOptions, default={},
-                        metavar='KEY=VALUE',
-                        help='settings that replace those of the config')
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdigit() or int(text) < least:
-            raise ArgumentTypeError(f'{text} is not an integer >= {least}')
-        return int(text)
-
-    return number
+    options.add_out(parser, 'work_dirs/CONFIG/loss_line or loss_plane')
+    options.add_cfg_options(parser)
 
 
 def run_line(args: Namespace) -> None:
@@ -133,7 +104,7 @@ def run_line(args: Namespace) -> None:
         raise ValueError(f'--begin {args.begin} is not before --end '
                          f'{args.end}; give an interval, such as 0 and 1')
     cfg = _checked_config(args, [args.a, args.b])
-    out = _out_folder(args, 'loss_line', ('line.csv', 'line.png'))
+    out = _out(args, 'loss_line', ('line.csv', 'line.png'))
     model = build_model(cfg)
     ends = [checkpoints.load_weights(name, cfg, model)
             for name in (args.a, args.b)]
@@ -142,14 +113,14 @@ def run_line(args: Namespace) -> None:
     primary = None
     if args.metric:
         primary = _primary_metric(cfg, validate(), args.metric)
-    with _Progress() as progress:
+    with Bars() as progress:
         points = loss_surface.line(model, *ends,
                                    line_points(args.begin, args.end,
                                                args.points),
-                                   loss, validate, progress.track)
+                                   loss, validate, progress.parts)
     names = _short_names([args.a, args.b])
     metrics = list(points[0].metrics)
-    _write_csv(out / 'line.csv', ['t', 'loss', *metrics],
+    write_csv(out / 'line.csv', ['t', 'loss', *metrics],
                [[point.t, point.loss, *point.metrics.values()]
                 for point in points])
     picture = figures.draw_line(points, names, out / 'line.png', primary,
@@ -170,7 +141,7 @@ def run_plane(args: Namespace) -> None:
     if args.rise is not None and not args.rise > 0:
         raise ValueError(f'--rise {args.rise} is no rise; give a number > 0')
     cfg = _checked_config(args, args.checkpoints)
-    out = _out_folder(args, 'loss_plane',
+    out = _out(args, 'loss_plane',
                       ('plane.csv', 'plane.png', 'widths.csv'))
     model = build_model(cfg)
     all_weights = [checkpoints.load_weights(name, cfg, model)
@@ -180,7 +151,7 @@ def run_plane(args: Namespace) -> None:
     planes: dict[str, list[list[float]]] = {}
     widths: dict[str, Width] = {}
     rise = args.rise
-    with _Progress(len(all_weights)) as progress:
+    with Bars(len(all_weights)) as progress:
         for name, weights in zip(_short_names(args.checkpoints), all_weights):
             loss_surface.set_weights(model, weights)
             directions = [
@@ -190,14 +161,14 @@ def run_plane(args: Namespace) -> None:
             rise = loss() if rise is None else rise
             widths[name] = loss_surface.width(
                 model, weights, directions, loss, rise, args.extent,
-                args.extent / 10, progress.track)
+                args.extent / 10, progress.parts)
             planes[name] = loss_surface.plane(
-                model, weights, directions[:2], lengths, loss, progress.track)
-    _write_csv(out / 'plane.csv', ['checkpoint', 'x', 'y', 'loss'],
+                model, weights, directions[:2], lengths, loss, progress.parts)
+    write_csv(out / 'plane.csv', ['checkpoint', 'x', 'y', 'loss'],
                [[name, x, y, value] for name, rows in planes.items()
                 for y, row in zip(lengths, rows)
                 for x, value in zip(lengths, row)])
-    _write_csv(out / 'widths.csv',
+    write_csv(out / 'widths.csv',
                ['checkpoint', 'loss', 'rise', 'width', 'std', 'rays',
                 'open_rays', 'limit'],
                [[name, w.loss, w.rise, w.mean, w.std, len(w.radii), w.open,
@@ -261,18 +232,11 @@ def _primary_metric(cfg: Config, metrics: dict[str, float],
     return next(iter(metrics))
 
 
-def _out_folder(args: Namespace, kind: str, files: Sequence[str]) -> Path:
+def _out(args: Namespace, kind: str, files: Sequence[str]) -> Path:
     """The folder for the results, with none of an earlier run in it."""
     stem = Path(zoo.resolve_config(args.config)).stem
-    out = Path(args.out) if args.out else Path('work_dirs', stem, kind)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out '{out}' is a file; give a folder")
-    old = [name for name in files if (out / name).exists()]
-    if old and not args.overwrite:
-        raise ValueError(f"'{out}' holds the results of an earlier run "
-                         f'({old[0]}); give another --out, or --overwrite')
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+    return out_folder(args.out or Path('work_dirs', stem, kind), files,
+                      args.overwrite)
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:
@@ -326,46 +290,6 @@ def _width_table(widths: dict[str, Width]) -> Table:
     return table
 
 
-def _write_csv(path: Path, header: Sequence[str],
-               rows: Iterable[Sequence[Any]]) -> None:
-    with open(path, 'w', newline='', encoding='utf-8') as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
 def _say_where(*paths: Path) -> None:
     for path in paths:
         print(path)
-
-
-class _Progress:
-    """A bar for each part, with the time left, on stderr."""
-
-    def __init__(self, repeats: int = 1):
-        self.repeats = repeats
-        self.bar = Progress(
-            TextColumn('{task.description}'),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn('left'),
-            console=Console(stderr=True))
-        self.tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> '_Progress':
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.bar.stop()
-
-    def track(self, items: Sequence[Any],
-              description: str) -> Iterable[Any]:
-        """Goes through the items of one of ``repeats`` equal parts."""
-        if description not in self.tasks:
-            self.tasks[description] = self.bar.add_task(
-                description, total=len(items) * self.repeats)
-        for item in items:
-            yield item
-            self.bar.advance(self.tasks[description])

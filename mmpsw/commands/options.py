@@ -1,8 +1,9 @@
 """What the commands share: options, error lines, the set-up of a run."""
+import math
 import os
 import sys
 import traceback
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.error import URLError
@@ -37,13 +38,7 @@ class ConfigOptions(DictAction):
 def add_run_options(parser: ArgumentParser) -> None:
     """Adds the options that training and testing share."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='settings that replace those of the config: a.b=1 c="[1,2]"')
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', *_LAUNCHER_SIGNS],
@@ -51,6 +46,53 @@ def add_run_options(parser: ArgumentParser) -> None:
         help='how the processes were started')
     # torchrun's predecessor passes it, in one spelling or the other.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def add_config(parser: ArgumentParser) -> None:
+    """Adds the config's argument."""
+    parser.add_argument(
+        'config',
+        help='a path, or a zoo name: mmdet::..., mmseg::..., mmpretrain::...')
+
+
+def add_cfg_options(parser: ArgumentParser) -> None:
+    """Adds ``--cfg-options``, which :func:`merge_options` merges."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=ConfigOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='settings that replace those of the config: a.b=1 c="[1,2]"')
+
+
+def add_out(parser: ArgumentParser, default: str) -> None:
+    """Adds the options of a folder for results, ``default`` for the help."""
+    parser.add_argument(
+        '--out',
+        '--work-dir',
+        type=Path,
+        metavar='FOLDER',
+        help=f'where the results go (default: {default})')
+    parser.add_argument(
+        '--overwrite',
+        action='store_true',
+        help='allow replacing the results in --out')
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that takes an integer, such as 100 or 1e6."""
+
+    def number(text: str) -> int:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not value >= least or not value.is_integer():
+            raise ArgumentTypeError(f'{text} is not an integer >= {least}')
+        return int(value)
+
+    return number
 
 
 def report_errors(command: Callable[[], None]) -> int:

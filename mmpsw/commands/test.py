@@ -22,9 +22,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser = ArgumentParser(
         prog='test.py', description='Test a checkpoint, trained with PSW or '
         'not: the checkpoints of both are alike.')
-    parser.add_argument(
-        'config',
-        help='a path, or a zoo name: mmdet::..., mmseg::..., mmpretrain::...')
+    options.add_config(parser)
     parser.add_argument('checkpoint', help='path or address of a .pth file')
     parser.add_argument(
         '--out',

@@ -21,9 +21,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser = ArgumentParser(
         prog='train.py',
         description='Train a stock or own config, with or without PSW.')
-    parser.add_argument(
-        'config',
-        help='a path, or a zoo name: mmdet::..., mmseg::..., mmpretrain::...')
+    options.add_config(parser)
     averaging = parser.add_mutually_exclusive_group()
     averaging.add_argument(
         '--psw',

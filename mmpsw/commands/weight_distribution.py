@@ -10,13 +10,6 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from mmpsw.analysis.weight_distribution import (
@@ -26,7 +19,9 @@ from mmpsw.analysis.weight_distribution import (
 from mmpsw.averaging import Schedule
 from mmpsw.commands import checks, options, zoo
 from mmpsw.commands.average_checkpoints import load_checkpoint
+from mmpsw.commands.progress import Bars
 from mmpsw.engine.resume import allow_resume
+from mmpsw.results import out_folder
 
 # Epochs or iterations of a training that we end ourselves.
 _ENDLESS = 10**9
@@ -46,9 +41,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         'the spread of the weights that PSW samples in it, layer by layer. '
         'No checkpoint is written. Behind the end of the training it goes on '
         'with the last learning rate.')
-    parser.add_argument(
-        'config',
-        help='a path, or a zoo name: mmdet::..., mmseg::..., mmpretrain::...')
+    options.add_config(parser)
     parser.add_argument(
         'checkpoint', nargs='?',
         help='a .pth file with the state of the training, such as '
@@ -57,20 +50,13 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         '--psw', metavar='TECHNIQUE',
         help='pswa, pwalks, pswm, or the path of a file that defines psw '
         "(default: the config's)")
-    parser.add_argument('--periods', type=int, default=1,
+    parser.add_argument('--periods', type=options.at_least(1), default=1,
                         help='how many periods (default: 1)')
-    parser.add_argument('--histograms', type=int, default=4,
+    parser.add_argument('--histograms', type=options.at_least(0), default=4,
                         help='layers with a histogram (default: 4)')
     parser.add_argument('--seed', type=int, help='the random seed')
-    parser.add_argument('--out', '--work-dir', metavar='FOLDER',
-                        help='where the results go (default: '
-                        'work_dirs/CONFIG/weight_distribution)')
-    parser.add_argument('--overwrite', action='store_true',
-                        help='allow replacing the results in --out')
-    parser.add_argument('--cfg-options', nargs='+',
-                        action=options.ConfigOptions, default={},
-                        metavar='KEY=VALUE',
-                        help='settings that replace those of the config')
+    options.add_out(parser, 'work_dirs/CONFIG/weight_distribution')
+    options.add_cfg_options(parser)
     return parser.parse_args(argv)
 
 
@@ -82,13 +68,8 @@ def run(args: Namespace) -> list[PeriodSpread]:
             the config, the checkpoint or the data is wrong; after it, when
             no period ended in it.
     """
-    for option in ('periods', 'histograms'):
-        least = dict(periods=1, histograms=0)[option]
-        if getattr(args, option) < least:
-            raise ValueError(f'--{option} {getattr(args, option)} is not '
-                             f'possible; give {least} or more')
     cfg = build_config(args)
-    out = _out_folder(cfg.work_dir, args.overwrite)
+    out = out_folder(cfg.work_dir, ['*iter_*.csv'], args.overwrite)
     checks.check_amp(cfg)
     checks.check_data(cfg, 'train')
     allow_resume()
@@ -134,21 +115,9 @@ def build_config(args: Namespace) -> Config:
     if args.seed is not None:
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': args.seed}
     stem = Path(zoo.resolve_config(args.config)).stem
-    cfg.work_dir = args.out or str(
-        Path('work_dirs', stem, 'weight_distribution'))
+    cfg.work_dir = str(
+        args.out or Path('work_dirs', stem, 'weight_distribution'))
     return cfg
-
-
-def _out_folder(folder: str, overwrite: bool) -> Path:
-    out = Path(folder)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out '{out}' is a file; give a folder")
-    old = sorted(out.glob('*iter_*.csv'))
-    if old and not overwrite:
-        raise ValueError(f"'{out}' holds the results of an earlier run "
-                         f'({old[0].name}); give another --out, or '
-                         '--overwrite')
-    return out
 
 
 def _go_on(cfg: Config, path: str) -> None:
@@ -205,13 +174,7 @@ class _UntilPeriods(Hook):
     def __init__(self, recorder: WeightDistributionHook, periods: int):
         self.recorder = recorder
         self.periods = periods
-        self.bar = Progress(
-            TextColumn('{task.description}'),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn('left'),
-            console=Console(stderr=True))
+        self.bar = Bars()
 
     def before_train(self, runner: Runner) -> None:
         """Look how far it is.

@@ -1,6 +1,5 @@
 """Arms side by side: as plain text, as Markdown, and as numbers."""
 
-import csv
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mmpsw import results
 from mmpsw.compare import metrics
 from mmpsw.compare.metrics import Difference, Estimate, Match
 from mmpsw.compare.runs import Arm, Run, check_comparable, paired_runs
@@ -115,7 +115,8 @@ def write_csv(arms: Sequence[Arm], baseline: str, path: str | Path,
     about = dict(metric=run.metric, unit=run.unit,
                  better='higher' if run.higher_is_better else 'lower')
     rows = [_numbers(row, about) for row in make_rows(arms, baseline, zoo)]
-    return _write_rows(rows, path)
+    return results.write_csv(path, list(rows[0]),
+                             [row.values() for row in rows])
 
 
 def write_points(arms: Sequence[Arm], path: str | Path) -> Path:
@@ -128,7 +129,8 @@ def write_points(arms: Sequence[Arm], path: str | Path) -> Path:
         dict(arm=arm.name, seed=run.seed, step=step, value=value)
         for arm in arms for run in arm.runs for step, value in run.points
     ]
-    return _write_rows(rows, path)
+    return results.write_csv(path, list(rows[0]),
+                             [row.values() for row in rows])
 
 
 def explain(arms: Sequence[Arm], baseline: str) -> list[str]:
@@ -357,13 +359,3 @@ def _numbers(row: Row, about: dict[str, str]) -> dict:
         memory_mb_std=row.memory and row.memory.std,
         memory_ratio=row.memory_ratio)
     return cells
-
-
-def _write_rows(rows: Sequence[dict], path: str | Path) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
-    return path

@@ -76,11 +76,19 @@ def test_period_ends_by_hand():
 
 
 @pytest.mark.parametrize('argv, message', [
+    (['--periods', '0'], '--periods: 0 is not an integer >= 1'),
+    (['--histograms', '-1'], '--histograms: -1 is not an integer >= 0'),
+])
+def test_numbers_that_are_none(argv, message, capsys):
+    with pytest.raises(SystemExit):
+        command.main([CONFIG, *argv])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('argv, message', [
     ([CONFIG, *SMALL], 'has no psw; add --psw pswa'),
     ([CONFIG, 'no.pth', *CONTROL], "'no.pth' does not exist"),
     ([CONFIG, 'bare.pth', *CONTROL], "cannot train on from 'bare.pth'"),
-    ([CONFIG, '--periods', '0', *CONTROL], '--periods 0'),
-    ([CONFIG, '--histograms', '-1', *CONTROL], '--histograms -1'),
     ([CONFIG, '--out', 'bare.pth', *CONTROL], 'is a file'),
     ([CONFIG, '--out', 'mine', *CONTROL], 'holds the results of an earlier'),
     ([CONFIG, 'run/iter_8.pth', '--psw', 'pswm', *SMALL],

@@ -181,4 +181,4 @@ def test_bad_input_ends_in_one_line(folder, capsys, argv, message):
 def test_a_number_that_is_none(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(['sample', '--params', '1.5'])
-    assert "'1.5' is no number of things" in capsys.readouterr().err
+    assert "1.5 is not an integer >= 1" in capsys.readouterr().err
