@@ -1,8 +1,9 @@
 """Train OpenMMLab models better by periodically resampling their weights.
 
-``mmpsw.averaging`` is plain PyTorch. What needs mmengine is imported when it
-is asked for: by ``type='mmpsw.PSWHook'`` in a config, by ``custom_imports =
-['mmpsw']``, or by ``mmpsw.PSWHook``.
+``mmpsw.averaging`` is plain PyTorch. What needs torch or mmengine is imported
+when it is asked for: by ``type='mmpsw.PSWHook'`` in a config, by
+``type='PSWHook'`` after ``custom_imports = ['mmpsw']``, or by
+``mmpsw.PSWHook``.
 """
 import sys
 
@@ -16,7 +17,8 @@ ENGINE = ('PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper')
 __all__ = ['__version__', *ENGINE]
 
 if 'mmengine' in sys.modules:  # custom_imports comes from there
-    from . import engine  # noqa: F401
+    from .registry import register_bare_names
+    register_bare_names()
 
 
 def __getattr__(name: str):

@@ -1,4 +1,7 @@
 """Registries with scope 'mmpsw': ``type='mmpsw.PSWHook'`` imports itself."""
+from collections.abc import Callable
+from typing import Any
+
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -35,10 +38,26 @@ def register_bare_names() -> None:
     """Make ``type='PSWHook'`` work, as after ``custom_imports``.
 
     A bare name is looked up in the default scope and in mmengine's own
-    registries, never in a sibling such as ours.
+    registries, never in a sibling such as ours. What stands there imports the
+    class when it is built: torch and mmengine's runner take seconds.
     """
-    for ours, root in ((HOOKS, MMENGINE_HOOKS),
-                       (OPTIM_WRAPPERS, MMENGINE_OPTIM_WRAPPERS)):
-        for name, module in ours.module_dict.items():
+    for root, names in _BARE_NAMES.items():
+        for name in names:
             if name not in root.module_dict:
-                root.register_module(name=name, module=module)
+                root.register_module(name=name, module=_built_late(name))
+
+
+_BARE_NAMES = {
+    MMENGINE_HOOKS: ('PSWHook', ),
+    MMENGINE_OPTIM_WRAPPERS: ('PSWAmpOptimWrapper', 'PSWOptimWrapper'),
+}
+
+
+def _built_late(name: str) -> Callable:
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        from mmpsw import engine
+        return getattr(engine, name)(*args, **kwargs)
+
+    build.__name__ = build.__qualname__ = name
+    return build

@@ -31,9 +31,26 @@ def test_the_core_imports_nothing_of_openmmlab():
     assert 'mmpsw.engine' not in modules
 
 
+def test_importing_the_package_is_light():
+    code = 'import sys, mmengine, mmpsw; print(*sys.modules)'
+    assert 'torch' not in run(code).split()
+
+
+@pytest.mark.parametrize('tool', ['train', 'test', 'compare'])
+def test_help_does_not_wait_for_torch(tool):
+    modules = run('import sys\n'
+                  f'from mmpsw.commands.{tool} import main\n'
+                  'try: main(["--help"])\n'
+                  'except SystemExit: print(*sys.modules)').split()
+    assert '--help' in modules  # the help was printed
+    assert f'mmpsw.commands.{tool}' in modules and 'torch' not in modules
+
+
 def test_custom_imports_and_names_of_the_package():
-    code = 'from mmengine.registry import HOOKS; import mmpsw; '
-    assert 'PSWHook' in run(code + 'print(HOOKS.get("PSWHook"))')
+    code = ('from mmengine.registry import HOOKS; import mmpsw; '
+            'hook = HOOKS.build(dict(type="PSWHook", recalibrate_batches=7)); '
+            'print(type(hook), hook.recalibrate_batches)')
+    assert run(code) == "<class 'mmpsw.engine.hook.PSWHook'> 7\n"
     assert 'PSWHook' in run('import mmpsw; print(mmpsw.PSWHook)')
     assert 'PSWHook' in run('from mmengine.registry import HOOKS; '
                             'print(HOOKS.get("mmpsw.PSWHook"))')

@@ -17,7 +17,7 @@ from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 
 from mmpsw.averaging.batch_norm import recalibrate
-from mmpsw.commands import checks, options, zoo
+from mmpsw.commands import checks, launch, options, zoo
 from mmpsw.engine.resume import allow_resume
 
 StateDict = dict[str, Tensor]
@@ -235,7 +235,7 @@ def _recalibration_config(args: Namespace) -> Config | None:
                          'or more')
     cfg = zoo.load_config(args.recalibrate)
     options.merge_options(cfg, args)
-    options.set_dataloader_defaults(cfg, options.has_accelerator())
+    launch.set_dataloader_defaults(cfg, launch.has_accelerator())
     checks.check_data(cfg, 'train')
     return cfg
 

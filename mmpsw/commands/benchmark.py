@@ -99,7 +99,8 @@ def run_sample(args: Namespace) -> None:
     from mmpsw.benchmark import report, sampling
     dtype = args.dtype and getattr(torch, args.dtype)
     if args.config:
-        model = _built(zoo.load_config(args.config)).to(device, dtype)
+        from mmpsw.analysis.objective import build_model
+        model = build_model(zoo.load_config(args.config)).to(device, dtype)
         what = Path(zoo.resolve_config(args.config)).stem
     else:
         model = sampling.synthetic(args.params, args.tensors,
@@ -180,11 +181,6 @@ def run_growth(args: Namespace) -> None:
                        _machine(device))
     print(out / 'growth.csv')
     print(report.draw_growth(by_size, by_tensors, out / 'growth.png'))
-
-
-def _built(cfg: Any) -> torch.nn.Module:
-    from mmpsw.analysis.objective import build_model
-    return build_model(cfg)
 
 
 def _device(args: Namespace) -> torch.device:

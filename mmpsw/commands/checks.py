@@ -9,7 +9,7 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
 from mmpsw.commands import checkpoints
-from mmpsw.commands.options import has_accelerator
+from mmpsw.commands.launch import has_accelerator
 from mmpsw.commands.zoo import is_amp, optim_wrappers
 
 # Dataset classes of mmpretrain that fetch their files themselves.

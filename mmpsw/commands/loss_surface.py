@@ -17,7 +17,7 @@ from mmpsw.analysis.objective import (
     build_model,
     fixed_batches,
 )
-from mmpsw.commands import checks, options, zoo
+from mmpsw.commands import checks, launch, options, zoo
 from mmpsw.commands.progress import Bars
 from mmpsw.engine.resume import allow_resume
 from mmpsw.results import out_folder, write_csv
@@ -189,7 +189,7 @@ def _checked_config(args: Namespace, names: Sequence[str]) -> Config:
     """The config of the command line, its data and the checkpoints found."""
     cfg = zoo.load_config(args.config)
     options.merge_options(cfg, args)
-    options.set_dataloader_defaults(cfg, options.has_accelerator())
+    launch.set_dataloader_defaults(cfg, launch.has_accelerator())
     phases = ['train', *(['val'] if getattr(args, 'metric', None) else [])]
     for phase in phases:
         if cfg.get(f'{phase}_dataloader') is None:

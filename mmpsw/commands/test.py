@@ -3,12 +3,11 @@ import copy
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.evaluator import DumpResults
 
-from mmpsw.commands import checks, options, zoo
-from mmpsw.engine.resume import allow_resume
+from mmpsw.commands import options, zoo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,15 +48,17 @@ def test(args: Namespace) -> dict:
         ValueError, FileNotFoundError: Before anything is built, where an
             option, the config, the checkpoint or the data is wrong.
     """
+    from mmpsw.commands import checks, launch
+    from mmpsw.engine import allow_resume
     cfg = build_config(args)
     checks.check_checkpoint(args.checkpoint)
     checks.check_data(cfg, 'test')
     allow_resume()
-    runner = options.build_runner(cfg)
+    runner = launch.build_runner(cfg)
     if args.out and cfg.get('default_scope') != 'mmseg':
         runner.test_evaluator.metrics.append(_results_dump(cfg, args.out))
     metrics = runner.test()
-    options.leave_processes()
+    launch.leave_processes()
     return metrics
 
 
@@ -67,15 +68,16 @@ def build_config(args: Namespace) -> Config:
     Raises:
         ValueError: The config or an option is wrong.
     """
+    from mmpsw.commands import checks, launch
     cfg = zoo.load_config(args.config)
     options.merge_options(cfg, args)
     if cfg.get('test_dataloader') is None:
         raise ValueError(f"config '{args.config}' has no test_dataloader; "
                          'add one, with test_cfg and test_evaluator')
     stem = Path(zoo.resolve_config(args.config)).stem
-    options.set_work_dir(cfg, args, stem)
-    options.set_launcher(cfg, args)
-    options.set_dataloader_defaults(cfg, options.has_accelerator())
+    launch.set_work_dir(cfg, args, stem)
+    launch.set_launcher(cfg, args)
+    launch.set_dataloader_defaults(cfg, launch.has_accelerator())
     checks.fit_to_cpu(cfg)
     cfg.load_from = args.checkpoint
     cfg.resume = False
@@ -160,8 +162,9 @@ def _set_out(cfg: Config, out: str) -> None:
                          'of a pickle file for the predictions')
 
 
-def _results_dump(cfg: Config, out: str) -> DumpResults:
+def _results_dump(cfg: Config, out: str) -> Any:
     if cfg.get('default_scope') == 'mmdet':
-        from mmdet.evaluation import DumpDetResults
-        return DumpDetResults(out_file_path=out)
-    return DumpResults(out_file_path=out)
+        from mmdet.evaluation import DumpDetResults as Dump
+    else:
+        from mmengine.evaluator import DumpResults as Dump
+    return Dump(out_file_path=out)

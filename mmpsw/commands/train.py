@@ -1,13 +1,14 @@
-"""Trains a config of mmdet, mmseg or mmpretrain, with or without PSW."""
+"""Trains a config of mmdet, mmseg or mmpretrain, with or without PSW.
+
+What imports torch comes late: ``--help``, and a wrong option, cost no time.
+"""
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
 
-from mmpsw.commands import checks, options, zoo
-from mmpsw.engine.random_state import RandomStateHook
-from mmpsw.engine.resume import allow_resume
+from mmpsw.commands import options, zoo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +62,8 @@ def train(args: Namespace) -> None:
         ValueError, FileNotFoundError: Before anything is downloaded or
             built, where an option, the config or the data is wrong.
     """
+    from mmpsw.commands import checks, launch
+    from mmpsw.engine import RandomStateHook, allow_resume
     cfg = build_config(args)
     checks.check_amp(cfg)
     checks.check_work_dir(cfg, args.overwrite)
@@ -69,11 +72,11 @@ def train(args: Namespace) -> None:
         checks.check_checkpoint(cfg.load_from)
     checks.check_data(cfg, 'train', 'val')
     allow_resume()
-    runner = options.build_runner(cfg)
+    runner = launch.build_runner(cfg)
     # Not in the config, which stays what the user wrote.
     runner.register_hook(RandomStateHook(), priority='VERY_HIGH')
     runner.train()
-    options.leave_processes()
+    launch.leave_processes()
 
 
 def build_config(args: Namespace) -> Config:
@@ -86,6 +89,7 @@ def build_config(args: Namespace) -> Config:
     Raises:
         ValueError: The config or an option is wrong.
     """
+    from mmpsw.commands import checks, launch
     cfg = zoo.load_config(args.config)
     arm = _arm(args)
     zoo.apply_arm(cfg, arm)
@@ -93,9 +97,9 @@ def build_config(args: Namespace) -> Config:
         _set_amp(cfg)
     options.merge_options(cfg, args)
     zoo.add_arm_hooks(cfg, arm)
-    options.set_work_dir(cfg, args, _stem(args))
-    options.set_launcher(cfg, args)
-    options.set_dataloader_defaults(cfg, options.has_accelerator())
+    launch.set_work_dir(cfg, args, _stem(args))
+    launch.set_launcher(cfg, args)
+    launch.set_dataloader_defaults(cfg, launch.has_accelerator())
     checks.fit_to_cpu(cfg)
     _set_seed(cfg, args.seed)
     _set_resume(cfg, args.resume)

@@ -17,7 +17,7 @@ from mmpsw.analysis.weight_distribution import (
     WeightDistributionHook,
 )
 from mmpsw.averaging import Schedule
-from mmpsw.commands import checks, options, zoo
+from mmpsw.commands import checks, launch, options, zoo
 from mmpsw.commands.average_checkpoints import load_checkpoint
 from mmpsw.commands.progress import Bars
 from mmpsw.engine.resume import allow_resume
@@ -75,7 +75,7 @@ def run(args: Namespace) -> list[PeriodSpread]:
     allow_resume()
     if args.checkpoint is not None:
         _go_on(cfg, args.checkpoint)
-    runner = options.build_runner(cfg)
+    runner = launch.build_runner(cfg)
     recorder = WeightDistributionHook(str(out), args.histograms)
     runner.register_hook(recorder)
     runner.register_hook(_UntilPeriods(recorder, args.periods))
@@ -104,7 +104,7 @@ def build_config(args: Namespace) -> Config:
                          'it has no psw; add --psw pswa, pwalks or pswm')
     zoo.set_psw(cfg)
     zoo.add_psw_hook(cfg)
-    options.set_dataloader_defaults(cfg, options.has_accelerator())
+    launch.set_dataloader_defaults(cfg, launch.has_accelerator())
     for phase in ('val', 'test'):
         for key in ('cfg', 'dataloader', 'evaluator'):
             cfg[f'{phase}_{key}'] = None

@@ -26,7 +26,9 @@ def compared_text(config_path: Path) -> str:
     lines = text.splitlines()
     kept: list[str] = []
     end = 0
-    for statement in ast.parse(text).body:
+    statements = ast.parse(text).body
+    resumed = any(ast.unparse(s) == 'resume = True' for s in statements)
+    for statement in statements:
         kept += lines[end:statement.lineno - 1]
         end = statement.end_lineno
         body = lines[statement.lineno - 1:end]
@@ -34,6 +36,8 @@ def compared_text(config_path: Path) -> str:
                  for target in getattr(statement, 'targets', [])]
         if 'randomness' in names:
             body = [_SEED.sub('seed=...', line) for line in body]
+        if resumed and 'load_from' in names:  # from where it was interrupted
+            body = ['load_from = None']
         if not set(names) & set(_PLACES):
             kept += body
     return '\n'.join(kept + lines[end:]) + '\n'

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.hooks import CheckpointHook
 
 Curve = tuple[tuple[int, float], ...]
 
@@ -383,6 +382,7 @@ def primary_metric(choices: list[str], checkpoint_hook: dict) -> str:
 def _higher_is_better(metric: str, rule: str | None,
                       checkpoint_hook: dict) -> bool:
     """Ask mmengine's own rule, which `save_best` follows."""
+    from mmengine.hooks import CheckpointHook  # torch comes with it
     if rule not in (None, 'greater', 'less'):
         raise ValueError(f"rule={rule!r} is unknown. Use 'greater' or 'less'.")
     if rule is None and checkpoint_hook.get('save_best') in (metric, 'auto'):

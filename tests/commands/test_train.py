@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmpsw.commands import checks, options, train
+from mmpsw.commands import checks, launch, train
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
@@ -46,7 +46,7 @@ def logs(work_dir):
 
 
 needs_cpu = pytest.mark.skipif(
-    options.has_accelerator(), reason='about machines without accelerator')
+    launch.has_accelerator(), reason='about machines without accelerator')
 
 
 # What the options make of a config

@@ -7,6 +7,7 @@ from mmpsw.compare import configs
 OURS = """custom_hooks = [
     dict(type='mmpsw.PSWHook'),
 ]
+load_from = 'b/epoch_7.pth'
 model = dict(depth=18)
 randomness = dict(
     deterministic=False,
@@ -14,7 +15,8 @@ randomness = dict(
 resume = True
 work_dir = 'b'
 """
-THEIRS = """model = dict(depth=18)
+THEIRS = """load_from = None
+model = dict(depth=18)
 randomness = dict(
     deterministic=False,
     seed=0)
@@ -38,6 +40,12 @@ def test_the_diff_leaves_places_and_seeds_aside(tmp_path):
         '+custom_hooks = [', "+    dict(type='mmpsw.PSWHook'),", '+]'
     ]
     assert configs.unified_diff(theirs, theirs, 'a', 'b') == ''
+
+
+def test_other_pretrained_weights_are_a_difference(tmp_path):
+    one = saved(tmp_path, 'a.py', "load_from = 'a.pth'\nresume = False\n")
+    two = saved(tmp_path, 'b.py', 'load_from = None\nresume = False\n')
+    assert "+load_from = 'a.pth'" in configs.unified_diff(one, two, 'a', 'b')
 
 
 def test_other_randomness_is_a_difference(tmp_path):

@@ -406,9 +406,12 @@ def test_resuming_a_stock_checkpoint_warns_and_goes_on(tmp_path, caplog):
 
 def test_names_with_scope_and_bare():
     assert HOOKS.get('mmpsw.PSWHook') is PSWHook
-    assert HOOKS.get('PSWHook') is PSWHook
+    assert type(HOOKS.build(dict(type='PSWHook'))) is PSWHook
     assert OPTIM_WRAPPERS.get('mmpsw.PSWOptimWrapper') is PSWOptimWrapper
-    assert OPTIM_WRAPPERS.get('PSWAmpOptimWrapper') is PSWAmpOptimWrapper
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
+    wrapper = dict(type='PSWOptimWrapper', psw=dict(type='PSWA'))
+    assert type(OPTIM_WRAPPERS.build(
+        wrapper, default_args=dict(optimizer=optimizer))) is PSWOptimWrapper
     assert mmpsw.PSWHook is PSWHook
 
 
