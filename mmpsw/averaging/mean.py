@@ -6,14 +6,16 @@ tensors of a device and dtype. Half-precision weights under an fp32 mean: 2 +
 4 + 4 = 10 bytes, see :class:`_ConvertedGroup`. A first sample only copies.
 Nothing waits for the device, and memory is allocated in the first window only.
 """
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
+from .offload import OffloadedGroup, host_memory, is_dense
 from .pieces import Piece, batches
 
-__all__ = ['ACCUMULATED_IN', 'RunningMean', 'accumulator', 'blend_', 'copy_']
+__all__ = ['ACCUMULATED_IN', 'RunningMean', 'accumulators', 'blend_', 'copy_']
 
 # A mean needs more bits than its samples: a bf16 running mean of 1000 samples
 # around 0.5 stood at 0.25. Wider types accumulate in themselves.
@@ -38,15 +40,20 @@ class RunningMean:
         tensors (Sequence[Tensor]): The live tensors, of any shapes, devices
             and of the dtypes in ``ACCUMULATED_IN``; half precision is
             accumulated in fp32. They are only read.
+        offloaded (int): The means of so many of the first tensors are in
+            host memory (those that are dense). Defaults to 0.
 
     Attributes:
         samples (int): How many samples the mean holds (n).
-        mean (List[Tensor]): One tensor for each live tensor, of its shape and
-            device; meaningful while ``samples`` > 0. None before the first.
+        mean (List[Tensor]): One tensor for each live tensor, of its shape,
+            and of its device unless offloaded: then call :meth:`finish`
+            before you read them. Meaningful while ``samples`` > 0; None
+            before the first.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]):
+    def __init__(self, tensors: Sequence[Tensor], offloaded: int = 0):
         self.tensors = list(tensors)
+        self.offloaded = offloaded
         self.samples = 0
         self.mean: list[Tensor] | None = None
         self._layout: list[tuple] = []
@@ -71,19 +78,30 @@ class RunningMean:
     def allocate(self) -> list[Tensor]:
         """The mean, uninitialised where there was none."""
         if self.mean is None:
-            self.mean = [accumulator(tensor) for tensor in self.tensors]
+            self.mean = accumulators(self.tensors, self.offloaded)
         return self.mean
+
+    def wait(self) -> None:
+        """Let what changes the tensors begin after the newest sample."""
+        for group in self._groups:
+            group.wait()
+
+    def finish(self) -> None:
+        """Wait until the means of the newest sample can be read."""
+        for group in self._groups:
+            group.finish()
 
     def _group(self) -> None:
         """Once a window: a parameter stays, its data may be replaced."""
-        kinds = _by_kind(self.allocate(), self.tensors)
+        means = self.allocate()
+        kinds = _by_kind(means, self.tensors,
+                         _hosted(self.tensors, self.offloaded))
         layout = [(kind, list(map(id, live)))
                   for kind, (_, live) in kinds.items()]
         if layout != self._layout:
             self._layout = layout
             self._groups = [
-                (_Group if kind[1] == kind[3] else _ConvertedGroup)(*pairs)
-                for kind, pairs in kinds.items()
+                _group_of(kind)(*pairs) for kind, pairs in kinds.items()
             ]
 
 
@@ -99,6 +117,12 @@ class _Group:
 
     def blend_(self, weight: float) -> None:
         torch._foreach_lerp_(self.means, self.tensors, weight)
+
+    def wait(self) -> None:
+        """Nothing: the device keeps the order."""
+
+    def finish(self) -> None:
+        """Nothing: the device keeps the order."""
 
 
 class _ConvertedGroup(_Group):
@@ -138,10 +162,38 @@ class _ConvertedGroup(_Group):
         return batch, converted, means
 
 
-def accumulator(tensor: Tensor) -> Tensor:
-    """An uninitialised mean for a live tensor: never a view of it."""
-    return torch.empty_like(
-        tensor, dtype=ACCUMULATED_IN[tensor.dtype], requires_grad=False)
+def accumulators(tensors: Sequence[Tensor], offloaded: int) -> list[Tensor]:
+    """Uninitialised means for live tensors: never views of them."""
+    means = [
+        None if hosted else torch.empty_like(
+            tensor, dtype=ACCUMULATED_IN[tensor.dtype], requires_grad=False)
+        for tensor, hosted in zip(tensors, _hosted(tensors, offloaded))
+    ]
+    kinds: dict[tuple, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        if means[index] is None:
+            kinds.setdefault((tensor.device, tensor.dtype), []).append(index)
+    for (_, dtype), indices in kinds.items():
+        parts = host_memory([tensors[index] for index in indices],
+                            ACCUMULATED_IN[dtype])
+        for index, part in zip(indices, parts):
+            means[index] = part
+    return means
+
+
+def _hosted(tensors: Sequence[Tensor], offloaded: int) -> list[bool]:
+    """Whose means are in host memory."""
+    return [
+        index < offloaded and is_dense(tensor)
+        for index, tensor in enumerate(tensors)
+    ]
+
+
+def _group_of(kind: tuple) -> type:
+    _, accumulated, _, dtype, hosted = kind
+    if hosted:
+        return OffloadedGroup
+    return _Group if accumulated == dtype else _ConvertedGroup
 
 
 @torch.no_grad()
@@ -174,12 +226,15 @@ def _for_each_kind(operation: Callable, targets: Sequence[Tensor],
 
 
 def _by_kind(
-        targets: Sequence[Tensor], sources: Sequence[Tensor]
+    targets: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    marks: Iterable[bool] = repeat(False)
 ) -> dict[tuple, tuple[list[Tensor], list[Tensor]]]:
-    """The pairs, by both their devices and dtypes."""
+    """The pairs, by both their devices and dtypes, and by a mark."""
     kinds: dict[tuple, tuple] = {}
-    for target, source in zip(targets, sources):
-        kind = (target.device, target.dtype, source.device, source.dtype)
+    for target, source, mark in zip(targets, sources, marks):
+        kind = (target.device, target.dtype, source.device, source.dtype,
+                mark)
         group = kinds.setdefault(kind, ([], []))
         group[0].append(target)
         group[1].append(source)

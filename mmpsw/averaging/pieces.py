@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ['Piece', 'batches', 'pieces']
+__all__ = ['Piece', 'at_once', 'batches', 'pieces']
 
 # torch gives each CPU thread 32768 elements or more. A piece of one fp32
 # buffer for each thread stays in that core's second-level cache, so that what
@@ -40,7 +40,7 @@ class Piece(NamedTuple):
 def pieces(tensors: Sequence[Tensor]) -> Iterator[Piece]:
     """All the tensors in order, the large ones divided."""
     for index, tensor in enumerate(tensors):
-        yield from _divide(index, tensor, _limit(tensor.device))
+        yield from _divide(index, tensor, at_once(tensor.device))
 
 
 def batches(tensors: Sequence[Tensor]) -> Iterator[list[Piece]]:
@@ -52,7 +52,7 @@ def batches(tensors: Sequence[Tensor]) -> Iterator[list[Piece]]:
     batch, size = [], 0
     for piece in pieces(tensors):
         part = piece.of(tensors)
-        if batch and size + part.numel() > _limit(part.device):
+        if batch and size + part.numel() > at_once(part.device):
             yield batch
             batch, size = [], 0
         batch.append(piece)
@@ -61,7 +61,7 @@ def batches(tensors: Sequence[Tensor]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _limit(device: torch.device) -> int:
+def at_once(device: torch.device) -> int:
     """How many elements at once are neither too slow nor too large."""
     if device.type == 'cpu':
         return _CPU_ELEMENTS * torch.get_num_threads()

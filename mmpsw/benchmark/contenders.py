@@ -56,9 +56,10 @@ def _resampler(model: nn.Module, technique: Technique, period: int,
         **keys)
 
 
-def _sample(model: nn.Module) -> Contender:
+def _sample(**keys: Any) -> Callable[[nn.Module], Contender]:
     """A sample in the midst of a window that never ends."""
-    return Contender(_resampler(model, PSWA(), 1 << 40).step)
+    return lambda model: Contender(
+        _resampler(model, PSWA(), 1 << 40, **keys).step)
 
 
 def _resampling(technique: Technique) -> Callable[[nn.Module], Contender]:
@@ -143,7 +144,8 @@ PEERS: dict[str, Callable[[nn.Module], Contender]] = {
     'LAWA, k = 10': _lawa,
 }
 OURS: dict[str, Callable[[nn.Module], Contender]] = {
-    SAMPLE: _sample,
+    SAMPLE: _sample(),
+    'PSW sample, offloaded': _sample(offload='cpu'),
     'PSWA copy + resampling': _resampling(PWALKS(last=1)),
     'PSWM copy + resampling': _resampling(PSWM(last=1)),
     CONTROL: _control,

@@ -53,6 +53,8 @@ class PSWOptimWrapperMixin:
             - write_back (bool): False: the average is validated, tested and
               saved, and training goes on from the live weights. Defaults to
               True.
+            - offload (str): 'cpu' keeps the means in pinned host memory, for
+              those who are at their GPU's limit. Defaults to None.
             - restart (bool): Start the averaging anew when resuming.
               Defaults to False.
         **kwargs: Those of the OptimWrapper.

@@ -36,12 +36,13 @@ class Settings:
     buffers: str = 'average'
     optimizer_state: str = 'keep'
     write_back: bool = True
+    offload: str | None = field(default=None, compare=False)
     restart: bool = field(default=False, compare=False)
 
     def __post_init__(self):
         check_range(self.period, self.begin, self.end)
         check_options(self.sample_prob, self.seed, self.optimizer_state,
-                      self.write_back)
+                      self.write_back, self.offload)
         allowed = dict(
             by_epoch=(True, False),
             buffers=('average', 'keep', 'recalibrate'),
@@ -76,7 +77,7 @@ class Settings:
     def state(self) -> dict[str, Any]:
         """Plain values that a resumed run must have too."""
         state = asdict(self)
-        del state['restart']
+        del state['restart'], state['offload']
         return dict(
             type=type(self.technique).__name__,
             **state.pop('technique'),
@@ -119,4 +120,5 @@ class Settings:
             buffers=() if self.buffers == 'keep' else buffers,
             optimizer_state=self.optimizer_state,
             write_back=self.write_back,
+            offload=self.offload,
             **options)

@@ -62,13 +62,13 @@ def obvious(mean, live, n):
     return [torch.lerp(m, w.to(m.dtype), 1 / n) for m, w in zip(mean, live)]
 
 
-@pytest.mark.parametrize('threads', [1, 2])
+@pytest.mark.parametrize('threads, offloaded', [(1, 0), (2, 0), (1, 12)])
 @pytest.mark.parametrize('dtype', DTYPES)
-def test_each_sample_is_the_obvious_one(dtype, threads):
+def test_each_sample_is_the_obvious_one(dtype, threads, offloaded):
     """Threads share the elements out, which must change no bit either."""
     torch.set_num_threads(threads)
     live = tensors(dtype)
-    fast, mean = RunningMean(live), None
+    fast, mean = RunningMean(live, offloaded), None
     for _ in range(2):
         for n in range(1, 6):
             change(live)

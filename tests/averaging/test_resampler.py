@@ -425,6 +425,7 @@ def test_shift_by_hand():
     (dict(seed=-1), r'psw.seed=-1'),
     (dict(optimizer_state='rest'), r"psw.optimizer_state='rest'"),
     (dict(write_back=1), r'psw.write_back=1'),
+    (dict(offload='disk'), r"psw.offload='disk'"),
     (dict(optimizer_state='reset', write_back=False), r'does nothing with'),
 ])
 def test_bad_options(keys, message):
