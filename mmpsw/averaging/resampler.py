@@ -136,7 +136,7 @@ class PeriodicResampler:
         self._previous: list[Tensor] | None = None
         self._live: list[Tensor] | None = None
         if offload:
-            optimizer.register_step_pre_hook(lambda *_: self._running.wait())
+            optimizer.register_step_pre_hook(lambda *_: self.wait())
 
     @property
     def samples(self) -> int:
@@ -191,6 +191,14 @@ class PeriodicResampler:
             return None
         self.newest = self._resample()
         return self.newest
+
+    def wait(self) -> None:
+        """With ``offload``: what changes the weights comes after this.
+
+        The device's work that is queued from now on begins after the newest
+        sample was taken. ``optimizer.step`` does it itself.
+        """
+        self._running.wait()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

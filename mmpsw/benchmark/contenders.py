@@ -58,8 +58,17 @@ def _resampler(model: nn.Module, technique: Technique, period: int,
 
 def _sample(**keys: Any) -> Callable[[nn.Module], Contender]:
     """A sample in the midst of a window that never ends."""
-    return lambda model: Contender(
-        _resampler(model, PSWA(), 1 << 40, **keys).step)
+
+    def build(model: nn.Module) -> Contender:
+        resampler = _resampler(model, PSWA(), 1 << 40, **keys)
+
+        def sample() -> None:
+            resampler.step()
+            resampler.wait()
+
+        return Contender(sample)
+
+    return build
 
 
 def _resampling(technique: Technique) -> Callable[[nn.Module], Contender]:

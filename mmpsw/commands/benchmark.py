@@ -35,7 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Reads the command line (``sys.argv`` by default)."""
     parser = ArgumentParser(prog='benchmark.py', description=_DESCRIPTION)
     commands = parser.add_subparsers(
-        required=True, metavar='sample|step|growth')
+        required=True, metavar='sample|step|growth|fused')
     sample = commands.add_parser(
         'sample', help='a sample, a resampling and a swap, beside peers')
     sample.add_argument(
@@ -75,6 +75,14 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         help='numbers of tensors, of 1e7 parameters together (default: 10 '
         '100 1000 10000)')
     _add_common(growth, run_growth, repeats=20)
+    fused = commands.add_parser(
+        'fused', help="an experiment: the sample inside of the optimizer's "
+        'own pass, by torch.compile')
+    fused.add_argument('--params', type=_COUNT, default=25_000_000,
+                       help='parameters (default: 25e6)')
+    fused.add_argument('--tensors', type=_COUNT, default=20,
+                       help='... in so many tensors (default: 20)')
+    _add_common(fused, run_fused, repeats=30)
     return parser.parse_args(argv)
 
 
@@ -181,6 +189,25 @@ def run_growth(args: Namespace) -> None:
                        _machine(device))
     print(out / 'growth.csv')
     print(report.draw_growth(by_size, by_tensors, out / 'growth.png'))
+
+
+def run_fused(args: Namespace) -> None:
+    """Measures what ``fused`` says.
+
+    Raises:
+        ValueError: Before anything is measured.
+    """
+    device = _device(args)
+    out = _out(args, 'fused.csv')
+    from mmpsw.benchmark import fused, report
+    with Bars() as progress:
+        updates = fused.measure(args.params, args.tensors, device,
+                                args.repeats, progress.parts)
+    what = f'{args.params:,} parameters in {args.tensors} tensors'
+    Console().print(report.step_table(
+        updates, f'an update of SGD, {what}, {_machine(device)}'))
+    report.write_steps(out / 'fused.csv', {what: updates}, _machine(device))
+    print(out / 'fused.csv')
 
 
 def _device(args: Namespace) -> torch.device:

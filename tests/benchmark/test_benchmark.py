@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmpsw.benchmark import contenders, sampling
+from mmpsw.averaging import RunningMean
+from mmpsw.benchmark import contenders, fused, sampling
 from mmpsw.benchmark.contenders import MissingError
 from mmpsw.benchmark.counting import counted, peak_memory
 from mmpsw.benchmark.timing import Spread, interleaved, ratios
@@ -182,3 +183,23 @@ def test_a_number_that_is_none(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(['sample', '--params', '1.5'])
     assert "1.5 is not an integer >= 1" in capsys.readouterr().err
+
+
+def test_the_fused_update_is_the_update_and_its_sample():
+    torch.manual_seed(0)
+    params = [torch.randn(5, 3), torch.randn(7)]
+    slow = [nn.Parameter(param.clone()) for param in params]
+    optimizer = torch.optim.SGD(slow, lr=fused.LR, momentum=fused.MOMENTUM)
+    running = RunningMean(slow)
+    buffers = [torch.zeros_like(param) for param in params]
+    means = [torch.zeros_like(param) for param in params]
+    for n in range(1, 5):
+        grads = [1e5 * torch.randn_like(param) for param in params]
+        for param, grad in zip(slow, grads):
+            param.grad = grad.clone()
+        optimizer.step()
+        running.update()
+        fused.updated_and_sampled(params, grads, buffers, means,
+                                  torch.tensor(1 / n))
+    torch.testing.assert_close(params, [param.detach() for param in slow])
+    torch.testing.assert_close(means, running.mean)
