@@ -33,11 +33,14 @@ def measure(elements: int, tensors: int, device: torch.device, repeats: int,
     Returns:
         List[Step]: The update without a sample, then the others.
     """
+    shape = (elements, tensors, device)
     arms = {
-        BASELINE: _update(*_model(elements, tensors, device)),
-        'then a sample': _then_sampled(*_model(elements, tensors, device)),
-        'fused by torch.compile': _compiled(*_model(elements, tensors,
-                                                    device)),
+        BASELINE: _update(*_model(*shape)),
+        'then a sample': _then_sampled(*_model(*shape)),
+        'SGD(fused=True)': _update(*_model(*shape, fused=True)),
+        'SGD(fused=True), then a sample': _then_sampled(
+            *_model(*shape, fused=True)),
+        'torch.compile of both': _compiled(*_model(*shape)),
     }
     rounds = track(range(repeats), f'{elements:.3g} in {tensors} tensors')
     times = interleaved(arms, rounds, device)
@@ -62,13 +65,15 @@ def updated_and_sampled(params: list[Tensor], grads: list[Tensor],
         mu.copy_(mu + weight * (updated - mu))
 
 
-def _model(elements: int, tensors: int,
-           device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
+def _model(
+        elements: int, tensors: int, device: torch.device,
+        fused: bool = False) -> tuple[nn.Module, torch.optim.Optimizer]:
     model = synthetic(elements, tensors, torch.float32, device)
     for param in model.parameters():
         param.grad = torch.ones_like(param)
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=LR, momentum=MOMENTUM, foreach=True)
+        model.parameters(), lr=LR, momentum=MOMENTUM, fused=fused,
+        foreach=not fused)
     optimizer.step()
     return model, optimizer
 
