@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmpsw.commands import checks, options, zoo
 from mmpsw.engine.random_state import RandomStateHook
 from mmpsw.engine.resume import allow_resume
+from mmpsw.engine.saving import save_safely
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,6 +73,7 @@ def train(args: Namespace) -> None:
     runner = options.build_runner(cfg)
     # Not in the config, which stays what the user wrote.
     runner.register_hook(RandomStateHook(), priority='VERY_HIGH')
+    save_safely(runner)
     runner.train()
     options.leave_processes()
 

@@ -14,12 +14,13 @@ from .peers import (  # noqa: E402
 )
 from .random_state import RandomStateHook  # noqa: E402
 from .resume import allow_resume  # noqa: E402
+from .saving import SafeSavingHook  # noqa: E402
 
 register_bare_names()
 allow_resume()
 
 __all__ = [
     'EpochAverageHook', 'LatestWeightAverage', 'PSWAmpOptimWrapper',
-    'PSWHook', 'PSWOptimWrapper', 'RandomStateHook', 'SwitchEMAHook',
-    'allow_resume'
+    'PSWHook', 'PSWOptimWrapper', 'RandomStateHook', 'SafeSavingHook',
+    'SwitchEMAHook', 'allow_resume'
 ]
