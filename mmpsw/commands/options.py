@@ -1,6 +1,7 @@
 """What the commands share: options, error lines, the set-up of a run."""
 import math
 import os
+import pickle
 import sys
 import traceback
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -13,6 +14,8 @@ from mmengine import device
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+
+from mmpsw.commands import checkpoints
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 # What each launcher sets for its processes, and how to start it.
@@ -103,7 +106,8 @@ def report_errors(command: Callable[[], None]) -> int:
         exceptions go on, with their traceback.
     """
     try:
-        command()
+        with checkpoints.data_only():
+            command()
     except Exception as error:
         if not is_user_error(error):
             raise
@@ -119,12 +123,14 @@ class ConfigError(ValueError):
 def is_user_error(error: BaseException) -> bool:
     """Whether an exception needs no traceback to be understood.
 
-    A file that is missing, a download that failed, and a ValueError of this
-    package. Elsewhere a ValueError may be a bug, whose traceback must stay.
+    A file that is missing, a download that failed, a file that torch does
+    not load as data, and a ValueError or OSError of this package. Elsewhere
+    these may be a bug, whose traceback must stay.
     """
-    if isinstance(error, (FileNotFoundError, URLError)):
+    if isinstance(error, (FileNotFoundError, URLError,
+                          pickle.UnpicklingError)):
         return True
-    return isinstance(error, ValueError) and any(
+    return isinstance(error, (ValueError, OSError)) and any(
         _raised_here(cause) for cause in _causes(error))
 
 
@@ -245,6 +251,11 @@ def _one_line(error: BaseException) -> str:
         return type(error).__name__
     if lines[0].startswith('Caught '):  # in a worker: its traceback follows
         return lines[-1]
+    if isinstance(error, pickle.UnpicklingError):
+        return ('a checkpoint that the config names is not loaded, because it '
+                'is none or asks for code to be run, and checkpoints are '
+                f'read as data only ({checkpoints.reason(error)}); give '
+                'another one')
     if isinstance(error, URLError):
         return (f'a download failed ({lines[0]}); put the file where torch '
                 'caches it, or train from scratch with --cfg-options '

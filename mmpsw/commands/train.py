@@ -67,10 +67,12 @@ def train(args: Namespace) -> None:
     checks.check_work_dir(cfg, args.overwrite)
     checks.find_resume_point(cfg)
     if cfg.get('load_from'):
-        checks.check_checkpoint(cfg.load_from)
+        checks.check_checkpoint(cfg.load_from, bool(cfg.get('resume')))
+    checks.check_pretrained(cfg.model)
     checks.check_data(cfg, 'train', 'val')
     allow_resume()
     runner = options.build_runner(cfg)
+    checks.check_fit(cfg, runner.model)
     # Not in the config, which stays what the user wrote.
     runner.register_hook(RandomStateHook(), priority='VERY_HIGH')
     save_safely(runner)
