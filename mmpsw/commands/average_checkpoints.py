@@ -1,6 +1,5 @@
 """Averages saved checkpoints into one file to deploy."""
 import os
-import pickle
 import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -17,8 +16,7 @@ from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 
 from mmpsw.averaging.batch_norm import recalibrate
-from mmpsw.commands import checks, launch, options, zoo
-from mmpsw.engine.resume import allow_resume
+from mmpsw.commands import checkpoints, checks, launch, options, zoo
 
 StateDict = dict[str, Tensor]
 
@@ -78,7 +76,6 @@ def average(args: Namespace) -> None:
                          '--overwrite')
     paths = find_checkpoints(args.checkpoints, args.last)
     cfg = _recalibration_config(args)
-    allow_resume()
     state_dict, meta = mean_checkpoint(paths)
     if cfg is not None:
         _recalibrate(state_dict, cfg, args.batches)
@@ -152,13 +149,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: It is no mmengine checkpoint.
     """
-    try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"'{path}' cannot be read as a checkpoint "
-                         f'({reason}); give one that mmengine saved'
-                         ) from error
+    checkpoint = checkpoints.read(path)
     if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
         raise ValueError(f"'{path}' has no state_dict; give a checkpoint that "
                          'mmengine saved')

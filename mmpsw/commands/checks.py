@@ -1,12 +1,16 @@
 """What is looked at before a run starts, so that it does not fail later."""
 import logging
 import os.path as osp
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from torch import nn
 
 from mmpsw.commands import checkpoints
 from mmpsw.commands.launch import has_accelerator
@@ -35,12 +39,16 @@ def check_data(cfg: Config, *phases: str) -> None:
         _check_evaluator(cfg, f'{phase}_evaluator')
 
 
-def check_checkpoint(path: str) -> None:
+def check_checkpoint(path: str, resume: bool = False) -> None:
     """Looks into a checkpoint; addresses are left to mmengine.
+
+    Args:
+        path: Its path or address.
+        resume: Whether a training is to go on from it.
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: It cannot be read as data.
+        ValueError: It cannot be read as data, or holds something else.
     """
     if not _is_local(path):
         return
@@ -48,7 +56,59 @@ def check_checkpoint(path: str) -> None:
         raise FileNotFoundError(
             f"checkpoint '{path}' does not exist; give the path of a .pth "
             'file')
-    checkpoints.read(osp.expanduser(path))
+    content = checkpoints.read(osp.expanduser(path))
+    if resume:
+        checkpoints.check_resumable(path, content)
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"checkpoint '{path}' holds no weights, because it is a "
+            f'{type(content).__name__}; give one that mmengine has saved')
+
+
+def check_pretrained(node: Any) -> None:
+    """Looks into the checkpoints that parts of a model begin with.
+
+    Args:
+        node: A config's ``model``, or a part of it.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`check_checkpoint`.
+    """
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            check_pretrained(item)
+    elif isinstance(node, dict):
+        if node.get('type') == 'Pretrained' and 'checkpoint' in node:
+            check_checkpoint(node['checkpoint'])
+        check_pretrained(list(node.values()))
+
+
+def check_fit(cfg: Config, model: nn.Module) -> None:
+    """Compares the names and shapes of a checkpoint's weights.
+
+    mmengine loads however few of them fit, and goes on with random others.
+
+    Args:
+        cfg: A whole config, its ``resume`` and ``load_from`` set.
+        model: What was built from it.
+
+    Raises:
+        ValueError: They are those of another model.
+    """
+    path = cfg.get('load_from')
+    if cfg.get('resume') and path is None:
+        path = _last_checkpoint(cfg.work_dir)
+    if not path or not _is_local(path):
+        return
+    content = checkpoints.read(osp.expanduser(path), whole=False)
+    weights = content.get('state_dict', content)
+    held = {re.sub('^module.', '', name): w for name, w in weights.items()}
+    problem = _misfit(held, _unwrapped(model), bool(cfg.get('resume')))
+    if problem is not None:
+        raise ValueError(
+            f"checkpoint '{path}' is of another model than the config's, "
+            f'because {problem}; give one of this model, or the config that '
+            'it was trained with')
 
 
 def find_resume_point(cfg: Config) -> None:
@@ -61,7 +121,11 @@ def find_resume_point(cfg: Config) -> None:
     if not cfg.get('resume') or cfg.get('load_from'):
         return
     newest, skipped = checkpoints.newest_readable(cfg.work_dir)
-    named = Path(cfg.work_dir, 'last_checkpoint').exists()
+    named = _last_checkpoint(cfg.work_dir)
+    if named and _is_local(named):
+        problem = checkpoints.why_not_resumable(named)
+        if problem is not None and problem not in skipped:
+            skipped.append(problem)
     if not skipped and (newest is None or named):
         return
     if newest is None:
@@ -134,6 +198,36 @@ def fit_to_cpu(cfg: Config) -> None:
             f'{count} SyncBN settings became BN: each process normalises by '
             'its own batch, as a CPU has no synchronised batch norm',
             'current')
+
+
+def _last_checkpoint(work_dir: str) -> str:
+    """What mmengine resumes from by itself; empty where it starts anew."""
+    pointer = Path(work_dir, 'last_checkpoint')
+    return pointer.read_text().strip() if pointer.is_file() else ''
+
+
+def _misfit(held: dict, model: nn.Module, resume: bool) -> str | None:
+    """What speaks against loading these weights into a model.
+
+    A training resumes with all that it trains. Other runs may begin with
+    part of the weights, such as a backbone's.
+    """
+    if not resume:
+        common = held.keys() & model.state_dict().keys()
+        return None if common else 'they have no name of a weight in common'
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and name not in held:
+            return f"it lacks '{name}'"
+        if name in held and held[name].shape != parameter.shape:
+            return (f"'{name}' in it has the shape {tuple(held[name].shape)} "
+                    f'instead of {tuple(parameter.shape)}')
+    return None
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
 
 
 def _continues(cfg: Config) -> bool:

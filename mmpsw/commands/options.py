@@ -4,6 +4,7 @@ Nothing here imports torch: ``--help``, and a wrong option, cost no time.
 """
 import math
 import os
+import pickle
 import sys
 import traceback
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -97,7 +98,9 @@ def report_errors(command: Callable[[], None]) -> int:
         exceptions go on, with their traceback.
     """
     try:
-        command()
+        from mmpsw.commands import checkpoints  # torch comes with it
+        with checkpoints.data_only():
+            command()
     except Exception as error:
         if not is_user_error(error):
             raise
@@ -109,12 +112,14 @@ def report_errors(command: Callable[[], None]) -> int:
 def is_user_error(error: BaseException) -> bool:
     """Whether an exception needs no traceback to be understood.
 
-    A file that is missing, a download that failed, and a ValueError of this
-    package. Elsewhere a ValueError may be a bug, whose traceback must stay.
+    A file that is missing, a download that failed, a file that torch does
+    not load as data, and a ValueError or OSError of this package. Elsewhere
+    these may be a bug, whose traceback must stay.
     """
-    if isinstance(error, (FileNotFoundError, URLError)):
+    if isinstance(error, (FileNotFoundError, URLError,
+                          pickle.UnpicklingError)):
         return True
-    return isinstance(error, ValueError) and any(
+    return isinstance(error, (ValueError, OSError)) and any(
         _raised_here(cause) for cause in _causes(error))
 
 
@@ -149,6 +154,12 @@ def _one_line(error: BaseException) -> str:
         return type(error).__name__
     if lines[0].startswith('Caught '):  # in a worker: its traceback follows
         return lines[-1]
+    if isinstance(error, pickle.UnpicklingError):
+        from mmpsw.commands import checkpoints
+        return ('a checkpoint that the config names is not loaded, because it '
+                'is none or asks for code to be run, and checkpoints are '
+                f'read as data only ({checkpoints.reason(error)}); give '
+                'another one')
     if isinstance(error, URLError):
         return (f'a download failed ({lines[0]}); put the file where torch '
                 'caches it, or train from scratch with --cfg-options '

@@ -55,6 +55,7 @@ def test(args: Namespace) -> dict:
     checks.check_data(cfg, 'test')
     allow_resume()
     runner = launch.build_runner(cfg)
+    checks.check_fit(cfg, runner.model)
     if args.out and cfg.get('default_scope') != 'mmseg':
         runner.test_evaluator.metrics.append(_results_dump(cfg, args.out))
     metrics = runner.test()

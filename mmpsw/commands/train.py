@@ -63,18 +63,21 @@ def train(args: Namespace) -> None:
             built, where an option, the config or the data is wrong.
     """
     from mmpsw.commands import checks, launch
-    from mmpsw.engine import RandomStateHook, allow_resume
+    from mmpsw.engine import RandomStateHook, allow_resume, save_safely
     cfg = build_config(args)
     checks.check_amp(cfg)
     checks.check_work_dir(cfg, args.overwrite)
     checks.find_resume_point(cfg)
     if cfg.get('load_from'):
-        checks.check_checkpoint(cfg.load_from)
+        checks.check_checkpoint(cfg.load_from, bool(cfg.get('resume')))
+    checks.check_pretrained(cfg.model)
     checks.check_data(cfg, 'train', 'val')
     allow_resume()
     runner = launch.build_runner(cfg)
+    checks.check_fit(cfg, runner.model)
     # Not in the config, which stays what the user wrote.
     runner.register_hook(RandomStateHook(), priority='VERY_HIGH')
+    save_safely(runner)
     runner.train()
     launch.leave_processes()
 

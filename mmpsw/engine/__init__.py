@@ -12,11 +12,12 @@ from .peers import (  # noqa: E402
 )
 from .random_state import RandomStateHook  # noqa: E402
 from .resume import allow_resume  # noqa: E402
+from .saving import SafeSavingHook, save_safely  # noqa: E402
 
 allow_resume()
 
 __all__ = [
     'EpochAverageHook', 'LatestWeightAverage', 'PSWAmpOptimWrapper',
-    'PSWHook', 'PSWOptimWrapper', 'RandomStateHook', 'SwitchEMAHook',
-    'allow_resume'
+    'PSWHook', 'PSWOptimWrapper', 'RandomStateHook', 'SafeSavingHook',
+    'SwitchEMAHook', 'allow_resume', 'save_safely'
 ]

@@ -20,6 +20,7 @@ from mmpsw.registry import HOOKS
 
 from .optim_wrapper import PSWOptimWrapperMixin
 from .resume import skip_trained_batches
+from .saving import save_safely
 from .settings import HOW_TO_ENABLE
 
 __all__ = ['PSWHook']
@@ -37,6 +38,7 @@ class PSWHook(Hook):
       and test, and into the checkpoint's ``state_dict``.
     - With several processes, the buffers' means are averaged over them.
     - A run that is resumed inside an epoch goes on inside it.
+    - Checkpoints are saved by a :class:`SafeSavingHook`, which it adds.
 
     A stock EMAHook (priority NORMAL) sees the weights that were written back.
 
@@ -80,6 +82,7 @@ class PSWHook(Hook):
                 reduce_buffers=_mean_over_ranks)
         self.wrappers = list(wrappers.values())
         self._check_other_hooks(runner)
+        save_safely(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Go on inside the epoch in which the run was interrupted.

@@ -10,7 +10,7 @@ from mmengine.runner import BaseLoop
 from mmengine.utils import digit_version
 from torch.utils.data import DataLoader
 
-__all__ = ['allow_resume', 'skip_trained_batches']
+__all__ = ['allow_resume', 'plain_data', 'skip_trained_batches']
 
 NUMBERS = ('float64', 'float32', 'float16', 'int64', 'int32', 'bool')
 
@@ -27,10 +27,11 @@ def allow_resume() -> None:
     """
     if digit_version(torch.__version__) < digit_version('2.6.0'):
         return
-    torch.serialization.add_safe_globals(_plain_data())
+    torch.serialization.add_safe_globals(plain_data())
 
 
-def _plain_data() -> list[Any]:
+def plain_data() -> list[Any]:
+    """What mmengine saves beside tensors: classes, and others by name."""
     reconstruct = np.ndarray(0).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
     renamed: list[tuple[Callable, str]] = [

@@ -113,7 +113,7 @@ def test_an_existing_file_stays_unless_asked_for(capsys):
     (['more.pth', 'epoch_1.pth'], "'epoch_1.pth' lacks 'bias'"),
     (['epoch_1.pth', 'wide.pth'], "'weight' in shape (2,)"),
     (['epoch_1.pth', 'nan.pth'], 'not finite'),
-    (['text.pth'], "'text.pth' cannot be read as a checkpoint"),
+    (['text.pth'], "'text.pth' is not loaded, because it is no checkpoint"),
     (['list.pth'], "'list.pth' has no state_dict"),
     (['empty'], 'neither epoch_*.pth'),
     (['mixed'], 'both epoch_*.pth'),

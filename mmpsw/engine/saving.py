@@ -1,0 +1,149 @@
+"""A checkpoint is on the disk whole, before the one in front of it goes."""
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import master_only
+from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.runner import Runner
+
+from mmpsw.registry import HOOKS
+
+__all__ = ['PARTIAL', 'SafeSavingHook', 'save_safely', 'whole_file']
+
+# No checkpoint's name ends so: what a killed run leaves is not taken for one.
+PARTIAL = '.psw-partial'
+
+
+@HOOKS.register_module()
+class SafeSavingHook(Hook):
+    """Saves so that a kill or a full disk never costs the last checkpoint.
+
+    mmengine's CheckpointHook removes the checkpoint that is one too many,
+    then writes the new one in its place, then the file that names it. With
+    ``max_keep_ckpts=1`` a run that ends in between has nothing left. With
+    this hook the order is:
+
+    1. the checkpoint is written under another name, in the same folder,
+    2. it is flushed to the disk, and gets its own name in one step,
+    3. so does ``last_checkpoint``, which names it,
+    4. the old ones, of ``max_keep_ckpts`` and ``save_best``, are removed.
+
+    What is saved, and when, stays mmengine's business. PSWHook and
+    tools/train.py add this hook; a stock run may have it in ``custom_hooks``,
+    as ``dict(type='mmpsw.SafeSavingHook')``.
+
+    Raises:
+        OSError: A checkpoint could not be written. No part of it is left,
+            and the ones before it are still there.
+    """
+
+    priority = 'LOWEST'  # the CheckpointHook has chosen its folder before
+
+    def __init__(self) -> None:
+        self.hooks: list[CheckpointHook] = []
+
+    def before_train(self, runner: Runner) -> None:
+        """Take over the saving of a Runner (not of a FlexibleRunner)."""
+        if not isinstance(runner, Runner):
+            return
+        first, self.hooks = not self.hooks, [
+            hook for hook in runner.hooks if isinstance(hook, CheckpointHook)
+        ]
+        for hook in self.hooks:
+            hook.file_backend = _RemovesLater(hook.file_backend)
+            _remove_partial_files(hook.out_dir)
+        if first:
+            save = functools.partial(self._save, runner,
+                                     runner.save_checkpoint)
+            runner.save_checkpoint = master_only(save)
+
+    def _save(self, runner: Runner, stock_save: Callable[..., None],
+              out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        path = os.path.join(out_dir, filename)
+        if _is_local(out_dir, kwargs.get('backend_args')):
+            with whole_file(path) as partial:
+                stock_save(out_dir, partial.name, *args, **kwargs)
+        else:  # an object is there whole, or not at all
+            stock_save(out_dir, filename, *args, **kwargs)
+        for hook in self.hooks:
+            if hook.last_ckpt == path:
+                with whole_file(Path(runner.work_dir,
+                                     'last_checkpoint')) as partial:
+                    partial.write_text(path)
+        for hook in self.hooks:
+            hook.file_backend.remove_outdated(path)
+
+
+def save_safely(runner: Any) -> None:
+    """Add a SafeSavingHook, unless the config has one."""
+    if not any(isinstance(hook, SafeSavingHook) for hook in runner.hooks):
+        runner.register_hook(SafeSavingHook())
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """The name under which to write a file, which then gets its own.
+
+    Raises:
+        OSError: It could not be written. What was at ``path`` still is.
+    """
+    path = Path(path)
+    partial = path.with_name(f'.{path.name}{PARTIAL}')
+    try:
+        yield partial
+        _flush_to_disk(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(
+            f"'{path}' could not be saved, because the system says "
+            f"'{error.strerror or error}'; what was saved before it is still "
+            'there: make room, and continue with --resume') from error
+    finally:
+        partial.unlink(missing_ok=True)
+    with suppress(OSError):  # not every file system can do it for a folder
+        _flush_to_disk(path.parent)
+
+
+class _RemovesLater:
+    """A file backend that removes files when the next one is complete."""
+
+    def __init__(self, backend: Any):
+        self.backend = backend
+        self.outdated: list[str] = []
+
+    def remove(self, path: str) -> None:
+        self.outdated.append(path)
+
+    def remove_outdated(self, newest: str) -> None:
+        for path in self.outdated:
+            if path != newest and self.backend.isfile(path):
+                self.backend.remove(path)
+        self.outdated.clear()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+
+@master_only
+def _remove_partial_files(folder: str) -> None:
+    """Remove what a killed run has left."""
+    for partial in Path(folder).glob(f'.*{PARTIAL}'):
+        partial.unlink(missing_ok=True)
+
+
+def _is_local(folder: str, backend_args: dict | None) -> bool:
+    backend = get_file_backend(folder, backend_args=backend_args)
+    return isinstance(backend, LocalBackend)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
