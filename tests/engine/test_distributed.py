@@ -3,44 +3,23 @@
 Each launch costs seconds, so one run is looked at by several tests.
 """
 import copy
-import os
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from launching import CONFIG, DIST_TRAIN, ROOT, environment
 from reference import Reference
+from torch.distributed import fsdp
 from toy import Points, Toy, runner
 
 from mmpsw.commands import options, train
 from mmpsw.engine import PSWHook
 from mmpsw.engine.resume import fit_to_epoch_length
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(
     options.has_accelerator(), reason='about machines without accelerator')
-
-CONFIG = '''
-default_scope = 'mmengine'
-custom_imports = dict(imports=['several_processes'])
-model = dict(type='Toy')
-train_dataloader = dict(
-    batch_size=4, num_workers=0, collate_fn=dict(type='default_collate'),
-    sampler=dict(type='DefaultSampler', shuffle=True, seed=0),
-    dataset=dict(type='Points'))
-train_cfg = dict(by_epoch=True, max_epochs=4)
-optim_wrapper = dict(
-    type='mmpsw.PSWOptimWrapper',
-    psw=dict(type='PSWA', sample_prob=0.7, seed=3),
-    optimizer=dict(type='SGD', lr=0.05, momentum=0.9))
-custom_hooks = [dict(type='mmpsw.PSWHook'), dict(type='Record')]
-default_hooks = dict(
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1))
-'''
-
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
@@ -49,17 +28,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def launch(*argv, command=('bash', ROOT / 'tools' / 'dist_train.sh')):
+def launch(*argv, command=DIST_TRAIN):
     """Run ``tools/dist_train.sh``, or another command."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
     return subprocess.run(
-        [*command, *map(str, argv)],
-        env={**os.environ, 'PYTHON': sys.executable, 'PORT': port,
-             'OMP_NUM_THREADS': '1',
-             'PYTHONPATH': f'{ROOT / "tests" / "engine"}:{ROOT}'},
-        capture_output=True, text=True, timeout=300, check=False)
+        [*command, *map(str, argv)], env=environment(), capture_output=True,
+        text=True, timeout=300, check=False)
 
 
 def dist_train(folder, processes, work_dir, *argv):
@@ -320,7 +293,7 @@ def test_all_types_are_compared_bit_by_bit(others):
 ])
 def test_sharded_weights_are_refused(others, case, message):
     """On both processes, and before the first iteration."""
-    if case == 'fsdp2' and not hasattr(torch.distributed.fsdp, 'fully_shard'):
+    if case == 'fsdp2' and not hasattr(fsdp, 'fully_shard'):
         pytest.skip('this torch has no fully_shard')
     for rank in (0, 1):
         text = (others / case / f'rank{rank}.txt').read_text()
