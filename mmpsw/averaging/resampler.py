@@ -466,6 +466,12 @@ def _check_parameter(param: Tensor, name: str) -> None:
         raise ValueError(
             f'Parameter {name} is not initialised yet: run one forward pass '
             'before the resampler is made.')
+    if hasattr(param, 'to_local') or getattr(param, '_fsdp_flattened', False):
+        raise ValueError(
+            f'Parameter {name} is sharded over processes (a DTensor, or part '
+            'of a FullyShardedDataParallel) and cannot be averaged, because '
+            'each of them would decide for its own shard whether the mean is '
+            'finite and is written back: use DistributedDataParallel.')
     if param.dtype not in ACCUMULATED_IN or param.layout != torch.strided:
         raise ValueError(
             f'Parameter {name} of {param.dtype} and {param.layout} cannot be '

@@ -65,6 +65,8 @@ def train(args: Namespace) -> None:
     from mmpsw.commands import checks, launch
     from mmpsw.engine import RandomStateHook, allow_resume, save_safely
     cfg = build_config(args)
+    if any(zoo.is_psw(wrapper) for _, wrapper in zoo.optim_wrappers(cfg)):
+        zoo.check_strategy(cfg)
     checks.check_amp(cfg)
     checks.check_work_dir(cfg, args.overwrite)
     checks.find_resume_point(cfg)

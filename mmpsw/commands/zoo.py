@@ -169,7 +169,7 @@ def apply_psw(cfg: Config, psw: Mapping) -> None:
 
     Raises:
         ValueError: The config has no optimizer wrapper, or one that PSW does
-            not extend.
+            not extend, or a FlexibleRunner.
     """
     arm = Config(dict(psw=psw))
     apply_arm(cfg, arm)
@@ -187,6 +187,7 @@ def set_psw(cfg: Config, psw: Mapping | None = None) -> None:
     Raises:
         ValueError: As in :func:`apply_psw`.
     """
+    check_strategy(cfg)
     set_wrapper_types(cfg, PSW_WRAPPERS, 'PSW')
     if psw is None:
         return
@@ -194,6 +195,21 @@ def set_psw(cfg: Config, psw: Mapping | None = None) -> None:
         wrapper['psw'] = ConfigDict(psw)
     if 'psw' in cfg:  # a leaf's own: the saved config should not contradict
         cfg.psw = ConfigDict(psw)
+
+
+def check_strategy(cfg: Config) -> None:
+    """Refuses PSW where FSDP, DeepSpeed or the like trains.
+
+    To be called before anything is built: their packages may be missing.
+
+    Raises:
+        ValueError: The config's runner is a FlexibleRunner.
+    """
+    if _class_name(cfg.get('runner_type')) == 'FlexibleRunner':
+        from mmpsw.engine.strategies import refuse_flexible_runner
+        strategy = cfg.get('strategy') or {}
+        kind = strategy.get('type') or 'SingleDeviceStrategy'
+        raise refuse_flexible_runner(_class_name(kind))
 
 
 def add_psw_hook(cfg: Config) -> None:
@@ -250,6 +266,12 @@ def optim_wrappers(cfg: Config) -> list[tuple[str, ConfigDict]]:
 def is_amp(wrapper: Mapping) -> bool:
     """Whether an optimizer wrapper's config asks for mixed precision."""
     return _class_name(wrapper.get('type')) in ('AmpOptimWrapper',
+                                                'PSWAmpOptimWrapper')
+
+
+def is_psw(wrapper: Mapping) -> bool:
+    """Whether an optimizer wrapper's config is one of PSW."""
+    return _class_name(wrapper.get('type')) in ('PSWOptimWrapper',
                                                 'PSWAmpOptimWrapper')
 
 

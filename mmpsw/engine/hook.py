@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import all_reduce_params, get_rank, get_world_size
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
@@ -15,13 +15,15 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from mmpsw.averaging import recalibrate
+from mmpsw.averaging import PeriodicResampler, recalibrate
 from mmpsw.registry import HOOKS
 
 from .optim_wrapper import PSWOptimWrapperMixin
-from .resume import skip_trained_batches
+from .ranks import check_same_weights, mean_over_ranks
+from .resume import fit_to_epoch_length, skip_trained_batches
 from .saving import save_safely
 from .settings import HOW_TO_ENABLE
+from .strategies import check_runner
 
 __all__ = ['PSWHook']
 
@@ -37,7 +39,8 @@ class PSWHook(Hook):
     - With ``write_back=False`` it puts the average into the model to validate
       and test, and into the checkpoint's ``state_dict``.
     - With several processes, the buffers' means are averaged over them.
-    - A run that is resumed inside an epoch goes on inside it.
+    - A run that is resumed inside an epoch goes on inside it, and one with
+      another number of processes goes on at the same place in its epoch.
     - Checkpoints are saved by a :class:`SafeSavingHook`, which it adds.
 
     A stock EMAHook (priority NORMAL) sees the weights that were written back.
@@ -45,19 +48,30 @@ class PSWHook(Hook):
     Args:
         recalibrate_batches (int): Training batches for each recalibration.
             Defaults to 100, or one epoch if that is less.
+        check_ranks (bool): Whether to compare the weights of all processes
+            after each resampling, by one small all-reduce. Where they differ,
+            all of them raise a RuntimeError that names the first such
+            parameter. Defaults to False.
 
     Raises:
-        ValueError: ``recalibrate_batches`` < 1.
+        ValueError: ``recalibrate_batches`` < 1, or ``check_ranks`` is no
+            bool.
     """
 
     priority = 'ABOVE_NORMAL'
 
-    def __init__(self, recalibrate_batches: int = 100):
+    def __init__(self,
+                 recalibrate_batches: int = 100,
+                 check_ranks: bool = False):
         if not isinstance(recalibrate_batches, int) or recalibrate_batches < 1:
             raise ValueError(
                 f'recalibrate_batches={recalibrate_batches!r} is not '
                 'possible: use an integer >= 1.')
+        if not isinstance(check_ranks, bool):
+            raise ValueError(f'check_ranks={check_ranks!r} is not possible: '
+                             'use True or False.')
         self.recalibrate_batches = recalibrate_batches
+        self.check_ranks = check_ranks
         self.wrappers: list[PSWOptimWrapperMixin] = []
 
     def before_run(self, runner: Runner) -> None:
@@ -66,7 +80,7 @@ class PSWHook(Hook):
         Raises:
             ValueError: Something is missing or not supported.
         """
-        _check_strategy(runner)
+        check_runner(runner)
         if self.wrappers or not _trains(runner):
             return
         wrappers = _psw_wrappers(runner.optim_wrapper)
@@ -79,10 +93,20 @@ class PSWHook(Hook):
                 name=name,
                 names={p: n
                        for n, p in model.named_parameters()},
-                reduce_buffers=_mean_over_ranks)
+                reduce_buffers=mean_over_ranks)
         self.wrappers = list(wrappers.values())
         self._check_other_hooks(runner)
         save_safely(runner)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Before a resume, see where in this run's epochs it goes on.
+
+        Raises:
+            ValueError: The runner is not supported.
+        """
+        check_runner(runner)
+        if getattr(runner, '_resume', False):
+            fit_to_epoch_length(checkpoint, runner.train_loop)
 
     def before_train(self, runner: Runner) -> None:
         """Go on inside the epoch in which the run was interrupted.
@@ -98,15 +122,19 @@ class PSWHook(Hook):
 
     def after_train_iter(self, runner: Runner, *args: Any,
                          **kwargs: Any) -> None:
-        """Recalibrate after a resampling."""
+        """Recalibrate, and compare the processes, after a resampling."""
         for wrapper in self.wrappers:
             resampler = wrapper.resampler
             done, resampler.newest = resampler.newest, None
-            if (done is not None and done.applied
-                    and wrapper.psw.buffers == 'recalibrate'):
+            if done is None:
+                continue
+            if done.applied and wrapper.psw.buffers == 'recalibrate':
                 with resampler.averaged():
                     self._recalibrate(runner, resampler.resamplings)
                     resampler.take_buffers()
+            if self.check_ranks:
+                check_same_weights(
+                    _named_weights(resampler), runner.iter + 1)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Validate the average."""
@@ -179,7 +207,7 @@ class PSWHook(Hook):
 
         with self._forward_context(runner, model):
             recalibrate(model, forward, batches)
-        _mean_over_ranks(
+        mean_over_ranks(
             [b for b in model.buffers() if b.is_floating_point()])
 
     def _forward_context(self, runner: Runner, model: nn.Module) -> Any:
@@ -212,21 +240,6 @@ def epoch_length(loop: BaseLoop) -> int | None:
         return len(loader)
     except TypeError:
         return None
-
-
-def _check_strategy(runner: Any) -> None:
-    strategy = getattr(runner, 'strategy', None)
-    model = type(getattr(runner, 'model', None)).__name__
-    if strategy is not None:
-        what = f'FlexibleRunner and its {type(strategy).__name__}'
-    elif 'FullyShardedDataParallel' in model:
-        what = model
-    else:
-        return
-    raise ValueError(
-        f'PSW does not support {what} yet, because it loads, and may shard, '
-        'the weights and the optimizer state in its own way: use Runner, on '
-        'one device or with distributed data parallel, or train without psw.')
 
 
 def _trains(runner: Runner) -> bool:
@@ -298,13 +311,22 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers(remove_duplicate=False)
 
 
+def _named_weights(resampler: PeriodicResampler) -> dict[str, Tensor]:
+    """What all ranks must hold alike: buffers may be theirs alone."""
+    live = resampler.tensors[:len(resampler.tensors) - len(resampler.buffers)]
+    names = [
+        resampler.names.get(tensor, f'parameter {i}')
+        for i, tensor in enumerate(live)
+    ]
+    weights = dict(zip(names, live))
+    if resampler.average is not None:
+        weights.update((f'the average of {name}', mean)
+                       for name, mean in zip(names, resampler.average))
+    return weights
+
+
 def _unwrapped(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
-
-
-def _mean_over_ranks(tensors: list[Tensor]) -> None:
-    """Average over the processes, in place; a single one has its own."""
-    all_reduce_params(tensors, op='mean')
 
 
 def _random_batches(loader: DataLoader, count: int,

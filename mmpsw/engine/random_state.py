@@ -10,7 +10,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmpsw.registry import HOOKS
 
-from .resume import skip_trained_batches
+from .resume import fit_to_epoch_length, skip_trained_batches
 
 __all__ = ['RandomStateHook']
 
@@ -48,7 +48,10 @@ class RandomStateHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Remember the states for the training that is resumed."""
-        if getattr(runner, '_resume', False) and get_world_size() == 1:
+        if not getattr(runner, '_resume', False):
+            return
+        fit_to_epoch_length(checkpoint, runner.train_loop)
+        if get_world_size() == 1:
             self.loaded = checkpoint.get('random_state', {})
 
     def before_train(self, runner: Runner) -> None:

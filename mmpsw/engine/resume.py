@@ -1,16 +1,19 @@
 """Resuming, on a torch that loads weights only, and inside of an epoch."""
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
-from mmengine.runner import BaseLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from mmengine.utils import digit_version
 from torch.utils.data import DataLoader
 
-__all__ = ['allow_resume', 'plain_data', 'skip_trained_batches']
+__all__ = [
+    'allow_resume', 'fit_to_epoch_length', 'plain_data', 'skip_trained_batches'
+]
 
 NUMBERS = ('float64', 'float32', 'float16', 'int64', 'int32', 'bool')
 
@@ -52,6 +55,47 @@ def _history_method(owner: Any, name: str) -> Callable:
         raise ValueError(f'A checkpoint asks for {name!r} of {owner!r}, which '
                          'no checkpoint of mmengine does: it is not loaded.')
     return method
+
+
+def fit_to_epoch_length(checkpoint: dict, loop: BaseLoop) -> None:
+    """Convert iterations where an epoch has another number of them, in place.
+
+    Another number of processes, or another batch size, makes longer or shorter
+    epochs. mmengine goes on with the saved iteration's number, which stands
+    in another epoch now. Here a run goes on at the same part of the same
+    epoch, rounded down to an iteration. In an iteration-based loop nothing is
+    converted: there the number is the place.
+
+    Args:
+        checkpoint (dict): What was loaded, before anything is done with it.
+        loop (BaseLoop): The training loop.
+    """
+    info = checkpoint.get('message_hub', {}).get('runtime_info', {})
+    epochs = info.get('max_epochs')
+    if not isinstance(loop, EpochBasedTrainLoop) or not epochs:
+        return
+    then, now = info['max_iters'] // epochs, len(loop.dataloader)
+    if then == now:
+        return
+    info['max_iters'] = now * epochs  # so that a second call changes nothing
+    places = [(checkpoint['meta'], 'iter')]
+    places += [(psw, 'iteration') for psw in _psw_states(checkpoint)]
+    before = checkpoint['meta']['iter']
+    for state, key in places:
+        state[key] = state[key] * now // then
+    print_log(
+        f'An epoch had {then} iterations when the checkpoint was saved, and '
+        f'has {now} here (another number of processes, batch size or data '
+        f'set): iteration {before} becomes {checkpoint["meta"]["iter"]}',
+        logger='current',
+        level=logging.WARNING)
+
+
+def _psw_states(checkpoint: dict) -> list[dict]:
+    """Of the optimizer wrapper, or of each one in an OptimWrapperDict."""
+    saved = checkpoint.get('optimizer', {})
+    wrappers = [saved, *saved.values()]
+    return [w['psw'] for w in wrappers if isinstance(w, dict) and 'psw' in w]
 
 
 def skip_trained_batches(loop: BaseLoop,

@@ -1,6 +1,5 @@
 """tools/train.py: what its options make of a config, and how it refuses."""
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,9 @@ RTMDET = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco'
 PSPNET = 'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024'
 RESNET = 'mmpretrain::resnet/resnet50_8xb32_in1k'
 CIFAR = 'mmpretrain::resnet/resnet18_8xb16_cifar10'
+MAE = 'mmpretrain::mae/benchmarks/vit-large-p16_8xb128'
+DEEPSPEED = f'{MAE}-ds-coslr-50e_in1k'
+FSDP = f'{MAE}-fsdp-coslr-50e_in1k'
 CLS = str(CONFIGS / 'cls' / 'resnet18_digits.py')
 DET = str(CONFIGS / 'det' / 'retinanet_r18_digits.py')
 SEG = str(CONFIGS / 'seg' / 'unet_fcn_digits.py')
@@ -174,6 +176,12 @@ def refusal(capsys, *argv):
     (['mmseg::pspnet/pspnet_r50-d8_4xb4-20k_voc12aug-512x512'],
      'train_dataloader.dataset.datasets.0.data_root=FOLDER'),
     ([RESNET], "data_root='data/imagenet'"),
+    ([DEEPSPEED, '--psw', 'pswa'],
+     "FlexibleRunner with DeepSpeedStrategy, because DeepSpeed's engine"),
+    ([FSDP, '--psw', 'pwalks'],
+     'FlexibleRunner with FSDPStrategy, because its FSDP.optim_state_dict'),
+    ([FSDP, '--cfg-options', 'optim_wrapper.type=mmpsw.PSWOptimWrapper'],
+     'FlexibleRunner with FSDPStrategy'),
 ])
 def test_one_line_before_anything_is_made(argv, message, tmp_path, capsys,
                                           monkeypatch):
@@ -310,19 +318,3 @@ def test_resuming_elsewhere_protects_the_work_dir(folder, capsys):
 @needs_cpu
 def test_slurm_needs_accelerators(capsys):
     assert 'dist_train.sh' in refusal(capsys, RETINANET, '--launcher', 'slurm')
-
-
-@needs_cpu
-def test_two_processes_on_a_cpu(folder):
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
-    result = subprocess.run(
-        ['bash', ROOT / 'tools' / 'dist_train.sh', CLS, '2', '--psw', 'pswa',
-         *EPOCHS, 'train_cfg.max_epochs=1'],
-        env={**os.environ, 'PYTHON': sys.executable, 'PORT': port,
-             'OMP_NUM_THREADS': '1'},
-        capture_output=True,
-        text=True)
-    assert result.returncode == 0, result.stderr
-    assert Path('work_dirs/resnet18_digits_pswa/epoch_1.pth').is_file()

@@ -507,27 +507,27 @@ def test_epochs_of_a_data_set_without_length(tmp_path):
     assert done.optim_wrapper.resampler.resamplings == 2
 
 
-def test_flexible_runner_and_its_strategies_are_refused(tmp_path):
+@pytest.mark.parametrize('resume', [False, True])
+def test_flexible_runner_is_refused(tmp_path, resume):
     from mmengine.runner import FlexibleRunner
     psw = dict(type='mmpsw.PSWOptimWrapper', psw=dict(type='PSWA'))
+    checkpoint = None
+    if resume:
+        runner(tmp_path, psw['psw'], dict(by_epoch=True, max_epochs=1)).train()
+        checkpoint = str(tmp_path / 'iter_6.pth')
     run = FlexibleRunner(
         Toy(),
         work_dir=str(tmp_path),
-        strategy=dict(type='SingleDeviceStrategy'),
         train_dataloader=torch.utils.data.DataLoader(Points(), batch_size=4),
-        train_cfg=dict(by_epoch=True, max_epochs=1),
+        train_cfg=dict(by_epoch=True, max_epochs=2),
         optim_wrapper=dict(psw, optimizer=dict(type='SGD', lr=0.1)),
-        custom_hooks=[dict(type='mmpsw.PSWHook')])
-    with pytest.raises(ValueError, match='FlexibleRunner and its SingleDev'):
+        custom_hooks=[dict(type='mmpsw.PSWHook')],
+        resume=resume,
+        load_from=checkpoint)
+    with pytest.raises(ValueError, match='FlexibleRunner with SingleDeviceSt'
+                       'rategy, because it loads a checkpoint before'):
         run.train()
-
-
-def test_fully_sharded_models_are_refused(tmp_path):
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    run = runner(tmp_path, dict(type='PSWA'))
-    run.model = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
-    with pytest.raises(ValueError, match='support FullyShardedDataParallel'):
-        PSWHook().before_run(run)
+    assert run.iter == 0
 
 
 def test_bad_hook():
