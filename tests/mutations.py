@@ -49,7 +49,7 @@ MUTATIONS = (
              'mmpsw/engine/optim_wrapper.py',
              (('self.resampler.step(self._inner_count, self._updated)',
                'self.resampler.step(self._inner_count, True)'), ),
-             ('tests/engine/test_optim_wrapper.py', )),
+             ('tests/engine/test_mixed_precision.py', )),
     Mutation('the mean is written back after the validation', RESAMPLER,
              (('            copy_(self.tensors, m)\n',
                '            self._late = m\n'),

@@ -361,7 +361,8 @@ class PeriodicResampler:
         samples = self.samples
         if not samples:
             return self._drop(0, 'no update of its window was sampled (with '
-                              f'psw.sample_prob={self.sample_prob})')
+                              f'psw.sample_prob={self.sample_prob}, and '
+                              'without those that a gradient scaler skipped)')
         mean = self._running.complete()
         if self.reduce_buffers is not None and self.buffers:
             self.reduce_buffers(mean[-len(self.buffers):])
