@@ -32,7 +32,7 @@ EXTRAS = {
     'cls': [MMCV, 'mmpretrain>=1.0,<1.3'],
     # the embedded data set and the plots
     'tools': ['scikit-learn', 'matplotlib'],
-    'tests': ['pytest', 'pytest-timeout'],
+    'tests': ['hypothesis', 'pytest', 'pytest-timeout'],
 }
 
 setup(

@@ -118,16 +118,14 @@ def _load_part(part: str, psw: dict, cfg: Config, model: nn.Module) -> None:
         PSWA(),
         period=1,
         buffers=model.buffers() if averages_buffers else ())
-    device = next(model.parameters()).device
-    values = {key: value.to(device) for key, value in psw[part].items()}
+    # All samples' mean, or else what stands in for the mean of one.
+    means = dict(samples=1, mean=psw[part])
+    if part == 'mean':
+        means = {key: value for key, value in psw.items()
+                 if key in ('samples', 'mean') or key.startswith('blocks.')}
     resampler.load_state_dict(
-        dict(
-            iteration=0,
-            resamplings=0,
-            samples=1,
-            generator=psw['generator'],
-            mean=values))
-    copy_(resampler.tensors, list(resampler.state_dict()['mean'].values()))
+        dict(means, iteration=0, resamplings=0, generator=psw['generator']))
+    copy_(resampler.tensors, resampler.mean)
 
 
 def _stock(optim_wrapper: dict) -> dict:

@@ -5,6 +5,14 @@ What a sample costs, for each parameter: fp32 weights read w (4 bytes) and mu
 tensors of a device and dtype. Half-precision weights under an fp32 mean: 2 +
 4 + 4 = 10 bytes, see :class:`_ConvertedGroup`. A first sample only copies.
 Nothing waits for the device, and memory is allocated in the first window only.
+
+What rounding does: each step ``mu + (w - mu) / n`` is rounded to half a unit
+in the last place, and where weights drift slowly the step itself may be less
+than that, so that nothing happens. One running mean of 1e5 fp32 samples was
+wrong by up to 2.7e-3 of the weight. So blocks of 128 samples are averaged,
+and blocks of these blocks: a level of k steps is wrong by at most
+``k / 2 * 2**-24``, which for 1e5 samples is 8e-6 in all. A second copy of the
+weights is allocated with the 129th sample, a third with the 16385th.
 """
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
@@ -28,13 +36,17 @@ ACCUMULATED_IN: dict[torch.dtype, torch.dtype] = {
     torch.complex128: torch.complex128,
 }
 
+# How many samples, or means of so many, are averaged before it goes one level
+# up: the error of a level grows with it, the number of levels shrinks.
+BLOCK = 128
+
 
 class RunningMean:
     """``mu <- mu + (w - mu) / n`` over the samples of some live tensors.
 
     One copy of the tensors is allocated at the first sample, and is reused
-    after a :meth:`restart`. The first sample is a copy; a further one reads w
-    and mu and writes mu.
+    after a :meth:`restart`. The first sample of a block is a copy; a further
+    one reads w and mu and writes mu.
 
     Args:
         tensors (Sequence[Tensor]): The live tensors, of any shapes, devices
@@ -47,8 +59,10 @@ class RunningMean:
         samples (int): How many samples the mean holds (n).
         mean (List[Tensor]): One tensor for each live tensor, of its shape,
             and of its device unless offloaded: then call :meth:`finish`
-            before you read them. Meaningful while ``samples`` > 0; None
-            before the first.
+            before you read them. The mean of the newest block; None before
+            the first sample.
+        blocks (List[List[Tensor]]): The means of the blocks before it, and of
+            the blocks of these blocks; meaningful as far as :meth:`levels`.
     """
 
     def __init__(self, tensors: Sequence[Tensor], offloaded: int = 0):
@@ -56,6 +70,7 @@ class RunningMean:
         self.offloaded = offloaded
         self.samples = 0
         self.mean: list[Tensor] | None = None
+        self.blocks: list[list[Tensor]] = []
         self._layout: list[tuple] = []
         self._groups: list[_Group] = []
 
@@ -64,16 +79,65 @@ class RunningMean:
         """Take one sample."""
         if not self.samples or not self._groups:
             self._group()
+        in_block = self.samples % BLOCK
+        if self.samples and not in_block:
+            self._fold()
         self.samples += 1
         for group in self._groups:
-            if self.samples == 1:
+            if in_block == 0:
                 group.copy_()
             else:
-                group.blend_(1 / self.samples)
+                group.blend_(1 / (in_block + 1))
 
     def restart(self) -> None:
         """Begin anew; the memory stays for the next samples."""
         self.samples = 0
+
+    def complete(self) -> list[Tensor]:
+        """The mean of all samples; the next one begins anew."""
+        self.finish()
+        mean = self._joined(self.mean)
+        self.restart()
+        return mean
+
+    def so_far(self) -> list[Tensor]:
+        """A copy of the mean of all samples."""
+        self.finish()
+        return self._joined([mean.clone() for mean in self.mean])
+
+    def levels(self) -> list[int]:
+        """How many samples ``mean``, and each of ``blocks``, holds."""
+        levels, left, unit = [], self.samples, 1
+        while left:
+            here = ((left // unit - 1) % BLOCK + 1) * unit
+            levels.append(here)
+            left -= here
+            unit *= BLOCK
+        return levels
+
+    def _joined(self, mean: list[Tensor]) -> list[Tensor]:
+        """The newest block's mean, with those of the blocks before it."""
+        newest, *older = self.levels()
+        done = newest
+        for block, samples in zip(self.blocks, older):
+            done += samples
+            blend_(mean, block, samples / done)
+        return mean
+
+    def _fold(self, level: int = 0) -> None:
+        """Move a full block's mean one level up."""
+        self.finish()
+        full = self.samples // BLOCK**(level + 1)
+        here = self.blocks[level - 1] if level else self.mean
+        if level == len(self.blocks):
+            self.blocks.append(accumulators(self.tensors, self.offloaded))
+        in_block = (full - 1) % BLOCK
+        if in_block == 0:
+            if full > 1:
+                self._fold(level + 1)
+            copy_(self.blocks[level], here)
+        else:
+            blend_(self.blocks[level], here, 1 / (in_block + 1))
 
     def allocate(self) -> list[Tensor]:
         """The mean, uninitialised where there was none."""

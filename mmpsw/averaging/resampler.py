@@ -149,6 +149,14 @@ class PeriodicResampler:
         return self._running.tensors
 
     @property
+    def mean(self) -> list[Tensor] | None:
+        """A copy of the mean so far, for each of :attr:`tensors`, or None.
+
+        None between windows.
+        """
+        return self._running.so_far() if self.samples else None
+
+    @property
     def average(self) -> list[Tensor] | None:
         """With ``write_back=False``: m for each of :attr:`tensors`, or None.
 
@@ -247,9 +255,12 @@ class PeriodicResampler:
             iteration=self.iteration,
             resamplings=self.resamplings,
             samples=self.samples,
-            generator=self.generator.get_state())
-        if self.samples:
-            state['mean'] = self._numbered(self._running.mean)
+            generator=self.generator.get_state(),
+            parameters=len(self._parameters()))
+        for level, _ in enumerate(self._running.levels()):
+            state[_mean_at(level)] = self._numbered(
+                self._running.blocks[level - 1] if level else
+                self._running.mean)
         if self._previous is not None:
             state['previous'] = self._numbered(self._previous)
         if self.average is not None:
@@ -261,26 +272,38 @@ class PeriodicResampler:
         """Go on from :meth:`state_dict`, in the middle of a period as well.
 
         With ``write_back=False`` the live weights are loaded too: what a
-        checkpoint deploys is the average.
+        checkpoint deploys is the average. Averaged are the parameters that
+        were when the state was saved, whatever is frozen now: what is frozen
+        and unfrozen during a training comes to its place after the loading.
 
         Raises:
             ValueError: The state is of other parameters or buffers.
         """
+        live = self._tensors_of(state)
         self._running.finish()
-        self._running = self._running_mean(self._trainable())
-        keys = self._keys()
-        loaded = {
-            part: self._checked(part, state[part], keys)
-            for part in ('mean', 'previous', 'live') if part in state
-        }
+        params = self._trained(list(live.values()))
+        self._running = self._running_mean(params)
+        self._running.samples = state['samples']
+
+        def loaded(part: str) -> list[Tensor]:
+            means = self._accumulators()
+            copy_(means, [state[part][key] for key in live])
+            return means
+
+        levels = range(len(self._running.levels()))
+        if levels:
+            # Before there were blocks, the mean was that of all samples: as
+            # that of each block it is still.
+            parts = map(_mean_at, levels)
+            self._running.mean, *self._running.blocks = [
+                loaded(part if part in state else 'mean') for part in parts
+            ]
+        self._previous = loaded('previous') if 'previous' in state else None
+        if 'live' in state:
+            copy_(self.tensors, loaded('live'))
         self.iteration = state['iteration']
         self.resamplings = state['resamplings']
-        self._running.samples = state['samples']
         self.generator.set_state(state['generator'].cpu())
-        self._running.mean = loaded.get('mean')
-        self._previous = loaded.get('previous')
-        if 'live' in loaded:
-            copy_(self.tensors, loaded['live'])
 
     def _running_mean(self, params: list[Tensor]) -> RunningMean:
         return RunningMean(params + self.buffers,
@@ -346,15 +369,20 @@ class PeriodicResampler:
         samples = self.samples
         if not samples:
             return self._drop(0, 'no update of its window was sampled (with '
-                              f'psw.sample_prob={self.sample_prob})')
-        self._running.finish()
-        self._running.restart()
-        mean = self._running.mean
+                              f'psw.sample_prob={self.sample_prob}, and '
+                              'without those that a gradient scaler skipped)')
+        mean = self._running.complete()
         if self.reduce_buffers is not None and self.buffers:
             self.reduce_buffers(mean[-len(self.buffers):])
         if not self._finite(mean):
             return self._drop(samples, 'its mean is not finite')
         m = self._statistic(mean, samples)
+        # Their difference may overflow, and a dtype may become narrower.
+        if m is not mean and not self._finite(m):
+            self._previous = None
+            self.resamplings = 0
+            return self._drop(samples, 'its blend with the past periods, '
+                              'which is forgotten now, is not finite')
         self.resamplings += 1
         shift = _shift(self._trained(m), self._trained(self.tensors))
         if self.write_back:
@@ -384,7 +412,9 @@ class PeriodicResampler:
         start at inf and masks hold -inf, and their mean is NaN although
         nothing is wrong with them.
         """
-        finite = [math.isfinite(norm) for norm in _norms(mean)]
+        finite = [
+            _fits(*each) for each in zip(mean, _norms(mean), self.tensors)
+        ]
         params = len(mean) - len(self.buffers)
         for i, buffer in enumerate(self.buffers, start=params):
             if not finite[i]:
@@ -406,29 +436,72 @@ class PeriodicResampler:
             self.optimizer.state.clear()
             self.optimizer.state.update(_copied(self._fresh_state))
 
-    def _keys(self) -> list[str]:
-        """A key for each of :attr:`tensors`, that survives a restart."""
-        number = {id(param): i for i, param in enumerate(self._parameters())}
-        params = self._trained(self.tensors)
-        return ([f'param.{number[id(param)]}' for param in params] +
-                [f'buffer.{i}' for i in range(len(self.buffers))])
-
     def _numbered(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        return dict(zip(self._keys(), tensors))
+        """Under keys that survive a restart.
 
-    def _checked(self, part: str, saved: dict[str, Tensor],
-                 keys: list[str]) -> list[Tensor]:
-        for key in [*saved, *keys]:
-            if (key not in saved or key not in keys or saved[key].shape !=
-                    self.tensors[keys.index(key)].shape):
-                raise ValueError(
-                    f'The saved psw {part} does not fit this model, because '
-                    f'{key} is missing on one side or has another shape: '
-                    'resume with the model and optimizer that were saved, or '
-                    'start the averaging anew with psw.restart=True.')
-        loaded = self._accumulators()
-        copy_(loaded, [saved[key] for key in keys])
-        return loaded
+        What has left the optimizer since the window began has none.
+        """
+        keys = _inverse(self._keyed())
+        return {
+            keys[id(live)]: tensor
+            for live, tensor in zip(self.tensors, tensors) if id(live) in keys
+        }
+
+    def _keyed(self) -> dict[str, Tensor]:
+        """All that can be averaged, with what is frozen now."""
+        return {
+            **{f'param.{i}': p for i, p in enumerate(self._parameters())},
+            **{f'buffer.{i}': b for i, b in enumerate(self.buffers)},
+        }
+
+    def _tensors_of(self, state: dict[str, Any]) -> dict[str, Tensor]:
+        """The live tensors that a state is of, checked."""
+        known = self._keyed()
+        parts = [part for part in state if part in _PARTS or _is_block(part)]
+        if parts:
+            keys = list(state[parts[0]])
+        else:
+            name = _inverse(known)
+            keys = [name[id(p)] for p in self._trainable() + self.buffers]
+        buffers = [key for key in known if key.startswith('buffer.')]
+        for part in parts:
+            _check_fit(part, state[part], known, [*keys, *buffers])
+        count = len(self._parameters())
+        if state.get('parameters', count) != count:
+            raise ValueError(_does_not_fit(
+                'state', f'the optimizer had {state["parameters"]} '
+                f'parameters, and has {count}'))
+        return {key: known[key] for key in keys}
+
+
+_PARTS = ('mean', 'previous', 'live')
+
+
+def _mean_at(level: int) -> str:
+    return f'blocks.{level}' if level else 'mean'
+
+
+def _is_block(part: str) -> bool:
+    return part.startswith('blocks.')
+
+
+def _inverse(tensors: dict[str, Tensor]) -> dict[int, str]:
+    return {id(tensor): key for key, tensor in tensors.items()}
+
+
+def _check_fit(part: str, saved: dict[str, Tensor], known: dict[str, Tensor],
+               needed: list[str]) -> None:
+    for key in [*saved, *needed]:
+        if (key not in saved or key not in known
+                or saved[key].shape != known[key].shape):
+            raise ValueError(_does_not_fit(
+                part, f'{key} is missing on one side or has another shape'))
+
+
+def _does_not_fit(part: str, reason: str) -> str:
+    return (f'The saved psw {part} does not fit this model, because {reason}: '
+            'resume with the model and optimizer that were saved, or start '
+            'the averaging anew with psw.restart=True.')
 
 
 def check_options(sample_prob: Any, seed: Any, optimizer_state: Any,
@@ -521,6 +594,15 @@ def _norms_in(precision: dict[torch.dtype, torch.dtype],
     for index, norm in zip(indices, torch.stack(norms).tolist()):
         totals[index] = math.hypot(totals[index], norm)
     return totals
+
+
+def _fits(mean: Tensor, norm: float, live: Tensor) -> bool:
+    """Whether no value is NaN, or too large for the live tensor's dtype.
+
+    Mostly the norm is small enough to say so.
+    """
+    largest = torch.finfo(live.dtype).max
+    return norm <= largest or bool((mean.abs() <= largest).all())
 
 
 def _shift(m: Sequence[Tensor], live: Sequence[Tensor]) -> float:

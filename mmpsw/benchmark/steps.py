@@ -14,6 +14,7 @@ from torch import nn
 
 from mmpsw.analysis.objective import build_model
 from mmpsw.engine import PSWOptimWrapper
+from mmpsw.engine.buffers import owned_buffers
 
 from .timing import Spread, interleaved, ratios
 
@@ -115,7 +116,7 @@ def _arms(model: nn.Module, batch: dict,
     def psw(**technique: Any) -> Callable[[], None]:
         wrapper = PSWOptimWrapper(
             sgd(), dict(technique, period=period, by_epoch=False))
-        wrapper.attach(buffers=model.buffers())
+        wrapper.attach(buffers=owned_buffers(model, [('', wrapper)])[''])
         return lambda: step(wrapper)
 
     def averaged(kind: type, interval: int) -> Callable[[], None]:

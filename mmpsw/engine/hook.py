@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from mmpsw.averaging import PeriodicResampler, recalibrate
 from mmpsw.registry import HOOKS
 
+from .buffers import owned_buffers
 from .optim_wrapper import PSWOptimWrapperMixin
 from .ranks import check_same_weights, mean_over_ranks
 from .resume import fit_to_epoch_length, skip_trained_batches
@@ -85,7 +86,7 @@ class PSWHook(Hook):
             return
         wrappers = _psw_wrappers(runner.optim_wrapper)
         model = _unwrapped(runner.model)
-        owned = _owned_buffers(model, runner.optim_wrapper)
+        owned = owned_buffers(model, _all_wrappers(runner.optim_wrapper))
         for name, wrapper in wrappers.items():
             wrapper.attach(
                 epoch_length=epoch_length(runner.train_loop),
@@ -187,6 +188,7 @@ class PSWHook(Hook):
 
     def _show_average(self) -> None:
         for wrapper in self.wrappers:
+            wrapper.buffers.put_back()
             wrapper.resampler.show_average()
 
     def _show_live(self) -> None:
@@ -266,43 +268,6 @@ def _all_wrappers(optim_wrapper: Any) -> list[tuple[str, Any]]:
     if isinstance(optim_wrapper, OptimWrapperDict):
         return list(optim_wrapper.items())
     return [('', optim_wrapper)]
-
-
-def _owned_buffers(model: nn.Module,
-                   optim_wrapper: Any) -> dict[str, list[Tensor]]:
-    """Each wrapper's buffers: those of the modules that it optimizes.
-
-    A module without parameters of its own belongs to the wrapper of the first
-    parameter in the smallest enclosing module that has one.
-    """
-    owner = {
-        id(param): name
-        for name, wrapper in _all_wrappers(optim_wrapper)
-        for group in wrapper.optimizer.param_groups
-        for param in group['params']
-    }
-    owned: dict[str, list[Tensor]] = {
-        name: []
-        for name, _ in _all_wrappers(optim_wrapper)
-    }
-    for path, module in model.named_modules():
-        buffers = list(module.buffers(recurse=False))
-        if buffers:
-            name = next(_owners(model, path, owner), None)
-            if name is not None:
-                owned[name].extend(buffers)
-    return owned
-
-
-def _owners(model: nn.Module, path: str,
-            owner: dict[int, str]) -> Iterator[str]:
-    """Names of the wrappers of a module's parameters, nearest first."""
-    parts = path.split('.') if path else []
-    for depth in range(len(parts), -1, -1):
-        module = model.get_submodule('.'.join(parts[:depth]))
-        for param in module.parameters():
-            if id(param) in owner:
-                yield owner[id(param)]
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

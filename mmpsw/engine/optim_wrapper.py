@@ -1,9 +1,11 @@
 """OptimWrappers that sample after the updates and resample the weights."""
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
+from mmengine.device import get_device
 from mmengine.logging import MessageHub, print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch.optim import Optimizer
 from mmpsw.averaging import PeriodicResampler, Resampling
 from mmpsw.registry import OPTIM_WRAPPERS
 
+from .buffers import OwnedBuffers
 from .settings import HOW_TO_ENABLE, Settings
 
 __all__ = ['PSWAmpOptimWrapper', 'PSWOptimWrapper', 'PSWOptimWrapperMixin']
@@ -75,7 +78,7 @@ class PSWOptimWrapperMixin:
 
     def attach(self,
                epoch_length: int | None = None,
-               buffers: Iterable[Tensor] = (),
+               buffers: OwnedBuffers | None = None,
                name: str = '',
                names: dict[Tensor, str] | None = None,
                reduce_buffers: Callable | None = None) -> None:
@@ -83,7 +86,7 @@ class PSWOptimWrapperMixin:
 
         Args:
             epoch_length (int, optional): Iterations in an epoch.
-            buffers (Iterable[Tensor]): The model's buffers.
+            buffers (OwnedBuffers, optional): Those of the model.
             name (str): The wrapper's name in an OptimWrapperDict.
             names (Dict[Tensor, str], optional): Names for messages.
             reduce_buffers (Callable, optional): See
@@ -93,11 +96,12 @@ class PSWOptimWrapperMixin:
             ValueError: The settings do not fit the loop or the model.
         """
         self.name = name
+        self.buffers = buffers or OwnedBuffers()
         self.resampler = self.psw.build(
             self.optimizer,
             self._accumulative_counts,
             epoch_length,
-            buffers,
+            self.buffers.tensors,
             names=names,
             reduce_buffers=reduce_buffers,
             warn=_warn)
@@ -122,6 +126,7 @@ class PSWOptimWrapperMixin:
         self._check_attached()
         self._updated = False
         super().step(**kwargs)
+        self.buffers.put_back()
         done = self.resampler.step(self._inner_count, self._updated)
         if done is not None and done.applied:
             self._log(done)
@@ -130,6 +135,7 @@ class PSWOptimWrapperMixin:
         """The optimizer's state, with the resampler's under ``psw``."""
         state = super().state_dict()
         if self.resampler is not None:
+            self.buffers.put_back()
             state['psw'] = dict(
                 settings=self.psw.state(), **self.resampler.state_dict())
             # An OptimWrapperDict restores no counts, and the resampler only
@@ -204,8 +210,36 @@ class PSWOptimWrapper(PSWOptimWrapperMixin, OptimWrapper):
         super().__init__(psw, optimizer=optimizer, **kwargs)
 
 
+class _Amp(AmpOptimWrapper):
+    """Mixed precision, also in bf16 on a CPU, which mmengine refuses.
+
+    bf16 has the range of fp32, so that the loss is not scaled there.
+
+    Raises:
+        ValueError: Another dtype than bf16 is asked for on a CPU.
+    """
+
+    def __init__(self, dtype: Any = None, **kwargs: Any):
+        if get_device() != 'cpu':
+            super().__init__(dtype=dtype, **kwargs)
+            return
+        if dtype not in (None, 'bfloat16', torch.bfloat16):
+            raise ValueError(
+                f'dtype={dtype!r} is not possible on a CPU, because its mixed '
+                "precision is in bfloat16: use dtype='bfloat16', or a GPU.")
+        kwargs.pop('loss_scale', None)
+        OptimWrapper.__init__(self, **kwargs)
+        self.cast_dtype = torch.bfloat16
+        self._scale_update_param = None
+        self.loss_scaler = _GradScaler(enabled=False)
+
+
+# Since torch 2.3 the one for CUDA has a name for all devices.
+_GradScaler = getattr(torch.amp, 'GradScaler', torch.cuda.amp.GradScaler)
+
+
 @OPTIM_WRAPPERS.register_module()
-class PSWAmpOptimWrapper(PSWOptimWrapperMixin, AmpOptimWrapper):
+class PSWAmpOptimWrapper(PSWOptimWrapperMixin, _Amp):
     __doc__ = PSWOptimWrapperMixin.__doc__
 
     def __init__(self, optimizer: Optimizer, psw: dict, **kwargs: Any):

@@ -1,7 +1,6 @@
 import copy
 import itertools
 
-import mmengine
 import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
@@ -12,7 +11,7 @@ from toy import Points, Toy, runner
 
 import mmpsw
 from mmpsw.averaging import PSWA, PWALKS, PeriodicResampler
-from mmpsw.engine import PSWAmpOptimWrapper, PSWHook, PSWOptimWrapper
+from mmpsw.engine import PSWHook, PSWOptimWrapper
 
 ITER = dict(by_epoch=False, buffers='keep')
 
@@ -313,51 +312,6 @@ def test_optim_wrapper_dict(tmp_path):
             load_from=str(tmp_path / 'whole' / f'iter_{iteration}.pth'))
         run.train()
         equal(whole.model, run.model)
-
-
-@pytest.fixture
-def amp(monkeypatch):
-    """mmengine asserts an accelerator; a CPU scaler steps the same way."""
-    if not hasattr(torch.amp, 'GradScaler'):
-        pytest.skip('this torch has no gradient scaler for a CPU')
-    module = mmengine.optim.optimizer.amp_optimizer_wrapper
-    monkeypatch.setattr(module, 'is_cuda_available', lambda: True)
-    monkeypatch.setattr(module, 'GradScaler',
-                        lambda **k: torch.amp.GradScaler('cpu', **k))
-
-
-@pytest.mark.parametrize('fused', [False, True])
-def test_an_amp_step_that_is_skipped_is_no_sample(amp, fused):
-    w = nn.Parameter(torch.zeros(1))
-    wrapper = PSWAmpOptimWrapper(
-        torch.optim.SGD([w], lr=1., fused=fused),
-        psw=dict(type='PSWA', period=4, **ITER))
-    samples, weights = [], []
-    for scale in (1., float('inf'), 1., 1.):
-        wrapper.update_params(-scale * w.sum())
-        samples.append(wrapper.resampler.samples)
-        weights.append(w.item())
-    # 1, skipped, 2, 3 -> mean(1, 2, 3) = 2
-    assert samples == [1, 1, 2, 0]
-    assert weights == [1, 1, 2, 2]
-    assert wrapper.resampler.newest.samples == 3
-
-
-def test_amp_state_is_loaded_and_the_argument_is_left(amp):
-
-    def build():
-        w = nn.Parameter(torch.zeros(1))
-        return PSWAmpOptimWrapper(
-            torch.optim.SGD([w], lr=1.),
-            psw=dict(type='PSWA', period=4, **ITER)), w
-
-    wrapper, w = build()
-    wrapper.update_params(-w.sum())
-    state = wrapper.state_dict()
-    other, _ = build()
-    other.load_state_dict(state)
-    assert set(state) == {'state', 'param_groups', 'loss_scaler', 'psw'}
-    assert other.resampler.samples == 1 and other.inner_count == 1
 
 
 def test_checkpoints_are_exchanged_with_the_stock_wrapper(caplog):
