@@ -58,6 +58,9 @@ class PSWOptimWrapperMixin:
               True.
             - offload (str): 'cpu' keeps the means in pinned host memory, for
               those who are at their GPU's limit. Defaults to None.
+            - block (int): Average in blocks of so many samples, such as 128,
+              against rounding in long periods; takes one more copy of the
+              weights. Defaults to None.
             - restart (bool): Start the averaging anew when resuming.
               Defaults to False.
         **kwargs: Those of the OptimWrapper.

@@ -37,12 +37,13 @@ class Settings:
     optimizer_state: str = 'keep'
     write_back: bool = True
     offload: str | None = field(default=None, compare=False)
+    block: int | None = None
     restart: bool = field(default=False, compare=False)
 
     def __post_init__(self):
         check_range(self.period, self.begin, self.end)
         check_options(self.sample_prob, self.seed, self.optimizer_state,
-                      self.write_back, self.offload)
+                      self.write_back, self.offload, self.block)
         allowed = dict(
             by_epoch=(True, False),
             buffers=('average', 'keep', 'recalibrate'),
@@ -121,4 +122,5 @@ class Settings:
             optimizer_state=self.optimizer_state,
             write_back=self.write_back,
             offload=self.offload,
+            block=self.block,
             **options)

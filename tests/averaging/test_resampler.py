@@ -222,10 +222,12 @@ def test_the_resume_test_can_fail(part):
     train(broken, optims[1], resamplers[1], 8)
     state = copy.deepcopy(resamplers[1].state_dict())
     fresh = PeriodicResampler(optims[1], PSWA(), 5, sample_prob=0.5)
-    spoilt = fresh.state_dict()[part] if part != 'mean' else {
-        k: v + 1
-        for k, v in state['mean'].items()
-    }
+    if part == 'mean':
+        spoilt = {k: v + 1 for k, v in state['mean'].items()}
+    elif part == 'samples':
+        spoilt = state['samples'] + 1
+    else:
+        spoilt = fresh.state_dict()[part]
     fresh.load_state_dict({**state, part: spoilt})
     train(whole, optims[0], resamplers[0], 6, start=8)
     train(broken, optims[1], fresh, 6, start=8)
@@ -426,6 +428,8 @@ def test_shift_by_hand():
     (dict(optimizer_state='rest'), r"psw.optimizer_state='rest'"),
     (dict(write_back=1), r'psw.write_back=1'),
     (dict(offload='disk'), r"psw.offload='disk'"),
+    (dict(block=1), r'psw.block=1 is not possible'),
+    (dict(block=True), r'psw.block=True is not possible'),
     (dict(optimizer_state='reset', write_back=False), r'does nothing with'),
 ])
 def test_bad_options(keys, message):
@@ -460,6 +464,18 @@ def test_a_state_of_another_model_is_refused():
         with pytest.raises(ValueError, match='does not fit this model'):
             PeriodicResampler(sgd(other), PSWA(),
                               3).load_state_dict(saved.state_dict())
+
+
+@pytest.mark.parametrize('saved, mine', [(2, None), (None, 2), (2, 3)])
+def test_a_state_of_other_blocks_is_refused(saved, mine):
+    weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    one, two = (
+        PeriodicResampler(torch.optim.SGD([w], lr=0.), PSWA(), 9, block=block)
+        for w, block in zip(weights, (saved, mine)))
+    for _ in range(3):
+        one.step()
+    with pytest.raises(ValueError, match=f'not averaged with block={mine}'):
+        two.load_state_dict(one.state_dict())
 
 
 def test_memory_is_reused():
