@@ -116,3 +116,12 @@ def test_no_sample_is_taken_of_the_average():
     with psw.averaged(), pytest.raises(ValueError, match='inside of averag'):
         psw.step()
     psw.step()
+
+
+@pytest.mark.parametrize('block, more', [(None, 0), (128, 1)])
+def test_many_samples_take_another_copy_only_in_blocks(block, more):
+    psw = resampler([50, 50], PSWA(), 1000, block=block)
+    allocated = [counted(psw.step).allocated for _ in range(300)]
+    assert allocated[0] == 400
+    assert allocated[128] == 400 * more
+    assert sum(allocated) == 400 * (1 + more)
