@@ -69,7 +69,7 @@ default_hooks = dict(
     checkpoint=dict(
         type='CheckpointHook',
         by_epoch=False,
-        interval=1,
+        interval={accumulative_counts},
         max_keep_ckpts={keep}))
 '''
 
@@ -114,6 +114,7 @@ class Variant:
     optimizer: str = "type='SGD', lr=0.0001, momentum=0.9"
     loop: str = 'by_epoch=True, max_epochs=4'
     sampler: str = 'DefaultSampler'
+    # mmengine does not save half an accumulation: no checkpoint inside one
     accumulative_counts: int = 1
 
     def command(self, folder: Path, work_dir: Path) -> list[str]:
@@ -256,7 +257,7 @@ class Campaign:
     def _kill(self, process: Process, work_dir: Path, seconds: float) -> int:
         """Kills at a random moment, or soon after a save has begun."""
         moment = time.monotonic() + self.random.uniform(0.1, 1) * seconds
-        in_a_save = self.random.random() < 0.5
+        in_a_save = not self.stock and self.random.random() < 0.5
         while time.monotonic() < moment:
             if process.ended():
                 return process.wait()

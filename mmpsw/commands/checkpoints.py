@@ -215,6 +215,7 @@ def _check_sums(path: str | Path) -> None:
 def reason(error: BaseException) -> str:
     """What an error of torch.load says, without its advice."""
     text = str(error) or type(error).__name__
-    found = re.search(r'WeightsUnpickler error: *(.+)', text)
+    found = (re.search(r'WeightsUnpickler error:\s*(.+)', text)
+             or re.search(r'from a trusted source\.\s*(.+)', text))
     line = found[1] if found else text.splitlines()[0]
-    return line.split('. ')[0].strip()[:200]
+    return line.split('. ')[0].strip(' .')[:200]
