@@ -58,7 +58,7 @@ def test_killed_in_the_middle_of_a_period(folder):
 def test_a_short_campaign_of_kills():
     """tests/faults.py says what it does; the long form has 50 runs."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / 'tests' / 'faults.py'), '--runs', '3',
+        [sys.executable, str(ROOT / 'tests' / 'faults.py'), '--runs', '2',
          '--seed', '1'], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     row = done.stdout.splitlines()[2]
