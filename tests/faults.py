@@ -39,6 +39,7 @@ from mmengine.model import BaseModel  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
 
+from mmpsw import engine  # noqa: E402
 from mmpsw.commands import checkpoints, train  # noqa: E402
 from mmpsw.commands.progress import Bars  # noqa: E402
 from mmpsw.engine import hook  # noqa: E402
@@ -166,7 +167,7 @@ class Process:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             if stock:
-                train.save_safely = hook.save_safely = lambda runner: None
+                engine.save_safely = hook.save_safely = lambda runner: None
             status = train.main(argv)
         except BaseException:
             traceback.print_exc()
