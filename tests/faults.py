@@ -39,6 +39,7 @@ from mmengine.model import BaseModel  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
 
+from mmpsw import engine  # noqa: E402
 from mmpsw.commands import checkpoints, train  # noqa: E402
 from mmpsw.commands.progress import Bars  # noqa: E402
 from mmpsw.engine import hook  # noqa: E402
@@ -69,7 +70,7 @@ default_hooks = dict(
     checkpoint=dict(
         type='CheckpointHook',
         by_epoch=False,
-        interval=1,
+        interval={accumulative_counts},
         max_keep_ckpts={keep}))
 '''
 
@@ -114,6 +115,7 @@ class Variant:
     optimizer: str = "type='SGD', lr=0.0001, momentum=0.9"
     loop: str = 'by_epoch=True, max_epochs=4'
     sampler: str = 'DefaultSampler'
+    # mmengine does not save half an accumulation: no checkpoint inside one
     accumulative_counts: int = 1
 
     def command(self, folder: Path, work_dir: Path) -> list[str]:
@@ -165,7 +167,7 @@ class Process:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             if stock:
-                train.save_safely = hook.save_safely = lambda runner: None
+                engine.save_safely = hook.save_safely = lambda runner: None
             status = train.main(argv)
         except BaseException:
             traceback.print_exc()
@@ -256,7 +258,7 @@ class Campaign:
     def _kill(self, process: Process, work_dir: Path, seconds: float) -> int:
         """Kills at a random moment, or soon after a save has begun."""
         moment = time.monotonic() + self.random.uniform(0.1, 1) * seconds
-        in_a_save = self.random.random() < 0.5
+        in_a_save = not self.stock and self.random.random() < 0.5
         while time.monotonic() < moment:
             if process.ended():
                 return process.wait()

@@ -4,6 +4,7 @@ A killed run, or a full disk, may leave a file that is cut off; a file from
 elsewhere may be something else, or hold code.
 """
 import _compat_pickle
+import codecs
 import os
 import pickle
 import re
@@ -124,7 +125,8 @@ def data_only() -> Iterator[None]:
     """Makes mmengine and torch read all checkpoints as data, those too that
     they download, for which torch.hub asks for the opposite.
 
-    Not before torch 2.6, which cannot be told what mmengine saves.
+    Not before torch 2.6, which cannot be told what mmengine saves: there a
+    download, unlike a local file, may run code.
     ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` in the environment is obeyed.
     """
     switch = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
@@ -148,7 +150,7 @@ def _load(path: str | Path) -> Any:
     if not _tells_data():
         return load_restricted(path)
     allow_resume()
-    return torch.load(path, map_location='cpu', weights_only=True,
+    return torch.load(str(path), map_location='cpu', weights_only=True,
                       mmap=zipfile.is_zipfile(path))
 
 
@@ -168,7 +170,7 @@ def load_restricted(path: str | Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         if any(name.endswith('constants.pkl') for name in archive.namelist()):
             raise pickle.UnpicklingError('it is a TorchScript archive')
-    return torch.load(path, map_location='cpu', weights_only=False,
+    return torch.load(str(path), map_location='cpu', weights_only=False,
                       mmap=True, pickle_module=_PlainData)
 
 
@@ -195,7 +197,13 @@ def _data_by_name() -> dict[str, Any]:
     ours = (item if isinstance(item, tuple) else
             (item, f'{item.__module__}.{item.__qualname__}')
             for item in plain_data())
+    later = {  # in torch's own list by now
+        '_codecs.encode': codecs.encode,
+        'builtins.set': set,
+        'builtins.bytearray': bytearray
+    }
     return {
+        **later,
         **torch._weights_only_unpickler._get_allowed_globals(),
         **{name: data for data, name in ours}
     }
@@ -215,6 +223,7 @@ def _check_sums(path: str | Path) -> None:
 def reason(error: BaseException) -> str:
     """What an error of torch.load says, without its advice."""
     text = str(error) or type(error).__name__
-    found = re.search(r'WeightsUnpickler error: *(.+)', text)
+    found = (re.search(r'WeightsUnpickler error:\s*(.+)', text)
+             or re.search(r'from a trusted source\.\s*(.+)', text))
     line = found[1] if found else text.splitlines()[0]
-    return line.split('. ')[0].strip()[:200]
+    return line.split('. ')[0].strip(' .')[:200]

@@ -59,10 +59,13 @@ def check_checkpoint(path: str, resume: bool = False) -> None:
     content = checkpoints.read(osp.expanduser(path))
     if resume:
         checkpoints.check_resumable(path, content)
-    if not isinstance(content, dict):
+    weights = content
+    if isinstance(content, dict):
+        weights = content.get('state_dict', content)
+    if not isinstance(weights, dict):
         raise ValueError(
-            f"checkpoint '{path}' holds no weights, because it is a "
-            f'{type(content).__name__}; give one that mmengine has saved')
+            f"checkpoint '{path}' holds no weights, but a "
+            f'{type(weights).__name__}; give one that mmengine has saved')
 
 
 def check_pretrained(node: Any) -> None:
@@ -83,6 +86,20 @@ def check_pretrained(node: Any) -> None:
         check_pretrained(list(node.values()))
 
 
+def keep_seed(cfg: Config) -> None:
+    """Gives a resumed run, without a seed, that of its checkpoint, in place.
+
+    mmengine does so too, but has made its data samplers before.
+    """
+    path = _source(cfg)
+    seeded = (cfg.get('randomness') or {}).get('seed') is not None
+    if seeded or not cfg.get('resume') or path is None:
+        return
+    seed = checkpoints.read(path, whole=False)['meta'].get('seed')
+    if seed is not None:
+        cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
+
+
 def check_fit(cfg: Config, model: nn.Module) -> None:
     """Compares the names and shapes of a checkpoint's weights.
 
@@ -95,12 +112,10 @@ def check_fit(cfg: Config, model: nn.Module) -> None:
     Raises:
         ValueError: They are those of another model.
     """
-    path = cfg.get('load_from')
-    if cfg.get('resume') and path is None:
-        path = _last_checkpoint(cfg.work_dir)
-    if not path or not _is_local(path):
+    path = _source(cfg)
+    if path is None:
         return
-    content = checkpoints.read(osp.expanduser(path), whole=False)
+    content = checkpoints.read(path, whole=False)
     weights = content.get('state_dict', content)
     held = {re.sub('^module.', '', name): w for name, w in weights.items()}
     problem = _misfit(held, _unwrapped(model), bool(cfg.get('resume')))
@@ -204,6 +219,14 @@ def _last_checkpoint(work_dir: str) -> str:
     """What mmengine resumes from by itself; empty where it starts anew."""
     pointer = Path(work_dir, 'last_checkpoint')
     return pointer.read_text().strip() if pointer.is_file() else ''
+
+
+def _source(cfg: Config) -> str | None:
+    """The local checkpoint from which a run will start, if any."""
+    path = cfg.get('load_from')
+    if cfg.get('resume') and not path:
+        path = _last_checkpoint(cfg.work_dir)
+    return osp.expanduser(path) if path and _is_local(path) else None
 
 
 def _misfit(held: dict, model: nn.Module, resume: bool) -> str | None:

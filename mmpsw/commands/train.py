@@ -73,6 +73,7 @@ def train(args: Namespace) -> None:
     if cfg.get('load_from'):
         checks.check_checkpoint(cfg.load_from, bool(cfg.get('resume')))
     checks.check_pretrained(cfg.model)
+    checks.keep_seed(cfg)
     checks.check_data(cfg, 'train', 'val')
     allow_resume()
     runner = launch.build_runner(cfg)

@@ -76,6 +76,7 @@ def run(args: Namespace) -> list[PeriodSpread]:
     if args.checkpoint is not None:
         _go_on(cfg, args.checkpoint)
     runner = launch.build_runner(cfg)
+    checks.check_fit(cfg, runner.model)
     recorder = WeightDistributionHook(str(out), args.histograms)
     runner.register_hook(recorder)
     runner.register_hook(_UntilPeriods(recorder, args.periods))
