@@ -14,12 +14,13 @@ from reference import Reference
 from torch.distributed import fsdp
 from toy import Points, Toy, runner
 
-from mmpsw.commands import options, train
+from mmpsw.commands import train
+from mmpsw.commands.launch import has_accelerator
 from mmpsw.engine import PSWHook
 from mmpsw.engine.resume import fit_to_epoch_length
 
 pytestmark = pytest.mark.skipif(
-    options.has_accelerator(), reason='about machines without accelerator')
+    has_accelerator(), reason='about machines without accelerator')
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
