@@ -111,6 +111,8 @@ def all_trainings(folder):
             psw,
             resume=True,
             load_from=str(folder / buffers / 'iter_4.pth'))
+    train(folder / 'synced', dict(type='PSWM', buffers='average'),
+          [dict(type='SyncBuffersHook')])
     train(folder / 'control', dict(type='PSWA', write_back=False))
     failing(folder / 'nudged', lambda: train(
         folder / 'nudged', dict(type='PSWA', buffers='keep'), [Nudge()]))

@@ -1,6 +1,7 @@
 """PSW beside what a training may also have; tests/README.md has the table."""
 import copy
 import io
+import itertools
 import warnings
 
 import pytest
@@ -162,9 +163,11 @@ def test_activation_checkpointing(tmp_path):
 
 def test_the_runner_compiles(tmp_path):
     """mmengine compiles ``train_step``, with our sampling in it."""
-    plain = train(tmp_path / 'plain')
-    run = train(tmp_path / 'run', cfg=dict(compile=dict(backend='eager')))
-    assert run.optim_wrapper.resampler.resamplings == 4
+    two = dict(by_epoch=True, max_epochs=2)
+    plain = train(tmp_path / 'plain', train_cfg=dict(two))
+    run = train(tmp_path / 'run', train_cfg=two,
+                cfg=dict(compile=dict(backend='eager')))
+    assert run.optim_wrapper.resampler.resamplings == 2
     for a, b in zip(plain.model.parameters(), run.model.parameters()):
         torch.testing.assert_close(a, b)
 
@@ -245,8 +248,15 @@ def test_mode_switches(tmp_path, kind):
 
     whole = run('whole', checkpoint=dict(by_epoch=False, interval=1))
     seen = whole.model.seen
-    assert len(set(s[:2] for s in seen[:12])) == 1
-    assert seen[11] != seen[12] and len(seen) == 24
+    modes = [mode for mode, _ in itertools.groupby(s[:2] for s in seen)]
+    largest = [max(s[2] for s in seen[i:i + 6]) for i in (6, 12)]
+    expected, scale = {
+        'YOLOXModeSwitchHook': ([(False, nn.MSELoss), (True, nn.MSELoss)], 1),
+        'PipelineSwitchHook': ([(False, nn.MSELoss)], 2),
+        'SwitchRecipeHook': ([(False, nn.MSELoss), (False, nn.L1Loss)], 3),
+    }[kind]
+    assert len(seen) == 24 and modes == expected
+    assert largest[1] / largest[0] == pytest.approx(scale, abs=0.2)
     for iteration in (11, 14):
         resumed = run(str(iteration), resume=True, witness=False,
                       load_from=str(tmp_path / f'whole/iter_{iteration}.pth'))

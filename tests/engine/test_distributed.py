@@ -268,6 +268,14 @@ def test_a_rank_that_is_killed_ends_the_job(folder, two):
         assert torch.equal(value, two[0][2]['model'][name])
 
 
+def test_sync_buffers_hook_finds_nothing_to_do(others):
+    """At a period's end the buffers of all ranks are the same already."""
+    for plain, synced in zip(recorded(others / 'average', 2),
+                             recorded(others / 'synced', 2)):
+        for name, value in plain[6]['model'].items():
+            assert torch.equal(value, synced[6]['model'][name]), name
+
+
 def test_ranks_that_do_not_agree_are_named(others):
     """One bit of one weight of rank 1 differs from iteration 4 on."""
     a, b = ((others / 'nudged' / f'rank{r}.txt').read_text() for r in (0, 1))

@@ -194,7 +194,6 @@ def test_what_bf16_weights_lose_at_the_writing_back():
                                 ]).norm().item()
                      for other in ([p.detach() for p in params], before))
         shares.append(lost / way)
-    print(shares)
     assert all(0.003 < share < 0.1 for share in shares)
 
 
