@@ -84,7 +84,7 @@ def test_the_file_is_what_mmengine_saves(tmp_path):
 
 
 def test_what_a_killed_save_left_is_no_checkpoint_and_goes(tmp_path):
-    (tmp_path / f'.iter_3.pth{saving.PARTIAL}').write_bytes(b'half')
+    (tmp_path / f'.iter_99.pth{saving.PARTIAL}').write_bytes(b'half')
     (tmp_path / '.mine.pth.tmp').write_bytes(b'mine')
     train(tmp_path, dict(type='PSWA'))
     hidden = [name for name in os.listdir(tmp_path) if name[0] == '.']
