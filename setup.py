@@ -23,16 +23,18 @@ def read_readme() -> str:
     return readme.read_text(encoding='utf-8') if readme.exists() else ''
 
 
+# Why these bounds: tests/README.md, 'What we depend on'.
 MMCV = 'mmcv>=2.0.0rc4,<2.2'  # what mmdet and mmseg themselves accept
 
 EXTRAS = {
     'det': [MMCV, 'mmdet>=3.0,<3.4'],
     # mmsegmentation imports ftfy and regex without declaring them
-    'seg': [MMCV, 'mmsegmentation>=1.0,<1.3', 'ftfy', 'regex'],
+    'seg': [MMCV, 'mmsegmentation>=1.0,<1.3', 'ftfy>=6,<7',
+            'regex>=2022.1.18,<2028'],
     'cls': [MMCV, 'mmpretrain>=1.0,<1.3'],
     # the embedded data set and the plots
-    'tools': ['scikit-learn', 'matplotlib'],
-    'tests': ['hypothesis', 'pytest', 'pytest-timeout'],
+    'tools': ['scikit-learn>=1.5,<2', 'matplotlib>=3.5,<4'],
+    'tests': ['hypothesis>=6,<7', 'pytest>=7.4,<10', 'pytest-timeout>=2.1,<3'],
 }
 
 setup(
@@ -46,12 +48,13 @@ setup(
     packages=find_packages(include=['mmpsw', 'mmpsw.*']),
     package_data={'mmpsw.compare': ['report.html']},
     install_requires=[
-        'torch>=2.1',
+        'torch>=2.1,<3',
         'mmengine>=0.10.2,<0.11',
-        'numpy',
-        'packaging',
+        'numpy>=1.23,<3',
+        'packaging>=21,<28',
+        'rich>=12,<16',
         # mmengine imports pkg_resources for `_base_ = 'mmdet::...'`
-        'setuptools<81',
+        'setuptools>=78.1.1,<81',
     ],
     extras_require=EXTRAS,
     classifiers=[
