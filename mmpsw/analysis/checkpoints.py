@@ -24,6 +24,7 @@ from mmpsw.averaging import PSWA, PeriodicResampler
 from mmpsw.averaging.mean import copy_
 from mmpsw.commands.average_checkpoints import load_checkpoint
 from mmpsw.commands.checks import check_checkpoint
+from mmpsw.engine.buffers import owned_buffers
 
 __all__ = ['check_weights', 'load_weights', 'split_name']
 
@@ -112,12 +113,14 @@ def _load_part(part: str, psw: dict, cfg: Config, model: nn.Module) -> None:
     """
     wrapper = build_optim_wrapper(model, _stock(cfg.optim_wrapper))
     assert not isinstance(wrapper, OptimWrapperDict)  # _psw_state looked
+    buffers = owned_buffers(model, [('', wrapper)])['']
     averages_buffers = psw['settings']['buffers'] != 'keep'
     resampler = PeriodicResampler(
         wrapper.optimizer,
         PSWA(),
         period=1,
-        buffers=model.buffers() if averages_buffers else ())
+        buffers=buffers.tensors if averages_buffers else (),
+        block=psw['settings'].get('block'))
     # All samples' mean, or else what stands in for the mean of one.
     means = dict(samples=1, mean=psw[part])
     if part == 'mean':

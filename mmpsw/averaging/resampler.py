@@ -70,7 +70,8 @@ class PeriodicResampler:
             in the window is sampled. Defaults to 1.
         seed (int): Seed of the generator that draws; it is the resampler's
             own, and saved. Defaults to 0.
-        buffers (Iterable[Tensor]): Buffers to be averaged with the weights.
+        buffers (Iterable[Tensor]): Buffers to be averaged with the weights;
+            leave out the unit vectors of a spectral norm.
         optimizer_state (str): 'keep', or 'reset' to return the optimizer's
             state (momentum, moments) to its initial one when the weights are
             written back. Defaults to 'keep'.
