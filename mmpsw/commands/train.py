@@ -72,7 +72,7 @@ def train(args: Namespace) -> None:
     checks.find_resume_point(cfg)
     if cfg.get('load_from'):
         checks.check_checkpoint(cfg.load_from, bool(cfg.get('resume')))
-    checks.check_pretrained(cfg.model)
+    checks.check_pretrained(cfg.get('model'))
     checks.keep_seed(cfg)
     checks.check_data(cfg, 'train', 'val')
     allow_resume()
