@@ -168,6 +168,7 @@ class PSWOptimWrapperMixin:
 
     def _check_same_settings(self, saved: dict) -> None:
         mine = self.psw.state()
+        saved = dict(dict(block=None), **saved)  # it came later
         if mine != saved:
             raise ValueError(
                 f'The checkpoint was saved with psw={saved}, but this run '

@@ -347,6 +347,18 @@ def test_other_settings_are_refused_unless_asked_for(tmp_path):
     resume(dict(type='PSWM', momentum=0.25, restart=True))
 
 
+def test_a_state_from_before_there_were_blocks_is_loaded():
+    def wrapper(**keys):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
+        return PSWOptimWrapper(optimizer, psw=dict(type='PSWA', **ITER, **keys))
+
+    state = wrapper().state_dict()
+    del state['psw']['settings']['block']
+    wrapper().load_state_dict(state)
+    with pytest.raises(ValueError, match="'block': 128"):
+        wrapper(block=128).load_state_dict(state)
+
+
 def test_resuming_a_stock_checkpoint_warns_and_goes_on(tmp_path, caplog):
     runner(tmp_path, None, dict(by_epoch=True, max_epochs=1)).train()
     run = runner(
