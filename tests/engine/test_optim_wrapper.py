@@ -350,7 +350,8 @@ def test_other_settings_are_refused_unless_asked_for(tmp_path):
 def test_a_state_from_before_there_were_blocks_is_loaded():
     def wrapper(**keys):
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
-        return PSWOptimWrapper(optimizer, psw=dict(type='PSWA', **ITER, **keys))
+        return PSWOptimWrapper(
+            optimizer, psw=dict(type='PSWA', **ITER, **keys))
 
     state = wrapper().state_dict()
     del state['psw']['settings']['block']
