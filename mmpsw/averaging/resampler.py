@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .mean import ACCUMULATED_IN, RunningMean, accumulators, blend_, copy_
-from .pieces import pieces
+from .pieces import batches
 from .schedule import Schedule
 from .techniques import Technique
 
@@ -423,7 +423,7 @@ class PeriodicResampler:
         nothing is wrong with them.
         """
         finite = [
-            _fits(*each) for each in zip(mean, _norms(mean), self.tensors)
+            _fits(*each) for each in zip(mean, *_norms(mean), self.tensors)
         ]
         params = len(mean) - len(self.buffers)
         for i, buffer in enumerate(self.buffers, start=params):
@@ -573,14 +573,14 @@ def _floating(buffers: Iterable[Tensor]) -> list[Tensor]:
     ]
 
 
-def _norms(*columns: Sequence[Tensor]) -> list[float]:
-    """The 2-norms of the tensors, or of the differences of two columns.
+def _norms(*columns: Sequence[Tensor]) -> list[list[float]]:
+    """The 2-norms of a list's tensors, and of the differences to another's.
 
     Squares of finite values stay finite in float64. As that takes a CPU twice
     the time, it is left to what overflows in the tensors' own precision.
     """
     norms = _norms_in(ACCUMULATED_IN, *columns)
-    if all(map(math.isfinite, norms)):
+    if all(math.isfinite(norm) for column in norms for norm in column):
         return norms
     return _norms_in(_WIDEST, *columns)
 
@@ -592,21 +592,38 @@ _WIDEST = {
 
 
 def _norms_in(precision: dict[torch.dtype, torch.dtype],
-              *columns: Sequence[Tensor]) -> list[float]:
-    """Piece by piece: differences and conversions are temporaries."""
-    first = columns[0]
-    indices, norms = [], []
-    for piece in pieces(first):
-        part = piece.of(first)
-        if len(columns) == 2:
-            part = part - piece.of(columns[1]).to(part.device)
-        norm = torch.linalg.vector_norm(part, dtype=precision[part.dtype])
-        indices.append(piece.index)
-        norms.append(norm.to(first[0].device, torch.float64))
-    totals = [0.0] * len(first)
-    for index, norm in zip(indices, torch.stack(norms).tolist()):
-        totals[index] = math.hypot(totals[index], norm)
+              *columns: Sequence[Tensor]) -> list[list[float]]:
+    """One pass, with a few multi-tensor operations for each batch of pieces.
+
+    The host waits once for each device and dtype.
+    """
+    totals = [[0.0] * len(columns[0]) for _ in columns]
+    for indices in _same_kind(columns):
+        group = [[column[i] for i in indices] for column in columns]
+        device = group[0][0].device
+        found, norms = [], []
+        for batch in batches(group[0]):
+            parts = [[
+                piece.of(column).to(device, precision[column[0].dtype])
+                for piece in batch
+            ] for column in group]
+            for other in range(1, len(parts)):
+                parts[other] = torch._foreach_sub(parts[0], parts[other])
+            for total, part in zip(totals, parts):
+                found += [(total, indices[piece.index]) for piece in batch]
+                norms += torch._foreach_norm(part)
+        for (total, i), norm in zip(found, torch.stack(norms).tolist()):
+            total[i] = math.hypot(total[i], norm)
     return totals
+
+
+def _same_kind(columns: Sequence[Sequence[Tensor]]) -> Iterable[list[int]]:
+    """Numbers of the rows whose devices and dtypes are the same."""
+    kinds: dict[tuple, list[int]] = {}
+    for index, row in enumerate(zip(*columns)):
+        kind = tuple((tensor.device, tensor.dtype) for tensor in row)
+        kinds.setdefault(kind, []).append(index)
+    return kinds.values()
 
 
 def _fits(mean: Tensor, norm: float, live: Tensor) -> bool:
@@ -619,8 +636,7 @@ def _fits(mean: Tensor, norm: float, live: Tensor) -> bool:
 
 
 def _shift(m: Sequence[Tensor], live: Sequence[Tensor]) -> float:
-    size = math.hypot(*_norms(live))
-    moved = math.hypot(*_norms(m, live))
+    size, moved = (math.hypot(*norms) for norms in _norms(live, m))
     return moved / size if size else math.nan
 
 

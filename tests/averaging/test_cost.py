@@ -78,6 +78,28 @@ def test_a_sample_of_half_precision(dtype, sizes):
     assert second.allocated == 0
 
 
+@pytest.mark.parametrize('tensors', [1, 50, 2000])
+def test_a_resampling_by_hand(tensors):
+    """Four pieces, or batches, of 32768 numbers hold all.
+
+    A sample (12 bytes), whether the mean is finite (4), the shift: m - w is
+    made in the cache (8 + 4), the norms of it and of w (4 + 4), and the
+    writing back (8); and the norms themselves, which are written and read.
+    """
+    psw = resampler([100_000 // tensors] * tensors, PSWA(), 2)
+    psw.step()
+    count = counted(psw.step)
+    assert count.operations == [
+        '_foreach_lerp_',
+        *['_foreach_norm'] * 4, 'stack',
+        *['_foreach_sub', '_foreach_norm', '_foreach_norm'] * 4, 'stack',
+        '_foreach_copy_'
+    ]
+    norms = 4 * 3 * max(4, tensors)
+    assert count.bytes == 44 * 100_000 + 3 * norms
+    assert count.allocated == 4 * 100_000 + 2 * norms
+
+
 def test_nothing_outside_of_the_window():
     psw = resampler([10] * 10, PWALKS(last=2), 10, sample_prob=0.5)
     for _ in range(8):
