@@ -37,10 +37,12 @@ class Counted(TorchDispatchMode):
             return result
         self.operations.append(name)
         given = set()
-        for argument, value in zip(func._schema.arguments, args):
+        named = [(kwargs or {}).get(argument.name)
+                 for argument in func._schema.arguments[len(args):]]
+        for argument, value in zip(func._schema.arguments, (*args, *named)):
             given.update(map(id, tree_leaves(value)))
             written = _is_written(argument)
-            read = not (written and _overwrites(name))
+            read = not (written and (argument.is_out or _overwrites(name)))
             if not _only_allocates(name):
                 self.bytes += _size(value) * (written + read)
         made = _size([t for t in tree_leaves(result) if id(t) not in given])

@@ -30,6 +30,7 @@ def folder(tmp_path, monkeypatch):
     (lambda a, b: a.copy_(b), ['copy_'], 8, 0),  # overwrites
     (lambda a, b: a - b, ['sub'], 12, 4),
     (lambda a, b: a.zero_(), ['zero_'], 4, 0),
+    (lambda a, b: torch.neg(a, out=b), ['neg'], 8, 0),
     (lambda a, b: a.view(5, 2)[1:].t(), [], 0, 0),
     (lambda a, b: torch.empty_like(a), ['empty_like'], 0, 4),
     (lambda a, b: torch._foreach_mul_([a, b], 2), ['_foreach_mul_'], 16, 0),
