@@ -42,7 +42,7 @@ MUTATIONS = (
               ), ('tests/averaging/test_resampler.py', )),
     Mutation('the mean is an alias of the live weights',
              'mmpsw/averaging/mean.py',
-             (('self.mean = accumulators(self.tensors, self.offloaded)',
+             (('self.mean = self.accumulators()',
                'self.mean = list(self.tensors)'), ),
              ('tests/averaging/test_resampler.py', )),
     Mutation('an iteration is a sample, whether it updates or not',

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from .mean import ACCUMULATED_IN, RunningMean, accumulators, blend_, copy_
+from .mean import ACCUMULATED_IN, RunningMean, blend_, copy_
 from .pieces import batches
 from .schedule import Schedule
 from .techniques import Technique
@@ -238,7 +238,7 @@ class PeriodicResampler:
         if self.average is not None and self._live is None:
             # Between windows the running mean's memory is free.
             self._live = (
-                self._accumulators()
+                self._running.accumulators()
                 if self.samples else self._running.allocate())
             copy_(self._live, self.tensors)
             copy_(self.tensors, self.average)
@@ -295,7 +295,7 @@ class PeriodicResampler:
         self._running.samples = state['samples']
 
         def loaded(part: str) -> list[Tensor]:
-            means = self._accumulators()
+            means = self._running.accumulators()
             copy_(means, [state[part][key] for key in live])
             return means
 
@@ -318,9 +318,6 @@ class PeriodicResampler:
     def _running_mean(self, params: list[Tensor]) -> RunningMean:
         return RunningMean(params + self.buffers,
                            len(params) if self.offload else 0, self.block)
-
-    def _accumulators(self) -> list[Tensor]:
-        return accumulators(self.tensors, self._running.offloaded)
 
     def _trainable(self) -> list[Tensor]:
         """The parameters to be averaged, checked."""
@@ -405,7 +402,7 @@ class PeriodicResampler:
         if self.write_back and not self.technique.keeps_previous:
             return mean
         if self._previous is None:
-            self._previous = self._accumulators()
+            self._previous = self._running.accumulators()
             beta = 0.0
         else:
             beta = self.technique.beta(samples, self.resamplings)

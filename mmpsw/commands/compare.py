@@ -77,13 +77,18 @@ def add_summary_options(parser: ArgumentParser) -> None:
 
 
 def summarize(args: Namespace) -> None:
-    """Prints a Markdown table for each key, and draws them.
+    """Prints Markdown: how often an arm wins, and a table for each key.
+
+    And draws them.
 
     Raises:
         ValueError: A table is missing, or a key is unknown.
     """
     from mmpsw.compare import summary
     comparisons = summary.read(args.tables)
+    if len(comparisons) > 1:
+        print('Better / undecided / worse than the baseline:\n\n'
+              f'{summary.tally(comparisons, args.keys)}')
     for key in args.keys:
         text = summary.as_markdown(comparisons, key)
         print(f'{summary.KEYS[key].capitalize()}:\n\n{text}')

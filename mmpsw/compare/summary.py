@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ['KEYS', 'Comparison', 'as_markdown', 'plot', 'read']
+__all__ = ['KEYS', 'Comparison', 'as_markdown', 'plot', 'read', 'tally']
 
 KEYS = {
     'final': 'final value',
@@ -108,6 +108,34 @@ def as_markdown(comparisons: Sequence[Comparison], key: str = 'final') -> str:
     for arm in arms_of(comparisons):
         lines.append([arm, *(_cell(c, arm, key) for c in comparisons)])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n'
+
+
+def tally(comparisons: Sequence[Comparison], keys: Sequence[str]) -> str:
+    """In how many comparisons an arm is better, undecided and worse.
+
+    It is undecided where the 95 % interval of the difference holds 0.
+
+    Raises:
+        ValueError: One of ``keys`` is none of :data:`KEYS`.
+    """
+    for key in keys:
+        _check(key)
+    lines = [['arm', *(KEYS[key] for key in keys)],
+             ['---'] * (1 + len(keys))]
+    for arm in arms_of(comparisons):
+        counts = [_count(comparisons, arm, key) for key in keys]
+        if any(sum(count) for count in counts):
+            lines.append([arm, *(' / '.join(map(str, c)) for c in counts)])
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n'
+
+
+def _count(comparisons: Sequence[Comparison], arm: str,
+           key: str) -> list[int]:
+    verdicts = [
+        comparison.verdict(arm, key) for comparison in comparisons
+        if comparison.number(arm, key, 'half_width') is not None
+    ]
+    return [verdicts.count(verdict) for verdict in (1, 0, -1)]
 
 
 def _cell(comparison: Comparison, arm: str, key: str) -> str:

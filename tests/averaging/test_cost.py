@@ -35,6 +35,23 @@ def test_a_sample_of_fp32_is_one_operation_of_12_bytes(tensors):
         assert count.bytes == 12 * 100_000 and count.allocated == 0
 
 
+def test_short_vectors_are_joined():
+    """8 bytes more for 1 % of the elements; too many are not joined."""
+    few, many = [[size] * 10 + [100_000] for size in (100, 200)]
+    psw = resampler(few, PSWA(), 5)
+    first, second = counted(psw.step), counted(psw.step)
+    assert sorted(first.operations) == sorted(
+        ['empty_like'] * 2 + ['empty', '_foreach_copy_', 'cat'])
+    assert first.bytes == 8 * 101_000
+    assert first.allocated == 4 * 101_000 + 4 * 1000  # the means, the buffer
+    assert sorted(second.operations) == ['_foreach_lerp_', 'cat', 'lerp_']
+    assert second.bytes == 12 * 101_000 + 8 * 1000
+    assert second.bytes < 12.1 * 101_000 and second.allocated == 0
+    psw = resampler(many, PSWA(), 5)
+    psw.step()
+    assert counted(psw.step).operations == ['_foreach_lerp_']
+
+
 def test_a_later_window_allocates_nothing():
     psw = resampler([1000] * 3, PSWA(), 3)
     for _ in range(3):

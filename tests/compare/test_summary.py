@@ -45,11 +45,22 @@ def test_what_is_better_follows_the_metric_and_a_drop_is_never(folders):
     assert two.verdict('baseline', 'final') == 0
 
 
+def test_the_tally_by_hand(folders):
+    """The other table has no ema, and no drops; ema is level in its one."""
+    assert summary.tally(summary.read(folders), ['final', 'drop']) == '''\
+| arm | final value | drop per validation |
+| --- | --- | --- |
+| pswa | 1 / 0 / 1 | 1 / 0 / 0 |
+| ema | 0 / 1 / 0 | 0 / 1 / 0 |
+'''
+
+
 def test_the_command_prints_and_draws(folders, tmp_path, capsys):
     picture = tmp_path / 'summary.png'
     assert compare.main(['summary', *map(str, folders), '--keys', 'final',
                          'drop', '--plot', str(picture)]) == 0
-    assert '2.50' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert '2.50' in printed and '| pswa | 1 / 0 / 1 | 1 / 0 / 0 |' in printed
     assert picture.read_bytes().startswith(b'\x89PNG')
 
 
