@@ -220,6 +220,7 @@ def _draw(axes, comparison: Comparison, arms: Sequence[str],
     axes.set_axisbelow(True)
     axes.spines[['top', 'right', 'left']].set_visible(False)
     axes.tick_params(labelsize=8, left=False)
+    axes.locator_params(axis='x', nbins=4)
     axes.set_xlabel(KEYS[key], fontsize=8)
 
 
