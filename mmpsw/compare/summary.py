@@ -107,7 +107,7 @@ def as_markdown(comparisons: Sequence[Comparison], key: str = 'final') -> str:
     lines = [head, ['---'] * len(head)]
     for arm in arms_of(comparisons):
         lines.append([arm, *(_cell(c, arm, key) for c in comparisons)])
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n'
+    return _table(lines)
 
 
 def tally(comparisons: Sequence[Comparison], keys: Sequence[str]) -> str:
@@ -126,6 +126,10 @@ def tally(comparisons: Sequence[Comparison], keys: Sequence[str]) -> str:
         counts = [_count(comparisons, arm, key) for key in keys]
         if any(sum(count) for count in counts):
             lines.append([arm, *(' / '.join(map(str, c)) for c in counts)])
+    return _table(lines)
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n'
 
 
