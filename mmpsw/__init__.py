@@ -1,6 +1,6 @@
 """Train OpenMMLab models better by periodically resampling their weights.
 
-``mmpsw.averaging`` is plain PyTorch. What needs torch or mmengine is imported
+``mmpsw.methods.averaging`` is plain PyTorch. What needs torch or mmengine is imported
 when it is asked for: by ``type='mmpsw.PSWHook'`` in a config, by
 ``type='PSWHook'`` after ``custom_imports = ['mmpsw']``, or by
 ``mmpsw.PSWHook``.

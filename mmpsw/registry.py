@@ -26,12 +26,12 @@ MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope='mmpsw',
-    locations=['mmpsw.engine'])
+    locations=['mmpsw.engine', 'mmpsw.runtime'])
 OPTIM_WRAPPERS = Registry(
     'optim_wrapper',
     parent=MMENGINE_OPTIM_WRAPPERS,
     scope='mmpsw',
-    locations=['mmpsw.engine'])
+    locations=['mmpsw.engine', 'mmpsw.runtime'])
 
 
 def register_bare_names() -> None:

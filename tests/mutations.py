@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RESAMPLER = 'mmpsw/averaging/resampler.py'
+RESAMPLER = 'mmpsw/methods/averaging/resampler.py'
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class Mutation:
 MUTATIONS = (
     Mutation('a counter is not saved', RESAMPLER,
              (('samples=self.samples,', 'samples=0,'), ),
-             ('tests/averaging/test_resampler.py', )),
+             ('tests/methods/averaging/test_resampler.py', )),
     Mutation('the generator is not restored', RESAMPLER,
              (("self.generator.set_state(state['generator'].cpu())", 'pass'),
-              ), ('tests/averaging/test_resampler.py', )),
+              ), ('tests/methods/averaging/test_resampler.py', )),
     Mutation('the mean is an alias of the live weights',
-             'mmpsw/averaging/mean.py',
+             'mmpsw/methods/averaging/mean.py',
              (('self.mean = self.accumulators()',
                'self.mean = list(self.tensors)'), ),
-             ('tests/averaging/test_resampler.py', )),
+             ('tests/methods/averaging/test_resampler.py', )),
     Mutation('an iteration is a sample, whether it updates or not',
-             'mmpsw/engine/optim_wrapper.py',
+             'mmpsw/engine/averaging/optim_wrapper.py',
              (('self.resampler.step(self._inner_count, self._updated)',
                'self.resampler.step(self._inner_count, True)'), ),
-             ('tests/engine/test_mixed_precision.py', )),
+             ('tests/engine/averaging/test_mixed_precision.py', )),
     Mutation('the mean is written back after the validation', RESAMPLER,
              (('            copy_(self.tensors, m)\n',
                '            self._late = m\n'),
@@ -58,7 +58,7 @@ MUTATIONS = (
                '            copy_(self.tensors, self._late)\n'
                '            self._late = None\n'
                '        place = self.schedule.locate(self.iteration)\n')),
-             ('tests/averaging/test_resampler.py', )),
+             ('tests/methods/averaging/test_resampler.py', )),
 )
 
 

@@ -1,130 +1,262 @@
-"""Each leaf is its stock baseline, but for the PSW entries."""
-import ast
+"""Configs are found by name; PSW goes into the configs of three zoos."""
 import copy
-import functools
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
 
-from mmpsw.commands import zoo
+from mmpsw import configs
 
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-LEAVES = sorted(
-    path for technique in zoo.TECHNIQUES
-    for path in CONFIGS.glob(f'[a-z]*/*_{technique}.py'))
-BASELINES = [
-    'mmdet::retinanet/retinanet_r50_fpn_1x_coco',
+STOCK = [
+    'mmdet::retinanet/retinanet_r18_fpn_1x_coco',
+    'mmdet::retinanet/retinanet_r50_fpn_amp-1x_coco',
     'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
     'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco',
     'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco',
-    'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024',
-    'mmseg::pspnet/pspnet_r50-d8_4xb4-20k_voc12aug-512x512',
-    'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024',
-    'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-20k_voc12aug-512x512',
-    'mmseg::unet/unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024',
-    'mmpretrain::resnet/resnet50_8xb32_in1k',
+    'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco',
+    'mmdet::atss/atss_r50_fpn_1x_coco',
+    'mmdet::gfl/gfl_r50_fpn_1x_coco',
+    'mmdet::yolox/yolox_tiny_8xb8-300e_coco',
+    'mmdet::yolo/yolov3_mobilenetv2_8xb24-320-300e_coco',
+    'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco',
+    'mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco',
+    'mmdet::detr/detr_r50_8xb2-150e_coco',
+    'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024',
+    'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024',
+    'mmseg::unet/unet-s5-d16_fcn_4xb4-40k_drive-64x64',
+    'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512',
+    'mmseg::fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024',
+    'mmseg::bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024',
+    'mmseg::bisenetv2/bisenetv2_fcn_4xb4-amp-160k_cityscapes-1024x1024',
+    'mmseg::hrnet/fcn_hr18s_4xb2-40k_cityscapes-512x1024',
+    'mmseg::mobilenet_v3/mobilenet-v3-d8_lraspp_4xb4-320k_cityscapes-512x1024',
+    'mmseg::stdc/stdc1_4xb12-80k_cityscapes-512x1024',
+    'mmseg::ccnet/ccnet_r50-d8_4xb2-40k_cityscapes-512x1024',
+    'mmseg::icnet/icnet_r18-d8_4xb2-80k_cityscapes-832x832',
     'mmpretrain::resnet/resnet18_8xb16_cifar10',
-    'cls/resnet18_8xb16_cifar100',
-    'cls/vgg16bn_8xb16_cifar10',
-    'cls/vgg16bn_8xb16_cifar100',
+    'mmpretrain::resnet/resnet50_8xb32_in1k',
+    'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k',
+    'mmpretrain::shufflenet_v2/shufflenet-v2-1x_16xb64_in1k',
+    'mmpretrain::efficientnet/efficientnet-b0_8xb32_in1k',
+    'mmpretrain::convnext/convnext-tiny_32xb128_in1k',
+    'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k',
+    'mmpretrain::deit/deit-tiny_4xb256_in1k',
+    'mmpretrain::regnet/regnetx-400mf_8xb128_in1k',
+    'mmpretrain::seresnet/seresnet50_8xb32_in1k',
+    'mmpretrain::lenet/lenet5_mnist',
+    'mmpretrain::repvgg/repvgg-A0_8xb32_in1k',
 ]
 
 
-@functools.cache
-def read(path):
-    """mmengine reads all of a zoo's index for each of its configs: once."""
-    return Config.fromfile(path)
+def surgery_undone(cfg, stock):
+    """The config with the PSW entries put back to the stock ones."""
+    cfg = copy.deepcopy(cfg)
+    assert cfg.custom_hooks[0] == dict(type='mmpsw.PSWHook')
+    cfg.custom_hooks = cfg.custom_hooks[1:]
+    if 'custom_hooks' not in stock:
+        cfg.pop('custom_hooks')
+    cfg.optim_wrapper.pop('psw')
+    cfg.optim_wrapper.pop('type')
+    if 'type' in stock.optim_wrapper:
+        cfg.optim_wrapper.type = stock.optim_wrapper.type
+    return cfg
 
 
-def load(path):
-    return copy.deepcopy(read(str(path)))
+def groups(wrapper):
+    """Optimizer, settings and parameters: what PSW must leave as it is."""
+    settings = [{
+        key: [id(p) for p in value] if key == 'params' else value
+        for key, value in group.items()
+    } for group in wrapper.optimizer.param_groups]
+    return type(wrapper.optimizer), settings
 
 
-def plain(node):
-    """A config as dicts, without the marks that inheritance leaves."""
-    if isinstance(node, dict):
-        return {
-            key: plain(value)
-            for key, value in node.items() if key != '_scope_'
-        }
-    if isinstance(node, (list, tuple)):
-        return [plain(item) for item in node]
-    return node
+@pytest.mark.parametrize('name', STOCK)
+def test_every_technique_reaches_a_stock_config(name):
+    stock = configs.load_config(name)
+    amp = configs.is_amp(stock.optim_wrapper)
+    init_default_scope(stock.default_scope)
+    model = MODELS.build(copy.deepcopy(stock.model))  # some write in it
+    for technique, cls in dict(
+            pswa='PSWA', pwalks='PWALKS', pswm='PSWM').items():
+        cfg = copy.deepcopy(stock)
+        configs.apply_psw(cfg, configs.psw_fragment(technique))
+        kind = 'PSWAmpOptimWrapper' if amp else 'PSWOptimWrapper'
+        assert cfg.optim_wrapper.type == f'mmpsw.{kind}'
+        assert cfg.optim_wrapper.psw.type == cls
+        assert surgery_undone(cfg, stock).to_dict() == stock.to_dict()
+        if amp:
+            continue  # can only be built where there is an accelerator
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        assert type(wrapper).__name__ == 'PSWOptimWrapper'
+        assert groups(wrapper) == groups(
+            build_optim_wrapper(model, stock.optim_wrapper))
 
 
-def without_psw(cfg):
-    """A config as dicts, without the four PSW entries."""
-    cfg = plain(cfg.to_dict() if isinstance(cfg, Config) else cfg)
-    cfg.pop('psw', None)
-    for key in ('psw', 'type'):
-        cfg['optim_wrapper'].pop(key, None)
-    hooks = [
-        hook for hook in cfg.pop('custom_hooks', None) or []
-        if hook['type'] != 'mmpsw.PSWHook'
-    ]
-    return {**cfg, 'custom_hooks': hooks}
+@pytest.mark.parametrize('name', [
+    'mmdet::retinanet/retinanet_r50_fpn_1x_coco',
+    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+])
+def test_a_zoo_name_is_found_with_or_without_py(name):
+    path = configs.resolve_config(name)
+    assert path.endswith('.mim/configs/retinanet/retinanet_r50_fpn_1x_coco.py')
+    assert configs.load_config(name).model.type == 'RetinaNet'
 
 
-def baseline_of(leaf):
-    """The first base that a leaf names, resolved."""
-    for node in ast.parse(leaf.read_text()).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id == '_base_':
-            name = ast.literal_eval(node.value)[0]
-            return zoo.resolve_config(name if '::' in name else leaf.parent /
-                                      name)
-    raise AssertionError(f'{leaf} has no _base_')
+def test_a_path_is_itself(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text('a = 1\n')
+    assert configs.resolve_config(path) == str(path)
 
 
-def resolve(name):
-    return zoo.resolve_config(name if '::' in name else CONFIGS /
-                              f'{name}.py')
+@pytest.mark.parametrize('name, message', [
+    ('mmdet::retinanet/retinanet_r50_fpn_1x_coc',
+     "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'"),
+    ('mmdet::retinanet_r50_fpn_1x_coco',
+     "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'?"),
+    ('mmseg::unet/zzzzzzzzzzzzzz', 'mmseg::<folder>/<file>.py'),
+    ('mmdte::retinanet/x', "did you mean 'mmdet'?"),
+    ('mmpose::body/x', 'give one of mmdet, mmseg, mmpretrain'),
+    ('retinanet/retinanet_r50_fpn_1x_coco.py',
+     "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'?"),
+    ('lenet/lenet5_mnist', "did you mean 'mmpretrain::lenet/lenet5_mnist.py'"),
+    ('nowhere/at_all.py', "nor does 'nowhere'"),
+    ('mine.py', "did you mean 'mime.py'?"),
+    ('folder', 'is a folder'),
+    ('notes.txt', 'does not end in one of .py'),
+    ('broken.py', 'SyntaxError'),
+    ('checkpoint.pth', 'zoo name such as'),
+])
+def test_a_wrong_config_ends_in_one_line(name, message, tmp_path, monkeypatch):
+    (tmp_path / 'mime.py').write_text('a = 1\n')
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'notes.txt').write_text('')
+    (tmp_path / 'broken.py').write_text('a = = 1\n')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as info:
+        configs.load_config(name)
+    assert message in str(info.value)
+    assert '\n' not in str(info.value)
 
 
-@pytest.mark.parametrize('leaf', LEAVES, ids=lambda path: path.stem)
-def test_a_leaf_differs_in_the_psw_entries_only(leaf):
-    technique = leaf.stem.rpartition('_')[2]
-    cfg = load(leaf)
-    stock = load(baseline_of(leaf))
-    assert without_psw(cfg) == without_psw(stock)
-    assert stock.optim_wrapper.get('type', 'OptimWrapper') == 'OptimWrapper'
+def test_a_framework_that_is_not_installed_says_what_to_install():
+    # A fresh interpreter in which mmseg cannot be found.
+    code = ('import sys; sys.modules["mmseg"] = None\n'
+            'from importlib import util\n'
+            'find = util.find_spec\n'
+            'util.find_spec = lambda n, p=None: '
+            'None if n == "mmseg" else find(n, p)\n'
+            'from mmpsw import configs\n'
+            'configs.resolve_config("mmseg::unet/x")')
+    result = subprocess.run([sys.executable, '-c', code],
+                            capture_output=True,
+                            text=True)
+    assert result.stderr.splitlines()[-1] == (
+        "ValueError: 'mmseg::unet/x' cannot be found, because mmseg is not "
+        'installed; pip install mmsegmentation')
+
+
+def test_fragments():
+    assert configs.psw_fragment('pswa') == {'type': 'PSWA'}
+    assert configs.psw_fragment('PWALKS') == {'type': 'PWALKS', 'last': 0.25}
+    assert configs.psw_fragment('pswm') == {'type': 'PSWM', 'momentum': 0.5}
+
+
+def test_a_fragment_of_the_users(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text("psw = dict(type='PSWM', momentum='polyak', last=7)\n")
+    assert configs.psw_fragment(path) == {
+        'type': 'PSWM', 'momentum': 'polyak', 'last': 7}
+    assert configs.psw_name(path) == 'mine'
+
+
+@pytest.mark.parametrize('name, message', [
+    ('pwalk', "did you mean 'pwalks'"),
+    ('ema', 'give pswa, pwalks, pswm, or the path of a file'),
+    ('empty.py', 'does not define psw'),
+])
+def test_a_wrong_fragment(name, message, tmp_path, monkeypatch):
+    (tmp_path / 'empty.py').write_text('a = 1\n')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        configs.psw_fragment(name)
+
+
+PSW = dict(type='PSWA', period=2)
+SGD = dict(type='SGD', lr=0.1)
+
+
+@pytest.mark.parametrize('given, expected', [
+    ('OptimWrapper', 'mmpsw.PSWOptimWrapper'),
+    ('mmengine.OptimWrapper', 'mmpsw.PSWOptimWrapper'),
+    ('mmdet.OptimWrapper', 'mmpsw.PSWOptimWrapper'),
+    (OptimWrapper, 'mmpsw.PSWOptimWrapper'),
+    ('AmpOptimWrapper', 'mmpsw.PSWAmpOptimWrapper'),
+    ('mmengine.optim.AmpOptimWrapper', 'mmpsw.PSWAmpOptimWrapper'),
+    ('PSWOptimWrapper', 'mmpsw.PSWOptimWrapper'),
+    ('mmpsw.PSWAmpOptimWrapper', 'mmpsw.PSWAmpOptimWrapper'),
+])
+def test_wrapper_types(given, expected):
+    cfg = Config(dict(optim_wrapper=dict(type=given, optimizer=SGD)))
+    configs.apply_psw(cfg, PSW)
+    assert cfg.optim_wrapper.to_dict() == dict(
+        type=expected, optimizer=SGD, psw=PSW)
+
+
+def test_a_wrapper_without_a_type_is_a_plain_one():
+    cfg = Config(dict(optim_wrapper=dict(optimizer=SGD)))
+    configs.apply_psw(cfg, PSW)
     assert cfg.optim_wrapper.type == 'mmpsw.PSWOptimWrapper'
-    assert plain(cfg.optim_wrapper.psw) == zoo.psw_fragment(technique)
-    assert plain(cfg.custom_hooks)[0] == {'type': 'mmpsw.PSWHook'}
 
 
-def test_there_is_a_leaf_for_every_baseline():
-    assert {resolve(name)
-            for name in BASELINES} <= {baseline_of(leaf)
-                                       for leaf in LEAVES}
+def test_an_earlier_psw_is_replaced_whole():
+    cfg = Config(
+        dict(
+            psw=dict(type='PWALKS', last=3),
+            optim_wrapper=dict(
+                type='mmpsw.PSWOptimWrapper',
+                optimizer=SGD,
+                psw=dict(type='PWALKS', last=3)),
+            custom_hooks=[dict(type='EMAHook'),
+                          dict(type='mmpsw.PSWHook')]))
+    configs.apply_psw(cfg, PSW)
+    assert cfg.optim_wrapper.psw == cfg.psw == PSW
+    assert [hook.type for hook in cfg.custom_hooks
+            ] == ['EMAHook', 'mmpsw.PSWHook']
 
 
-@pytest.mark.parametrize('name', BASELINES)
-def test_an_option_makes_of_the_baseline_what_the_leaf_says(name):
-    leaf = next(leaf for leaf in LEAVES if baseline_of(leaf) == resolve(name))
-    for technique in zoo.TECHNIQUES:
-        cfg = load(resolve(name))
-        zoo.apply_psw(cfg, zoo.psw_fragment(technique))
-        expected = load(leaf)
-        expected.pop('psw')
-        expected.optim_wrapper.psw = zoo.psw_fragment(technique)
-        assert plain(cfg.to_dict()) == plain(expected.to_dict())
+def test_each_wrapper_of_several_gets_its_own_psw():
+    cfg = Config(
+        dict(
+            optim_wrapper=dict(
+                constructor='Mine',
+                generator=dict(type='OptimWrapper', optimizer=SGD),
+                critic=dict(type='AmpOptimWrapper', optimizer=SGD))))
+    configs.apply_psw(cfg, PSW)
+    outer = cfg.optim_wrapper
+    assert outer.constructor == 'Mine' and 'psw' not in outer
+    assert outer.generator.type == 'mmpsw.PSWOptimWrapper'
+    assert outer.critic.type == 'mmpsw.PSWAmpOptimWrapper'
+    assert outer.generator.psw == outer.critic.psw == PSW
+    assert outer.generator.psw is not outer.critic.psw
+    assert cfg.custom_hooks == [dict(type='mmpsw.PSWHook')]
 
 
-@pytest.mark.parametrize(
-    'path', sorted(CONFIGS.rglob('*.py')), ids=lambda path: path.stem)
-def test_a_config_can_be_read(path):
-    # The baseline's arm adds nothing, which is what a baseline is.
-    assert len(load(path)) > 0 or path.stem == 'baseline'
-
-
-def test_fragments_hold_psw_alone():
-    fragments = {
-        technique: load(CONFIGS / f'_base_/psw/{technique}.py')
-        for technique in zoo.TECHNIQUES
-    }
-    assert {name: cfg.to_dict() for name, cfg in fragments.items()} == {
-        'pswa': {'psw': {'type': 'PSWA'}},
-        'pwalks': {'psw': {'type': 'PWALKS', 'last': 0.25}},
-        'pswm': {'psw': {'type': 'PSWM', 'momentum': 0.5}},
-    }
+@pytest.mark.parametrize('optim_wrapper, message', [
+    (dict(type='ApexOptimWrapper', optimizer=SGD),
+     "optim_wrapper.type='ApexOptimWrapper', because it extends only"),
+    (dict(type='DeepSpeedOptimWrapper', optimizer=SGD),
+     'set --cfg-options optim_wrapper.type=OptimWrapper'),
+    (dict(type='other.OptimWrapper', optimizer=SGD), 'other.OptimWrapper'),
+    (dict(constructor='A', one=dict(type='B', optimizer=SGD)),
+     "optim_wrapper.one.type='B'"),
+    (None, 'has no optim_wrapper with an optimizer'),
+])
+def test_a_wrapper_that_psw_does_not_extend(optim_wrapper, message):
+    cfg = Config(dict(optim_wrapper=optim_wrapper))
+    with pytest.raises(ValueError) as info:
+        configs.apply_psw(cfg, PSW)
+    assert message in str(info.value)

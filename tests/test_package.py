@@ -25,8 +25,9 @@ def test_setup_requires_what_the_package_checks():
 
 
 def test_the_core_imports_nothing_of_openmmlab():
-    modules = run('import sys, mmpsw.averaging; print(*sys.modules)').split()
-    assert 'mmpsw.averaging.resampler' in modules
+    code = 'import sys, mmpsw.methods.averaging; print(*sys.modules)'
+    modules = run(code).split()
+    assert 'mmpsw.methods.averaging.resampler' in modules
     assert not [m for m in modules if m.startswith(('mmengine', 'mmcv'))]
     assert 'mmpsw.engine' not in modules
 
@@ -50,7 +51,7 @@ def test_custom_imports_and_names_of_the_package():
     code = ('from mmengine.registry import HOOKS; import mmpsw; '
             'hook = HOOKS.build(dict(type="PSWHook", recalibrate_batches=7)); '
             'print(type(hook), hook.recalibrate_batches)')
-    assert run(code) == "<class 'mmpsw.engine.hook.PSWHook'> 7\n"
+    assert run(code) == "<class 'mmpsw.engine.averaging.hook.PSWHook'> 7\n"
     assert 'PSWHook' in run('import mmpsw; print(mmpsw.PSWHook)')
     assert 'PSWHook' in run('from mmengine.registry import HOOKS; '
                             'print(HOOKS.get("mmpsw.PSWHook"))')

@@ -1,7 +1,7 @@
 # PSWA and PSWM: train the baseline with --psw pswa, --psw pswm.
 _base_ = [
     'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
-    '../_base_/psw/pwalks.py',
+    '../_base_/methods/pwalks.py',
 ]
 optim_wrapper = dict(type='mmpsw.PSWOptimWrapper', psw=_base_.psw)
 custom_hooks = [dict(type='mmpsw.PSWHook')]

@@ -20,11 +20,11 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from torch import Tensor, nn
 
-from mmpsw.averaging import PSWA, PeriodicResampler
-from mmpsw.averaging.mean import copy_
 from mmpsw.commands.average_checkpoints import load_checkpoint
 from mmpsw.commands.checks import check_checkpoint
-from mmpsw.engine.buffers import owned_buffers
+from mmpsw.engine.averaging.buffers import owned_buffers
+from mmpsw.methods.averaging import PSWA, PeriodicResampler
+from mmpsw.methods.averaging.mean import copy_
 
 __all__ = ['check_weights', 'load_weights', 'split_name']
 

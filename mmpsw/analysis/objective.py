@@ -18,7 +18,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from torch import nn
 
-from mmpsw.averaging import recalibrate
+from mmpsw.methods.averaging import recalibrate
 
 __all__ = ['TrainingLoss', 'Validation', 'build_model', 'fixed_batches']
 

@@ -12,8 +12,8 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mmpsw.engine.optim_wrapper import PSWOptimWrapperMixin
-from mmpsw.engine.settings import HOW_TO_ENABLE
+from mmpsw.engine.averaging.optim_wrapper import PSWOptimWrapperMixin
+from mmpsw.engine.averaging.settings import HOW_TO_ENABLE
 from mmpsw.registry import HOOKS
 from mmpsw.results import write_csv
 

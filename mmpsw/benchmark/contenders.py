@@ -9,8 +9,14 @@ from mmengine.model import ExponentialMovingAverage, StochasticWeightAverage
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mmpsw.averaging import PSWA, PSWM, PWALKS, PeriodicResampler, Technique
 from mmpsw.engine.peers import LatestWeightAverage
+from mmpsw.methods.averaging import (
+    PSWA,
+    PSWM,
+    PWALKS,
+    PeriodicResampler,
+    Technique,
+)
 
 __all__ = [
     'CONTROL', 'Contender', 'FLAT_COPY', 'FLAT_LERP', 'MissingError', 'OURS',

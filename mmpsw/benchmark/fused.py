@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmpsw.averaging import RunningMean
+from mmpsw.methods.averaging import RunningMean
 
 from .sampling import synthetic
 from .steps import BASELINE, Step

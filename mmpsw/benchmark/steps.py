@@ -14,7 +14,7 @@ from torch import nn
 
 from mmpsw.analysis.objective import build_model
 from mmpsw.engine import PSWOptimWrapper
-from mmpsw.engine.buffers import owned_buffers
+from mmpsw.engine.averaging.buffers import owned_buffers
 
 from .timing import Spread, interleaved, ratios
 

@@ -15,8 +15,9 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 
-from mmpsw.averaging.batch_norm import recalibrate
-from mmpsw.commands import checkpoints, checks, launch, options, zoo
+from mmpsw import checkpoints, configs
+from mmpsw.commands import checks, launch, options
+from mmpsw.methods.averaging.batch_norm import recalibrate
 
 StateDict = dict[str, Tensor]
 
@@ -224,7 +225,7 @@ def _recalibration_config(args: Namespace) -> Config | None:
     if args.batches < 1:
         raise ValueError(f'--batches {args.batches} is not possible; give 1 '
                          'or more')
-    cfg = zoo.load_config(args.recalibrate)
+    cfg = configs.load_config(args.recalibrate)
     options.merge_options(cfg, args)
     launch.set_dataloader_defaults(cfg, launch.has_accelerator())
     checks.check_data(cfg, 'train')

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mmpsw.commands import options, zoo
+from mmpsw import configs
+from mmpsw.commands import options
 from mmpsw.commands.progress import Bars
 from mmpsw.results import out_folder
 
@@ -108,8 +109,8 @@ def run_sample(args: Namespace) -> None:
     dtype = args.dtype and getattr(torch, args.dtype)
     if args.config:
         from mmpsw.analysis.objective import build_model
-        model = build_model(zoo.load_config(args.config)).to(device, dtype)
-        what = Path(zoo.resolve_config(args.config)).stem
+        model = build_model(configs.load_config(args.config)).to(device, dtype)
+        what = Path(configs.resolve_config(args.config)).stem
     else:
         model = sampling.synthetic(args.params, args.tensors,
                                    dtype or torch.float32, device)
@@ -133,13 +134,13 @@ def run_step(args: Namespace) -> None:
     if args.period < 4:
         raise ValueError(f'--period {args.period} is too short for a window '
                          'of its last quarter; give 4 or more')
-    configs = {name: zoo.load_config(name) for name in args.configs}
+    stock = {name: configs.load_config(name) for name in args.configs}
     out = _out(args, 'step.csv')
     from mmpsw.benchmark import report, steps
     results = {}
     with Bars() as progress:
-        for name, cfg in configs.items():
-            stem = Path(zoo.resolve_config(name)).stem
+        for name, cfg in stock.items():
+            stem = Path(configs.resolve_config(name)).stem
             results[name] = steps.measure(
                 cfg, args.batch_size, args.size, args.period, args.repeats,
                 progress.parts, stem)

@@ -9,12 +9,12 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
-from mmpsw.commands import checkpoints
+from mmpsw import checkpoints
 from mmpsw.commands.launch import has_accelerator
-from mmpsw.commands.zoo import is_amp, optim_wrappers
+from mmpsw.configs import is_amp, optim_wrappers
+from mmpsw.models import unwrapped
 
 # Dataset classes of mmpretrain that fetch their files themselves.
 _SELF_FETCHING = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
@@ -118,7 +118,7 @@ def check_fit(cfg: Config, model: nn.Module) -> None:
     content = checkpoints.read(path, whole=False)
     weights = content.get('state_dict', content)
     held = {re.sub('^module.', '', name): w for name, w in weights.items()}
-    problem = _misfit(held, _unwrapped(model), bool(cfg.get('resume')))
+    problem = _misfit(held, unwrapped(model), bool(cfg.get('resume')))
     if problem is not None:
         raise ValueError(
             f"checkpoint '{path}' is of another model than the config's, "
@@ -245,12 +245,6 @@ def _misfit(held: dict, model: nn.Module, resume: bool) -> str | None:
             return (f"'{name}' in it has the shape {tuple(held[name].shape)} "
                     f'instead of {tuple(parameter.shape)}')
     return None
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
 
 
 def _continues(cfg: Config) -> bool:

@@ -5,7 +5,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mmpsw.commands import options, zoo
+from mmpsw import configs
+from mmpsw.commands import options
 from mmpsw.compare import grid as grids
 
 _DEFAULT_ARMS = ('baseline', 'control', 'pswa', 'pwalks', 'pswm')
@@ -104,7 +105,7 @@ def add_run_options(parser: ArgumentParser) -> None:
         nargs='+',
         default=_DEFAULT_ARMS,
         metavar='ARM',
-        help=f'{", ".join(zoo.known_arms())}, or the path of a file with the '
+        help=f'{", ".join(configs.known_arms())}, or the path of a file with the '
         'settings that an arm adds to the config (default: '
         f'{" ".join(_DEFAULT_ARMS)})')
     parser.add_argument(
@@ -187,13 +188,13 @@ def make_grid(args: Namespace) -> grids.Grid:
     Raises:
         ValueError: An option is wrong.
     """
-    arms = {zoo.psw_name(arm): arm for arm in args.arms}
+    arms = {configs.psw_name(arm): arm for arm in args.arms}
     if len(arms) < len(args.arms):
         raise ValueError(
             f"--arms {' '.join(args.arms)} names an arm twice; a file's name "
             'is its name: rename one, or leave it out')
     for arm in args.arms:
-        zoo.arm_fragment(arm)
+        configs.arm_fragment(arm)
     if len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f'--seeds {" ".join(map(str, args.seeds))} names a '
                          'seed twice; leave one out')
@@ -203,7 +204,7 @@ def make_grid(args: Namespace) -> grids.Grid:
         if '=' not in pair:
             raise ValueError(f"--cfg-options takes key=value, but got '{pair}"
                              "'; write for example train_cfg.max_epochs=3")
-    stem = Path(zoo.resolve_config(args.config)).stem
+    stem = Path(configs.resolve_config(args.config)).stem
     return grids.Grid(
         config=args.config,
         arms=arms,

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from mmpsw import configs
 from mmpsw.analysis import checkpoints, figures, loss_surface
 from mmpsw.analysis.loss_surface import LinePoint, Width
 from mmpsw.analysis.objective import (
@@ -17,9 +18,9 @@ from mmpsw.analysis.objective import (
     build_model,
     fixed_batches,
 )
-from mmpsw.commands import checks, launch, options, zoo
+from mmpsw.checkpoints import allow_resume
+from mmpsw.commands import checks, launch, options
 from mmpsw.commands.progress import Bars
-from mmpsw.engine.resume import allow_resume
 from mmpsw.results import out_folder, write_csv
 
 _DESCRIPTION = '''\
@@ -187,7 +188,7 @@ def line_points(begin: float, end: float, count: int) -> list[float]:
 
 def _checked_config(args: Namespace, names: Sequence[str]) -> Config:
     """The config of the command line, its data and the checkpoints found."""
-    cfg = zoo.load_config(args.config)
+    cfg = configs.load_config(args.config)
     options.merge_options(cfg, args)
     launch.set_dataloader_defaults(cfg, launch.has_accelerator())
     phases = ['train', *(['val'] if getattr(args, 'metric', None) else [])]
@@ -234,7 +235,7 @@ def _primary_metric(cfg: Config, metrics: dict[str, float],
 
 def _out(args: Namespace, kind: str, files: Sequence[str]) -> Path:
     """The folder for the results, with none of an earlier run in it."""
-    stem = Path(zoo.resolve_config(args.config)).stem
+    stem = Path(configs.resolve_config(args.config)).stem
     return out_folder(args.out or Path('work_dirs', stem, kind), files,
                       args.overwrite)
 

@@ -98,7 +98,7 @@ def report_errors(command: Callable[[], None]) -> int:
         exceptions go on, with their traceback.
     """
     try:
-        from mmpsw.commands import checkpoints  # torch comes with it
+        from mmpsw import checkpoints  # torch comes with it
         with checkpoints.data_only():
             command()
     except Exception as error:
@@ -155,7 +155,7 @@ def _one_line(error: BaseException) -> str:
     if lines[0].startswith('Caught '):  # in a worker: its traceback follows
         return lines[-1]
     if isinstance(error, pickle.UnpicklingError):
-        from mmpsw.commands import checkpoints
+        from mmpsw import checkpoints
         return ('a checkpoint that the config names is not loaded, because it '
                 'is none or asks for code to be run, and checkpoints are '
                 f'read as data only ({checkpoints.reason(error)}); give '

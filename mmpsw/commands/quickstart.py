@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmpsw.commands import compare, zoo
+from mmpsw import configs
+from mmpsw.commands import compare
 from mmpsw.compare import grid as grids
 from mmpsw.compare.grid import CHECKOUT, shown
 from mmpsw.datasets.digits import generate
@@ -81,8 +82,8 @@ def make_grid(args: Namespace) -> grids.Grid:
     Raises:
         ValueError: There is no such technique, or its name is taken.
     """
-    zoo.psw_fragment(args.psw)
-    name = zoo.psw_name(args.psw)
+    configs.psw_fragment(args.psw)
+    name = configs.psw_name(args.psw)
     if name in ('baseline', 'control'):
         raise ValueError(
             f"--psw '{args.psw}' cannot be used, because another arm is "
@@ -101,8 +102,8 @@ def make_grid(args: Namespace) -> grids.Grid:
 
 def draw_picture(grid: grids.Grid) -> Path:
     """Draws what each arm's detector finds in the same scenes."""
+    from mmpsw.checkpoints import allow_resume
     from mmpsw.compare import detections
-    from mmpsw.engine.resume import allow_resume
     allow_resume()
     seed = grid.seeds[0]
     checkpoints = {

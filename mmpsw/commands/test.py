@@ -7,7 +7,8 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from mmpsw.commands import options, zoo
+from mmpsw import configs
+from mmpsw.commands import options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,12 +71,12 @@ def build_config(args: Namespace) -> Config:
         ValueError: The config or an option is wrong.
     """
     from mmpsw.commands import checks, launch
-    cfg = zoo.load_config(args.config)
+    cfg = configs.load_config(args.config)
     options.merge_options(cfg, args)
     if cfg.get('test_dataloader') is None:
         raise ValueError(f"config '{args.config}' has no test_dataloader; "
                          'add one, with test_cfg and test_evaluator')
-    stem = Path(zoo.resolve_config(args.config)).stem
+    stem = Path(configs.resolve_config(args.config)).stem
     launch.set_work_dir(cfg, args, stem)
     launch.set_launcher(cfg, args)
     launch.set_dataloader_defaults(cfg, launch.has_accelerator())

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmpsw.commands import options, zoo
+from mmpsw import configs
+from mmpsw.commands import options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +31,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         help='pswa, pwalks, pswm, or the path of a file that defines psw')
     averaging.add_argument(
         '--arm',
-        help='an arm of a comparison: a name from configs/_base_/arms (ema, '
+        help='an arm of a comparison: a name from configs/_base_/methods (ema, '
         'swa, lawa, lookahead, ...), or the path of a file with the settings '
         'that it adds to the config')
     parser.add_argument('--seed', type=int, help='the random seed')
@@ -65,8 +66,8 @@ def train(args: Namespace) -> None:
     from mmpsw.commands import checks, launch
     from mmpsw.engine import RandomStateHook, allow_resume, save_safely
     cfg = build_config(args)
-    if any(zoo.is_psw(wrapper) for _, wrapper in zoo.optim_wrappers(cfg)):
-        zoo.check_strategy(cfg)
+    if any(configs.is_psw(wrapper) for _, wrapper in configs.optim_wrappers(cfg)):
+        configs.check_strategy(cfg)
     checks.check_amp(cfg)
     checks.check_work_dir(cfg, args.overwrite)
     checks.find_resume_point(cfg)
@@ -96,13 +97,13 @@ def build_config(args: Namespace) -> Config:
         ValueError: The config or an option is wrong.
     """
     from mmpsw.commands import checks, launch
-    cfg = zoo.load_config(args.config)
+    cfg = configs.load_config(args.config)
     arm = _arm(args)
-    zoo.apply_arm(cfg, arm)
+    configs.apply_arm(cfg, arm)
     if args.amp:
         _set_amp(cfg)
     options.merge_options(cfg, args)
-    zoo.add_arm_hooks(cfg, arm)
+    configs.add_arm_hooks(cfg, arm)
     launch.set_work_dir(cfg, args, _stem(args))
     launch.set_launcher(cfg, args)
     launch.set_dataloader_defaults(cfg, launch.has_accelerator())
@@ -115,20 +116,20 @@ def build_config(args: Namespace) -> Config:
 
 
 def _stem(args: Namespace) -> str:
-    stem = Path(zoo.resolve_config(args.config)).stem
+    stem = Path(configs.resolve_config(args.config)).stem
     arm = args.psw or args.arm
-    return stem if arm is None else f'{stem}_{zoo.psw_name(arm)}'
+    return stem if arm is None else f'{stem}_{configs.psw_name(arm)}'
 
 
 def _arm(args: Namespace) -> Config:
     if args.psw is not None:
-        return Config(dict(psw=zoo.psw_fragment(args.psw)))
-    return Config() if args.arm is None else zoo.arm_fragment(args.arm)
+        return Config(dict(psw=configs.psw_fragment(args.psw)))
+    return Config() if args.arm is None else configs.arm_fragment(args.arm)
 
 
 def _set_amp(cfg: Config) -> None:
-    zoo.set_wrapper_types(cfg, zoo.AMP_WRAPPERS, '--amp')
-    for _, wrapper in zoo.optim_wrappers(cfg):
+    configs.set_wrapper_types(cfg, configs.AMP_WRAPPERS, '--amp')
+    for _, wrapper in configs.optim_wrappers(cfg):
         wrapper.setdefault('loss_scale', 'dynamic')
 
 

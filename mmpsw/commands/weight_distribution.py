@@ -12,15 +12,16 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
 
+from mmpsw import configs
 from mmpsw.analysis.weight_distribution import (
     PeriodSpread,
     WeightDistributionHook,
 )
-from mmpsw.averaging import Schedule
-from mmpsw.commands import checks, launch, options, zoo
+from mmpsw.checkpoints import allow_resume
+from mmpsw.commands import checks, launch, options
 from mmpsw.commands.average_checkpoints import load_checkpoint
 from mmpsw.commands.progress import Bars
-from mmpsw.engine.resume import allow_resume
+from mmpsw.methods.averaging import Schedule
 from mmpsw.results import out_folder
 
 # Epochs or iterations of a training that we end ourselves.
@@ -96,15 +97,15 @@ def build_config(args: Namespace) -> Config:
     Raises:
         ValueError: The config or an option is wrong.
     """
-    cfg = zoo.load_config(args.config)
+    cfg = configs.load_config(args.config)
     if args.psw is not None:
-        zoo.set_psw(cfg, zoo.psw_fragment(args.psw))
+        configs.set_psw(cfg, configs.psw_fragment(args.psw))
     options.merge_options(cfg, args)
-    if not any('psw' in wrapper for _, wrapper in zoo.optim_wrappers(cfg)):
+    if not any('psw' in wrapper for _, wrapper in configs.optim_wrappers(cfg)):
         raise ValueError(f"config '{args.config}' samples no weights, because "
                          'it has no psw; add --psw pswa, pwalks or pswm')
-    zoo.set_psw(cfg)
-    zoo.add_psw_hook(cfg)
+    configs.set_psw(cfg)
+    configs.add_psw_hook(cfg)
     launch.set_dataloader_defaults(cfg, launch.has_accelerator())
     for phase in ('val', 'test'):
         for key in ('cfg', 'dataloader', 'evaluator'):
@@ -115,7 +116,7 @@ def build_config(args: Namespace) -> Config:
     cfg.launcher = 'none'
     if args.seed is not None:
         cfg.randomness = {**cfg.get('randomness', {}), 'seed': args.seed}
-    stem = Path(zoo.resolve_config(args.config)).stem
+    stem = Path(configs.resolve_config(args.config)).stem
     cfg.work_dir = str(
         args.out or Path('work_dirs', stem, 'weight_distribution'))
     return cfg

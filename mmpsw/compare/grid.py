@@ -32,7 +32,7 @@ from threading import Event, Lock
 
 from mmengine.config import Config, DictAction
 
-from mmpsw.commands import zoo
+from mmpsw import configs
 
 __all__ = [
     'Cell', 'Failure', 'Grid', 'TrainingError', 'claim', 'missing', 'train'
@@ -156,7 +156,7 @@ class Grid:
             config_sha256=_sha256(config),
             cfg_options=dict(_split(pair) for pair in self.options),
             arms={
-                name: _sha256(zoo.arm_fragment(fragment).pretty_text)
+                name: _sha256(configs.arm_fragment(fragment).pretty_text)
                 for name, fragment in self.arms.items()
             },
             seeds=list(self.seeds))
@@ -553,7 +553,7 @@ def explain(failures: Sequence[Failure]) -> str:
 @functools.cache
 def _load(config: str, options: tuple[str, ...]) -> Config:
     with _reading:
-        cfg = zoo.load_config(config)
+        cfg = configs.load_config(config)
     cfg.merge_from_dict({
         key: DictAction._parse_iterable(text)
         for key, text in map(_split, options)

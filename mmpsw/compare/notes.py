@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from mmengine.config import Config
 
-from mmpsw.compare import configs, metrics
+from mmpsw.compare import differences, metrics
 from mmpsw.compare.arms import run_name
 from mmpsw.compare.runs import Arm, Run, paired_runs
 
@@ -132,12 +132,12 @@ def _data(arms: Sequence[Arm], baseline: Arm) -> Iterable[str]:
         first = arm.runs[0]
         if first.config_path is None:
             continue
-        text = configs.compared_text(first.config_path)
+        text = differences.compared_text(first.config_path)
         for run in arm.runs[1:]:
-            if configs.compared_text(run.config_path) != text:
+            if differences.compared_text(run.config_path) != text:
                 yield (f'{run_name(arm.name, run)} was trained with another '
                        "config than its arm's first run.")
-        keys = configs.differing_keys(_validation_data(first), theirs)
+        keys = differences.differing_keys(_validation_data(first), theirs)
         if keys:
             yield (f'{arm.name} was validated on other data than '
                    f'{baseline.name} (val_dataloader.dataset: '
@@ -148,7 +148,7 @@ def _validation_data(run: Run) -> dict:
     if run.config_path is None:
         return {}
     config = Config.fromfile(run.config_path, import_custom_modules=False)
-    return configs.data_of(config, 'val')
+    return differences.data_of(config, 'val')
 
 
 def _environments(arms: Sequence[Arm], baseline: Arm) -> Iterable[str]:

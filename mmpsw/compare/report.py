@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from mmpsw.compare import configs, notes, plots, table
+from mmpsw.compare import differences, notes, plots, table
 from mmpsw.compare.runs import Arm, Run
 from mmpsw.compare.zoo_results import Published
 
@@ -213,7 +213,7 @@ def _differences(arms: Sequence[Arm],
         ours = arm.runs[0].config_path
         if arm is baseline or ours is None or theirs is None:
             continue
-        diff = configs.unified_diff(ours, theirs, arm.name, baseline.name)
+        diff = differences.unified_diff(ours, theirs, arm.name, baseline.name)
         found[arm.name] = [(_line_kind(line), line)
                            for line in diff.splitlines()]
     return found

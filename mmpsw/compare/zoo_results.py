@@ -22,8 +22,8 @@ from pathlib import Path
 import yaml
 from mmengine.config import Config
 
-from mmpsw.commands import zoo
-from mmpsw.compare import configs
+from mmpsw import configs
+from mmpsw.compare import differences
 from mmpsw.compare.runs import Run
 
 # Our metrics' keys: the zoo's name for the same, its task, and what 1 of ours
@@ -98,12 +98,12 @@ def find_published(config: str | Path, run: Run) -> Published:
             to mean the same. The message is the reason.
         ValueError: There is no such config.
     """
-    stock = _find_stock(Path(zoo.resolve_config(config)).resolve())
+    stock = _find_stock(Path(configs.resolve_config(config)).resolve())
     if stock is None:
         raise NotPublishedError(
             f"'{config}' stems from no config of a model zoo")
     ours = Config.fromfile(run.config_path, import_custom_modules=False)
-    theirs = zoo.load_config(stock.root / 'configs' / stock.inner)
+    theirs = configs.load_config(stock.root / 'configs' / stock.inner)
     _check_data(stock, ours, theirs)
     models = list(_models(stock))
     if not models:
@@ -125,7 +125,7 @@ def find_published(config: str | Path, run: Run) -> Published:
 
 def _find_stock(path: Path) -> _Stock | None:
     """The nearest stock config, the given one first."""
-    for package in zoo.FRAMEWORKS:
+    for package in configs.FRAMEWORKS:
         spec = find_spec(package)
         if spec is None:
             continue
@@ -143,7 +143,7 @@ def _find_stock(path: Path) -> _Stock | None:
 def _bases(path: Path) -> list[Path]:
     names = _base_names(path)
     return [
-        Path(zoo.resolve_config(name)).resolve() if '::' in name else
+        Path(configs.resolve_config(name)).resolve() if '::' in name else
         (path.parent / name).resolve()
         for name in ([names] if isinstance(names, str) else names)
     ]
@@ -166,8 +166,8 @@ def _base_names(path: Path) -> str | list[str]:
 
 
 def _check_data(stock: _Stock, ours: Config, theirs: Config) -> None:
-    keys = configs.differing_keys(configs.data_of(ours, 'val'),
-                                  configs.data_of(theirs, 'val'))
+    keys = differences.differing_keys(differences.data_of(ours, 'val'),
+                                  differences.data_of(theirs, 'val'))
     if keys:
         raise NotPublishedError(
             f'the validation data are not those of {stock.name} '
@@ -226,7 +226,7 @@ def _weights(model: dict) -> str | None:
 def _caveats(model: dict, ours: Config, theirs: Config) -> Iterator[str]:
     if model.get('Converted From'):
         yield 'Its weights were converted from elsewhere, not trained so.'
-    keys = configs.differing_keys(_compared(ours), _compared(theirs))
+    keys = differences.differing_keys(_compared(ours), _compared(theirs))
     if keys:
         yield f'Ours differs from the stock config in {_listed(keys)}.'
 
@@ -238,7 +238,7 @@ def _compared(config: Config) -> dict:
     model.pop('data_preprocessor', None)
     dataset = config.val_dataloader.dataset
     return dict(model=model, train_cfg=config.get('train_cfg'),
-                train_data=configs.data_of(config, 'train'),
+                train_data=differences.data_of(config, 'train'),
                 val_pipeline=dataset.get('pipeline'))
 
 

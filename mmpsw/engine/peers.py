@@ -14,8 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmpsw.registry import HOOKS, MODELS
-
-from .hook import epoch_length
+from mmpsw.runtime.epochs import epoch_length
 
 __all__ = ['EpochAverageHook', 'LatestWeightAverage', 'SwitchEMAHook']
 

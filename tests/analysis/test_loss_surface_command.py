@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from mmpsw import configs
 from mmpsw.analysis.checkpoints import load_weights, split_name
 from mmpsw.analysis.objective import build_model
 from mmpsw.commands import loss_surface as command
-from mmpsw.commands import options, zoo
+from mmpsw.commands import options
 from mmpsw.commands import test as testing
 
 CONFIG = str(
@@ -65,7 +66,7 @@ def test_the_line_from_the_live_weights_to_the_average(folder):
 
 def test_the_parts_of_a_checkpoint(folder):
     args = command.parse_args(['plane', CONFIG, 'a.pth', *SMALL])
-    cfg = zoo.load_config(CONFIG)
+    cfg = configs.load_config(CONFIG)
     options.merge_options(cfg, args)
     model = build_model(cfg)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmpsw.averaging import Schedule
 from mmpsw.commands import weight_distribution as command
 from mmpsw.commands.weight_distribution import period_ends
+from mmpsw.methods.averaging import Schedule
 
 CONFIG = str(
     Path(__file__).resolve().parents[2] / 'configs/cls/resnet18_digits.py')

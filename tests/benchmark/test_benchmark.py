@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from mmpsw.averaging import RunningMean
 from mmpsw.benchmark import contenders, fused, sampling
 from mmpsw.benchmark.contenders import MissingError
 from mmpsw.benchmark.counting import counted, peak_memory
 from mmpsw.benchmark.timing import Spread, interleaved, ratios
 from mmpsw.commands import benchmark
+from mmpsw.methods.averaging import RunningMean
 
 CPU = torch.device('cpu')
 

@@ -123,7 +123,7 @@ def test_a_folder_of_somebody_else_is_not_touched(tmp_path):
 
 @pytest.mark.parametrize('argv, message', [
     (('--arms', 'baseline', 'pswaa'), "arm 'pswaa' is neither known"),
-    (('--arms', 'pswa', 'configs/_base_/psw/pswa.py'), 'names an arm twice'),
+    (('--arms', 'pswa', 'configs/_base_/methods/pswa.py'), 'names an arm twice'),
     (('--seeds', '1', '1'), 'names a seed twice'),
     (('--jobs', '0'), '--jobs 0'),
     (('--cfg-options', 'max_epochs'), 'takes key=value'),

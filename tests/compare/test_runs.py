@@ -10,6 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, METRICS, MODELS
 from mmengine.runner import Runner
 
+from mmpsw.checkpoints import allow_resume
 from mmpsw.compare.runs import (
     Arm,
     Run,
@@ -18,7 +19,6 @@ from mmpsw.compare.runs import (
     read_run,
     validated_steps,
 )
-from mmpsw.engine.resume import allow_resume
 
 VALUES = [0.25, 0.75, 0.5, 0.875]
 

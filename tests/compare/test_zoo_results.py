@@ -2,7 +2,7 @@
 import pytest
 from mmengine.config import Config
 
-from mmpsw.commands import zoo
+from mmpsw import configs
 from mmpsw.compare.runs import Run
 from mmpsw.compare.zoo_results import (
     NotPublishedError,
@@ -15,7 +15,7 @@ RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 
 def published(folder, config, metric, trained=None, **options):
     """What the zoo has for a run of ``trained`` (or ``config`` itself)."""
-    cfg = Config.fromfile(zoo.resolve_config(trained or config))
+    cfg = Config.fromfile(configs.resolve_config(trained or config))
     cfg.merge_from_dict(options)
     path = folder / 'config.py'
     cfg.dump(path)

@@ -1,0 +1,297 @@
+"""The Hook: what needs the runner."""
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from mmengine.dist import get_rank, get_world_size
+from mmengine.hooks import EMAHook, Hook
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler
+
+from mmpsw.methods.averaging import PeriodicResampler, recalibrate
+from mmpsw.models import unwrapped
+from mmpsw.registry import HOOKS
+from mmpsw.runtime.epochs import epoch_length
+from mmpsw.runtime.ranks import check_same_weights, mean_over_ranks
+from mmpsw.runtime.resume import fit_to_epoch_length, skip_trained_batches
+from mmpsw.runtime.saving import save_safely
+
+from .buffers import owned_buffers
+from .optim_wrapper import PSWOptimWrapperMixin
+from .settings import HOW_TO_ENABLE
+from .strategies import check_runner
+
+__all__ = ['PSWHook']
+
+
+@HOOKS.register_module()
+class PSWHook(Hook):
+    """Does for the PSWOptimWrapper what needs the runner.
+
+    - Before a resume, it hands over the length of an epoch and the buffers.
+    - It refuses what is not supported, before the training starts.
+    - With ``buffers='recalibrate'`` it recomputes batch-norm statistics after
+      each resampling, by forward passes over training batches.
+    - With ``write_back=False`` it puts the average into the model to validate
+      and test, and into the checkpoint's ``state_dict``.
+    - With several processes, the buffers' means are averaged over them.
+    - A run that is resumed inside an epoch goes on inside it, and one with
+      another number of processes goes on at the same place in its epoch.
+    - Checkpoints are saved by a :class:`SafeSavingHook`, which it adds.
+
+    A stock EMAHook (priority NORMAL) sees the weights that were written back.
+
+    Args:
+        recalibrate_batches (int): Training batches for each recalibration.
+            Defaults to 100, or one epoch if that is less.
+        check_ranks (bool): Whether to compare the weights of all processes
+            after each resampling, by one small all-reduce. Where they differ,
+            all of them raise a RuntimeError that names the first such
+            parameter. Defaults to False.
+
+    Raises:
+        ValueError: ``recalibrate_batches`` < 1, or ``check_ranks`` is no
+            bool.
+    """
+
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(self,
+                 recalibrate_batches: int = 100,
+                 check_ranks: bool = False):
+        if not isinstance(recalibrate_batches, int) or recalibrate_batches < 1:
+            raise ValueError(
+                f'recalibrate_batches={recalibrate_batches!r} is not '
+                'possible: use an integer >= 1.')
+        if not isinstance(check_ranks, bool):
+            raise ValueError(f'check_ranks={check_ranks!r} is not possible: '
+                             'use True or False.')
+        self.recalibrate_batches = recalibrate_batches
+        self.check_ranks = check_ranks
+        self.wrappers: list[PSWOptimWrapperMixin] = []
+
+    def before_run(self, runner: Runner) -> None:
+        """Attach the wrappers, when the run is a training.
+
+        Raises:
+            ValueError: Something is missing or not supported.
+        """
+        check_runner(runner)
+        if self.wrappers or not _trains(runner):
+            return
+        wrappers = _psw_wrappers(runner.optim_wrapper)
+        model = unwrapped(runner.model)
+        owned = owned_buffers(model, _all_wrappers(runner.optim_wrapper))
+        for name, wrapper in wrappers.items():
+            wrapper.attach(
+                epoch_length=epoch_length(runner.train_loop),
+                buffers=owned[name],
+                name=name,
+                names={p: n
+                       for n, p in model.named_parameters()},
+                reduce_buffers=mean_over_ranks)
+        self.wrappers = list(wrappers.values())
+        self._check_other_hooks(runner)
+        save_safely(runner)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Before a resume, see where in this run's epochs it goes on.
+
+        Raises:
+            ValueError: The runner is not supported.
+        """
+        check_runner(runner)
+        if getattr(runner, '_resume', False):
+            fit_to_epoch_length(checkpoint, runner.train_loop)
+
+    def before_train(self, runner: Runner) -> None:
+        """Go on inside the epoch in which the run was interrupted.
+
+        With the control arm, also see to it that the live weights are in the
+        model after a validation that raises: hooks are not told of that.
+        """
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            skip_trained_batches(runner.train_loop)
+        if runner.val_loop is not None and any(
+                not wrapper.psw.write_back for wrapper in self.wrappers):
+            runner.val_loop.run = self._then_show_live(runner.val_loop.run)
+
+    def after_train_iter(self, runner: Runner, *args: Any,
+                         **kwargs: Any) -> None:
+        """Recalibrate, and compare the processes, after a resampling."""
+        for wrapper in self.wrappers:
+            resampler = wrapper.resampler
+            done, resampler.newest = resampler.newest, None
+            if done is None:
+                continue
+            if done.applied and wrapper.psw.buffers == 'recalibrate':
+                with resampler.averaged():
+                    self._recalibrate(runner, resampler.resamplings)
+                    resampler.take_buffers()
+            if self.check_ranks:
+                check_same_weights(
+                    _named_weights(resampler), runner.iter + 1)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Validate the average."""
+        self._show_average()
+
+    def after_val_epoch(self,
+                        runner: Runner,
+                        metrics: dict[str, float] | None = None) -> None:
+        """Put the live weights back."""
+        self._show_live()
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Test the average."""
+        self._show_average()
+
+    def after_test_epoch(self,
+                         runner: Runner,
+                         metrics: dict[str, float] | None = None) -> None:
+        """Put the live weights back."""
+        self._show_live()
+
+    def before_save_checkpoint(self, runner: Runner,
+                               checkpoint: dict) -> None:
+        """Save the average as ``state_dict``: it is what a user deploys.
+
+        The live weights are in the optimizer's ``psw`` state.
+        """
+        for wrapper in self.wrappers:
+            average = wrapper.resampler.average
+            if average is None:
+                continue
+            saved = {
+                id(live): mean.to('cpu', live.dtype, copy=True)
+                for live, mean in zip(wrapper.resampler.tensors, average)
+            }
+            for name, tensor in _named_tensors(unwrapped(runner.model)):
+                if id(tensor) in saved and name in checkpoint['state_dict']:
+                    checkpoint['state_dict'][name] = saved[id(tensor)]
+
+    def _then_show_live(self, run: Callable) -> Callable:
+
+        @functools.wraps(run)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return run(*args, **kwargs)
+            finally:
+                self._show_live()
+
+        return guarded
+
+    def _show_average(self) -> None:
+        for wrapper in self.wrappers:
+            wrapper.buffers.put_back()
+            wrapper.resampler.show_average()
+
+    def _show_live(self) -> None:
+        for wrapper in self.wrappers:
+            wrapper.resampler.show_live()
+
+    def _recalibrate(self, runner: Runner, seed: int) -> None:
+        loader = runner.train_loop.dataloader
+        batches = _random_batches(loader, self.recalibrate_batches, seed)
+        model = unwrapped(runner.model)
+
+        def forward(data: Any) -> None:
+            data = model.data_preprocessor(data, training=True)
+            if isinstance(data, dict):
+                model(**data, mode='loss')
+            else:
+                model(*data, mode='loss')
+
+        with self._forward_context(runner, model):
+            recalibrate(model, forward, batches)
+        mean_over_ranks(
+            [b for b in model.buffers() if b.is_floating_point()])
+
+    def _forward_context(self, runner: Runner, model: nn.Module) -> Any:
+        """Mixed precision where the training has it."""
+        if isinstance(runner.optim_wrapper, OptimWrapperDict):
+            return nullcontext()
+        return runner.optim_wrapper.optim_context(model)
+
+    def _check_other_hooks(self, runner: Runner) -> None:
+        control = [w for w in self.wrappers if not w.psw.write_back]
+        if control and any(isinstance(h, EMAHook) for h in runner.hooks):
+            raise ValueError(
+                'psw.write_back=False cannot be used with an EMAHook, because '
+                'both put their average into the model to validate it: '
+                'remove the EMAHook from custom_hooks, or use '
+                'psw.write_back=True.')
+
+
+def _trains(runner: Runner) -> bool:
+    """Whether ``before_run`` belongs to ``train()``: its loop is built."""
+    return isinstance(getattr(runner, '_train_loop', None), BaseLoop)
+
+
+def _psw_wrappers(optim_wrapper: Any) -> dict[str, PSWOptimWrapperMixin]:
+    found = {
+        name: wrapper
+        for name, wrapper in _all_wrappers(optim_wrapper)
+        if isinstance(wrapper, PSWOptimWrapperMixin)
+    }
+    if not found:
+        raise ValueError(
+            'PSWHook needs a PSWOptimWrapper, because that does the '
+            f'averaging, but the optim_wrapper is a '
+            f'{type(optim_wrapper).__name__}: add both lines to the '
+            f'config.{HOW_TO_ENABLE}')
+    return found
+
+
+def _all_wrappers(optim_wrapper: Any) -> list[tuple[str, Any]]:
+    if isinstance(optim_wrapper, OptimWrapperDict):
+        return list(optim_wrapper.items())
+    return [('', optim_wrapper)]
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All names of all parameters and buffers, shared ones several times."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _named_weights(resampler: PeriodicResampler) -> dict[str, Tensor]:
+    """What all ranks must hold alike: buffers may be theirs alone."""
+    live = resampler.tensors[:len(resampler.tensors) - len(resampler.buffers)]
+    names = [
+        resampler.names.get(tensor, f'parameter {i}')
+        for i, tensor in enumerate(live)
+    ]
+    weights = dict(zip(names, live))
+    if resampler.average is not None:
+        weights.update((f'the average of {name}', mean)
+                       for name, mean in zip(names, resampler.average))
+    return weights
+
+
+def _random_batches(loader: DataLoader, count: int,
+                    seed: int) -> Iterator[Any]:
+    """Training batches from a loader of their own.
+
+    The training's own loader may be in the middle of an epoch, and one with
+    persistent workers has only one iterator.
+    """
+    generator = torch.Generator().manual_seed(seed * get_world_size() +
+                                              get_rank())
+    size = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
+    own = DataLoader(
+        loader.dataset,
+        batch_size=size,
+        sampler=RandomSampler(
+            loader.dataset,
+            num_samples=min(count * size, len(loader.dataset)),
+            generator=generator),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
+        drop_last=len(loader.dataset) >= size)
+    return iter(own)

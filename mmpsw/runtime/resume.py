@@ -1,0 +1,107 @@
+"""Resuming inside of an epoch, and with epochs of another length."""
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
+from torch.utils.data import DataLoader
+
+__all__ = ['fit_to_epoch_length', 'skip_trained_batches']
+
+
+def fit_to_epoch_length(checkpoint: dict, loop: BaseLoop) -> None:
+    """Convert iterations where an epoch has another number of them, in place.
+
+    Another number of processes, or another batch size, makes longer or shorter
+    epochs. mmengine goes on with the saved iteration's number, which stands
+    in another epoch now. Here a run goes on at the same part of the same
+    epoch, rounded down to an iteration. In an iteration-based loop nothing is
+    converted: there the number is the place.
+
+    Args:
+        checkpoint (dict): What was loaded, before anything is done with it.
+        loop (BaseLoop): The training loop.
+    """
+    info = checkpoint.get('message_hub', {}).get('runtime_info', {})
+    epochs = info.get('max_epochs')
+    if not isinstance(loop, EpochBasedTrainLoop) or not epochs:
+        return
+    then, now = info['max_iters'] // epochs, len(loop.dataloader)
+    if then == now:
+        return
+    info['max_iters'] = now * epochs  # so that a second call changes nothing
+    places = [(checkpoint['meta'], 'iter')]
+    places += [(psw, 'iteration') for psw in _psw_states(checkpoint)]
+    before = checkpoint['meta']['iter']
+    for state, key in places:
+        state[key] = state[key] * now // then
+    print_log(
+        f'An epoch had {then} iterations when the checkpoint was saved, and '
+        f'has {now} here (another number of processes, batch size or data '
+        f'set): iteration {before} becomes {checkpoint["meta"]["iter"]}',
+        logger='current',
+        level=logging.WARNING)
+
+
+def _psw_states(checkpoint: dict) -> list[dict]:
+    """Of the optimizer wrapper, or of each one in an OptimWrapperDict."""
+    saved = checkpoint.get('optimizer', {})
+    wrappers = [saved, *saved.values()]
+    return [w['psw'] for w in wrappers if isinstance(w, dict) and 'psw' in w]
+
+
+def skip_trained_batches(loop: BaseLoop,
+                         then: Callable[[], None] | None = None) -> int:
+    """Make an epoch loop, resumed inside an epoch, go on inside it.
+
+    mmengine's EpochBasedTrainLoop starts such an epoch again from its first
+    batch, and by this trains more iterations than it should. The batches that
+    were trained before are read and left out instead, as
+    IterBasedTrainLoop does. A second call changes nothing.
+
+    Args:
+        loop (BaseLoop): The training loop, after the resume.
+        then (Callable, optional): Called after the batches were left out,
+            before the first other one is read.
+
+    Returns:
+        int: How many batches the first epoch will skip.
+    """
+    if isinstance(loop.dataloader, _Remaining):
+        return 0
+    trained = loop.iter - loop.epoch * len(loop.dataloader)
+    if trained <= 0:
+        return 0
+    print_log(
+        f'Skip the first {trained} batches of this epoch, which were trained '
+        'before the interruption',
+        logger='current')
+    loop.dataloader = _Remaining(loop, loop.dataloader, trained, then)
+    return trained
+
+
+class _Remaining:
+    """A data loader without its first batches, once."""
+
+    def __init__(self, loop: BaseLoop, dataloader: DataLoader, trained: int,
+                 then: Callable[[], None] | None):
+        self.loop = loop
+        self.dataloader = dataloader
+        self.trained = trained
+        self.then = then
+
+    def __iter__(self) -> Iterator[Any]:
+        self.loop.dataloader = self.dataloader
+        batches = iter(self.dataloader)
+        for _ in range(self.trained):
+            next(batches)
+        if self.then is not None:
+            self.then()
+        return batches
+
+    def __len__(self) -> int:
+        return len(self.dataloader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dataloader, name)

@@ -1,0 +1,502 @@
+import copy
+import itertools
+
+import pytest
+import torch
+from mmengine.hooks import EMAHook, Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS
+from torch import nn
+from toy import Points, Toy, runner
+
+import mmpsw
+from mmpsw.engine import PSWHook, PSWOptimWrapper
+from mmpsw.methods.averaging import PSWA, PWALKS, PeriodicResampler
+
+ITER = dict(by_epoch=False, buffers='keep')
+
+
+@pytest.fixture(autouse=True)
+def no_sleep(monkeypatch):
+    """mmengine sleeps 2 s whenever an iteration-based loop starts over."""
+    monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda s: None)
+
+
+def equal(model, other):
+    for (name, a), b in zip(model.state_dict().items(),
+                            other.state_dict().values()):
+        assert torch.equal(a, b), name
+
+
+def plain_loop(technique, period, iterations, accumulation=1, **keys):
+    """The same training as toy.runner's, in a user's own loop."""
+    model = Toy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    resampler = PeriodicResampler(
+        optimizer,
+        technique,
+        period,
+        accumulation=accumulation,
+        total=iterations,
+        buffers=model.buffers(),
+        **keys)
+    data = Points()
+    rest = iterations % accumulation
+    for iteration in range(1, iterations + 1):
+        epoch, batch = divmod(iteration - 1, 6)
+        generator = torch.Generator().manual_seed(epoch)
+        order = torch.randperm(24, generator=generator)[4 * batch:][:4]
+        loss = model(data.x[order], data.y[order], mode='loss')['loss']
+        last = iteration > iterations - rest
+        (loss / (rest if last else accumulation)).backward()
+        if iteration % accumulation == 0 or iteration == iterations:
+            optimizer.step()
+            optimizer.zero_grad()
+            resampler.step(iteration)
+    return model
+
+
+@pytest.mark.parametrize('psw, technique, period', [
+    (dict(type='PSWA'), PSWA(), 6),
+    (dict(type='PSWA', period=2), PSWA(), 12),
+    (dict(type='PSWA', period=5, by_epoch=False), PSWA(), 5),
+    (dict(type='PWALKS', last=0.5), PWALKS(last=0.5), 6),
+])
+@pytest.mark.parametrize('accumulation', [1, 4])
+@pytest.mark.parametrize('loop', [
+    dict(by_epoch=True, max_epochs=4),
+    dict(by_epoch=False, max_iters=23, val_interval=6),
+])
+def test_equals_a_plain_loop(tmp_path, psw, technique, period, accumulation,
+                             loop):
+    """Epochs become iterations, and accumulated updates are counted."""
+    run = runner(
+        tmp_path,
+        psw,
+        loop,
+        checkpoint=dict(interval=-1),
+        wrapper=dict(accumulative_counts=accumulation))
+    run.train()
+    expected = plain_loop(technique, period, run.max_iters, accumulation)
+    equal(run.model, expected)
+
+
+def test_an_epoch_of_an_infinite_sampler_is_one_pass(tmp_path):
+    run = runner(
+        tmp_path,
+        dict(type='PSWA'),
+        dict(by_epoch=False, max_iters=12),
+        sampler='InfiniteSampler',
+        validate=False,
+        batch_size=5)
+    run.train()  # 24 points, 5 in a batch: 5 iterations
+    wrapper = run.optim_wrapper
+    assert wrapper.resampler.schedule.period == 5
+    assert wrapper.resampler.resamplings == 3  # at 5, 10 and the end, 12
+    scalars = run.message_hub.log_scalars
+    assert scalars['train/psw/samples'].data[0].tolist() == [5, 5, 2]
+    assert (scalars['train/psw/shift'].data[0] > 0).all()
+
+
+@pytest.mark.parametrize('optimizer', [
+    dict(type='SGD', lr=0.05, momentum=0.9),
+    dict(type='AdamW', lr=0.01),
+])
+@pytest.mark.parametrize('loop, psw', [
+    (dict(by_epoch=True, max_epochs=3), dict(type='PSWM')),
+    (dict(by_epoch=False, max_iters=17, val_interval=6),
+     dict(type='PWALKS', last=2, period=5, by_epoch=False, sample_prob=0.7)),
+    (dict(by_epoch=True, max_epochs=3), dict(type='PSWA', write_back=False)),
+])
+@pytest.mark.parametrize('accumulation', [1, 2])
+def test_resume_is_exact_at_every_iteration(tmp_path, optimizer, loop, psw,
+                                            accumulation):
+    """Also inside of an epoch, of an epoch-based loop."""
+
+    def build(work_dir, **keys):
+        return runner(
+            work_dir,
+            psw,
+            loop,
+            optimizer=copy.deepcopy(optimizer),
+            wrapper=dict(accumulative_counts=accumulation),
+            **keys)
+
+    whole = build(tmp_path / 'whole')
+    whole.train()
+    # resuming between two updates of an accumulation loses gradients, as
+    # mmengine warns
+    for iteration in range(accumulation, whole.max_iters, accumulation):
+        run = build(
+            tmp_path / str(iteration),
+            checkpoint=dict(interval=-1),
+            resume=True,
+            load_from=str(tmp_path / 'whole' / f'iter_{iteration}.pth'))
+        run.train()
+        assert run.iter == whole.max_iters
+        equal(whole.model, run.model)
+
+
+def test_a_checkpoint_deploys_the_average_of_the_control(tmp_path):
+    run = runner(
+        tmp_path,
+        dict(type='PSWA', write_back=False),
+        dict(by_epoch=True, max_epochs=1),
+        checkpoint=dict(interval=1, save_best='error', rule='less'))
+    seen = []
+
+    def evaluate(*args, **kwargs):
+        seen.append(run.model.net[0].weight.clone())
+        return dict(error=1.)
+
+    run.val_loop.evaluator.evaluate = evaluate
+    run.train()
+    resampler = run.optim_wrapper.resampler
+    live = run.model.net[0].weight
+    average = resampler.average[0]
+    assert not torch.equal(live, average)
+    assert torch.equal(seen[0], average)
+    saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
+    assert torch.equal(saved['state_dict']['net.0.weight'], average)
+    assert torch.equal(saved['optimizer']['psw']['live']['param.0'], live)
+    stats = saved['state_dict']['net.1.running_mean']
+    assert not torch.equal(stats, run.model.net[1].running_mean)
+    best = torch.load(
+        next(tmp_path.glob('best_*.pth')), weights_only=False)
+    assert torch.equal(best['state_dict']['net.0.weight'], average)
+
+
+def test_the_control_trains_like_the_baseline(tmp_path):
+    baseline = runner(tmp_path / 'a')
+    baseline.train()
+    control = runner(tmp_path / 'b', dict(type='PSWA', write_back=False))
+    control.train()
+    equal(baseline.model, control.model)
+
+
+def test_validation_that_raises_leaves_the_live_weights(tmp_path):
+    run = runner(tmp_path, dict(type='PSWA', write_back=False),
+                 dict(by_epoch=True, max_epochs=2))
+
+    shown, trained = [], []
+
+    def fail(*args, **kwargs):
+        shown.append(copy.deepcopy(run.model.state_dict()))
+        raise RuntimeError('validation failed')
+
+    class Last(Hook):
+
+        def after_train_epoch(self, runner):
+            trained.append(copy.deepcopy(runner.model))
+
+    run.register_hook(Last())
+    run.val_loop.run_iter = fail
+    with pytest.raises(RuntimeError):
+        run.train()
+    # It saw the average, and the live weights are back at once.
+    assert not torch.equal(shown[0]['net.0.weight'],
+                           trained[0].net[0].weight)
+    equal(run.model, trained[0])
+
+
+def test_recalibration_equals_that_of_torch(tmp_path):
+    """The statistics after the last resampling are those of its weights."""
+    run = runner(
+        tmp_path,
+        dict(type='PSWA', buffers='recalibrate'),
+        dict(by_epoch=True, max_epochs=2),
+        validate=False)
+    run.train()
+    norm = run.model.net[1]
+    order = torch.Generator().manual_seed(2)  # of the second resampling
+    order = torch.randperm(24, generator=order).split(4)
+    with torch.no_grad():
+        inputs = [run.model.net[0](Points().x[i]) for i in order]
+    mean = torch.stack([x.mean(0) for x in inputs]).mean(0)
+    var = torch.stack([x.var(0) for x in inputs]).mean(0)
+    torch.testing.assert_close(norm.running_mean, mean)
+    torch.testing.assert_close(norm.running_var, var)
+    assert norm.momentum == 0.1
+
+
+def test_recalibration_of_the_control_leaves_the_live_buffers(tmp_path):
+    baseline = runner(tmp_path / 'a', validate=False)
+    baseline.train()
+    control = runner(
+        tmp_path / 'b',
+        dict(type='PSWA', buffers='recalibrate', write_back=False),
+        validate=False)
+    control.train()
+    equal(baseline.model, control.model)
+
+
+def test_ema_sees_the_weights_that_were_written_back(tmp_path):
+    """With momentum 1 the stock EMA is the newest weights."""
+    run = runner(
+        tmp_path,
+        dict(type='PSWA'),
+        hooks=[dict(type='EMAHook', momentum=0.9999999, strict_load=True)],
+        validate=False)
+    run.train()
+    ema = next(h for h in run.hooks if isinstance(h, EMAHook)).ema_model
+    for a, b in zip(ema.module.parameters(), run.model.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_clipping_and_parameter_groups(tmp_path):
+    run = runner(
+        tmp_path,
+        dict(type='PSWA'),
+        dict(by_epoch=True, max_epochs=2),
+        validate=False,
+        wrapper=dict(
+            clip_grad=dict(max_norm=0.1),
+            paramwise_cfg=dict(bias_lr_mult=0.5)))
+    run.train()
+    assert len(run.optim_wrapper.optimizer.param_groups) == 6
+    assert len(run.optim_wrapper.resampler.tensors) == 6 + 2
+    assert run.optim_wrapper.resampler.resamplings == 2
+
+
+class TwoOptimizers(Toy):
+    """Body and head have a wrapper each."""
+
+    def train_step(self, data, optim_wrapper):
+        loss = self(*data, mode='loss')['loss']
+        for wrapper in optim_wrapper.values():
+            wrapper.zero_grad()
+        loss.backward()
+        for wrapper in optim_wrapper.values():
+            wrapper._inner_count += 1
+            wrapper.step()
+        return dict(loss=loss)
+
+
+def dict_runner(work_dir, **keys):
+    model = TwoOptimizers()
+    psw = dict(head=dict(type='PSWA', period=2),
+               body=dict(type='PWALKS', last=2))
+    wrappers = OptimWrapperDict(
+        **{
+            name: PSWOptimWrapper(
+                optimizer=torch.optim.SGD(part.parameters(), lr=0.05),
+                psw=psw[name])
+            for name, part in (('body', model.net[:2]), ('head',
+                                                         model.net[3:]))
+        })
+    run = runner(
+        work_dir,
+        dict(type='PSWA'),
+        dict(by_epoch=True, max_epochs=4),
+        validate=False,
+        **keys)
+    run.model = model
+    run.optim_wrapper = wrappers
+    return run
+
+
+def test_optim_wrapper_dict(tmp_path):
+    whole = dict_runner(tmp_path / 'whole')
+    whole.train()
+    head, body = (whole.optim_wrapper[k].resampler for k in ('head', 'body'))
+    assert (head.resamplings, body.resamplings) == (2, 4)
+    assert len(head.buffers) == 0 and len(body.buffers) == 2
+    scalars = whole.message_hub.log_scalars
+    assert scalars['train/head.psw/samples'].data[0].tolist() == [12, 12]
+    assert scalars['train/body.psw/samples'].data[0].tolist() == [2] * 4
+    for iteration in (5, 6, 11, 17):
+        run = dict_runner(
+            tmp_path / str(iteration),
+            checkpoint=dict(interval=-1),
+            resume=True,
+            load_from=str(tmp_path / 'whole' / f'iter_{iteration}.pth'))
+        run.train()
+        equal(whole.model, run.model)
+
+
+def test_checkpoints_are_exchanged_with_the_stock_wrapper(caplog):
+    w = nn.Parameter(torch.zeros(1))
+    ours = PSWOptimWrapper(
+        torch.optim.SGD([w], lr=1., momentum=0.5),
+        psw=dict(type='PSWA', period=4, **ITER))
+    stock = OptimWrapper(torch.optim.SGD([w], lr=1., momentum=0.5))
+    ours.update_params(-w.sum())
+    stock.load_state_dict(ours.state_dict())
+    assert stock.optimizer.state[w]['momentum_buffer'].item() == -1
+    ours.load_state_dict(stock.state_dict())
+    assert ours.resampler.samples == 1  # it goes on with what it has
+
+
+def test_other_settings_are_refused_unless_asked_for(tmp_path):
+    run = runner(tmp_path, dict(type='PSWA'),
+                 dict(by_epoch=True, max_epochs=1))
+    run.train()
+
+    def resume(psw):
+        runner(
+            tmp_path / 'other',
+            psw,
+            resume=True,
+            load_from=str(tmp_path / 'iter_4.pth')).train()
+
+    with pytest.raises(ValueError) as error:
+        resume(dict(type='PSWM', momentum=0.25))
+    assert "'type': 'PSWA'" in str(error.value)
+    assert "'momentum': 0.25" in str(error.value)
+    assert 'psw.restart=True' in str(error.value)
+    resume(dict(type='PSWM', momentum=0.25, restart=True))
+
+
+def test_a_state_from_before_there_were_blocks_is_loaded():
+    def wrapper(**keys):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
+        return PSWOptimWrapper(
+            optimizer, psw=dict(type='PSWA', **ITER, **keys))
+
+    state = wrapper().state_dict()
+    del state['psw']['settings']['block']
+    wrapper().load_state_dict(state)
+    with pytest.raises(ValueError, match="'block': 128"):
+        wrapper(block=128).load_state_dict(state)
+
+
+def test_resuming_a_stock_checkpoint_warns_and_goes_on(tmp_path, caplog):
+    runner(tmp_path, None, dict(by_epoch=True, max_epochs=1)).train()
+    run = runner(
+        tmp_path / 'other',
+        dict(type='PSWA'),
+        resume=True,
+        load_from=str(tmp_path / 'iter_4.pth'))
+    run.train()
+    assert run.optim_wrapper.resampler.resamplings == 4
+
+
+def test_names_with_scope_and_bare():
+    assert HOOKS.get('mmpsw.PSWHook') is PSWHook
+    assert type(HOOKS.build(dict(type='PSWHook'))) is PSWHook
+    assert OPTIM_WRAPPERS.get('mmpsw.PSWOptimWrapper') is PSWOptimWrapper
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
+    wrapper = dict(type='PSWOptimWrapper', psw=dict(type='PSWA'))
+    assert type(OPTIM_WRAPPERS.build(
+        wrapper, default_args=dict(optimizer=optimizer))) is PSWOptimWrapper
+    assert mmpsw.PSWHook is PSWHook
+
+
+@pytest.mark.parametrize('psw, message', [
+    (None, 'psw=None does not say which technique'),
+    (dict(period=1), 'does not say which technique'),
+    (dict(type='PSWA', period=0), 'psw.period=0'),
+    (dict(type='PSWA', begin=2, end=2), 'psw.begin=2 is not before'),
+    (dict(type='PSWA', by_epoch='yes'), "psw.by_epoch='yes'"),
+    (dict(type='PSWA', by_epoch=1), 'psw.by_epoch=1'),
+    (dict(type='PSWA', buffers='mean'), "psw.buffers='mean'.*'recalibrate'"),
+    (dict(type='PSWA', restart=3), 'psw.restart=3'),
+    (dict(type='PSWA', last=1), 'not a key of PSWA'),
+    (dict(type='PSWA', perod=1), 'psw.perod=1 is not a key that mmpsw'),
+    (dict(type='PSWA', sample_prob=2), 'psw.sample_prob=2'),
+])
+def test_bad_settings(psw, message):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
+    before = copy.deepcopy(psw)
+    with pytest.raises(ValueError, match=message):
+        PSWOptimWrapper(optimizer, psw=psw)
+    assert psw == before
+
+
+@pytest.mark.parametrize('key', ['by_epoch', 'buffers', 'write_back'])
+def test_a_wrapper_that_misses_its_hook(tmp_path, key):
+    needed = dict(by_epoch=True, buffers='average', write_back=False)
+    psw = dict(dict(type='PSWA', **ITER), **{key: needed[key]})
+    run = runner(tmp_path, psw, hook=False)
+    with pytest.raises(ValueError) as error:
+        run.train()
+    assert "optim_wrapper = dict(type='mmpsw.PSWOptimWrapper'" in str(
+        error.value)
+    assert "custom_hooks = [dict(type='mmpsw.PSWHook')]" in str(error.value)
+    assert run.iter == 0
+
+
+def test_a_wrapper_that_needs_no_hook(tmp_path):
+    run = runner(
+        tmp_path,
+        dict(type='PSWA', period=5, **ITER),
+        hook=False,
+        validate=False)
+    run.train()
+    assert run.optim_wrapper.resampler.resamplings == 5  # 24 = 4 * 5 + 4
+
+
+def test_a_hook_that_misses_its_wrapper(tmp_path):
+    run = runner(tmp_path, hooks=[dict(type='mmpsw.PSWHook')])
+    with pytest.raises(ValueError, match='PSWHook needs a PSWOptimWrapper') \
+            as error:
+        run.train()
+    assert "type='mmpsw.PSWOptimWrapper'" in str(error.value)
+
+
+def test_what_does_not_fit_the_loop(tmp_path):
+    with pytest.raises(ValueError, match='psw.last=7 is longer than the pe'):
+        runner(tmp_path, dict(type='PWALKS', last=7)).train()
+    with pytest.raises(ValueError, match='holds no optimizer update'):
+        runner(
+            tmp_path,
+            dict(type='PSWA'),
+            wrapper=dict(accumulative_counts=7)).train()
+    with pytest.raises(ValueError, match='cannot be used with an EMAHook'):
+        runner(
+            tmp_path,
+            dict(type='PSWA', write_back=False),
+            hooks=[dict(type='EMAHook')]).train()
+
+
+def test_epochs_of_a_data_set_without_length(tmp_path):
+
+    class Endless(torch.utils.data.IterableDataset):
+
+        def __iter__(self):
+            points = Points()
+            return (points[i % 24] for i in itertools.count())
+
+    def run(psw):
+        loader = torch.utils.data.DataLoader(Endless(), batch_size=4)
+        return runner(
+            tmp_path,
+            psw,
+            dict(by_epoch=False, max_iters=8),
+            validate=False,
+            loader=loader)
+
+    with pytest.raises(ValueError, match='psw.period=1 counts epochs.*'
+                       'psw.by_epoch=False'):
+        run(dict(type='PSWA')).train()
+    done = run(dict(type='PSWA', by_epoch=False, period=4))
+    done.train()
+    assert done.optim_wrapper.resampler.resamplings == 2
+
+
+@pytest.mark.parametrize('resume', [False, True])
+def test_flexible_runner_is_refused(tmp_path, resume):
+    from mmengine.runner import FlexibleRunner
+    psw = dict(type='mmpsw.PSWOptimWrapper', psw=dict(type='PSWA'))
+    checkpoint = None
+    if resume:
+        runner(tmp_path, psw['psw'], dict(by_epoch=True, max_epochs=1)).train()
+        checkpoint = str(tmp_path / 'iter_6.pth')
+    run = FlexibleRunner(
+        Toy(),
+        work_dir=str(tmp_path),
+        train_dataloader=torch.utils.data.DataLoader(Points(), batch_size=4),
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        optim_wrapper=dict(psw, optimizer=dict(type='SGD', lr=0.1)),
+        custom_hooks=[dict(type='mmpsw.PSWHook')],
+        resume=resume,
+        load_from=checkpoint)
+    with pytest.raises(ValueError, match='FlexibleRunner with SingleDeviceSt'
+                       'rategy, because it loads a checkpoint before'):
+        run.train()
+    assert run.iter == 0
+
+
+def test_bad_hook():
+    with pytest.raises(ValueError, match='recalibrate_batches=0'):
+        PSWHook(recalibrate_batches=0)

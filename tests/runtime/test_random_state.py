@@ -1,0 +1,72 @@
+"""A resumed run draws what the uninterrupted one draws."""
+import random
+
+import numpy as np
+import pytest
+import torch
+import toy
+from mmengine.hooks import Hook
+
+from mmpsw.runtime.random_state import random_state, set_random_state
+
+DRAWN = []
+
+
+class Noise(toy.Points):
+    """Augments with every global generator."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        drawn = random.random() + np.random.rand()
+        return x + 0.1 * drawn, y
+
+
+class Draws(Hook):
+    """A model that drops out, and a validation that draws too."""
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        DRAWN.append(torch.rand(()).item())
+
+    def before_val_iter(self, runner, *args, **kwargs):
+        torch.rand(3)
+        np.random.rand(3)
+        random.random()
+
+
+def train(work_dir, by_epoch, **keys):
+    loader = dict(
+        batch_size=4,
+        num_workers=0,
+        collate_fn=dict(type='default_collate'),
+        sampler=dict(
+            type='DefaultSampler' if by_epoch else 'InfiniteSampler',
+            shuffle=True, seed=0),
+        dataset=Noise())
+    cfg = (dict(by_epoch=True, max_epochs=3) if by_epoch else dict(
+        by_epoch=False, max_iters=18, val_interval=6))
+    DRAWN.clear()
+    runner = toy.runner(
+        work_dir, train_cfg=cfg, loader=loader,
+        checkpoint=dict(by_epoch=False, interval=1),
+        hooks=[dict(type='mmpsw.RandomStateHook'), Draws()], **keys)
+    runner.train()
+    return runner.model.state_dict(), list(DRAWN)
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.parametrize('iteration', [1, 6, 9, 12])
+def test_a_resumed_run_draws_the_same(tmp_path, by_epoch, iteration):
+    whole, drawn = train(tmp_path / 'whole', by_epoch)
+    rest, drawn_after = train(
+        tmp_path / 'rest', by_epoch, resume=True,
+        load_from=str(tmp_path / f'whole/iter_{iteration}.pth'))
+    assert drawn_after == drawn[iteration:]
+    for name, value in whole.items():
+        assert torch.equal(rest[name], value), name
+
+
+def test_the_state_is_tensors_and_plain_numbers(tmp_path):
+    torch.save(random_state(), tmp_path / 'state.pth')
+    expected = random.random(), np.random.rand(), torch.rand(())
+    set_random_state(torch.load(tmp_path / 'state.pth', weights_only=True))
+    assert (random.random(), np.random.rand(), torch.rand(())) == expected

@@ -1,0 +1,388 @@
+"""Checkpoints that are cut off, damaged, foreign, or hold code."""
+import http.server
+import os
+import pickle
+import re
+import threading
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import faults
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.utils import digit_version
+
+from mmpsw import checkpoints
+from mmpsw.commands import (
+    average_checkpoints,
+    checks,
+    loss_surface,
+    options,
+    train,
+    weight_distribution,
+)
+from mmpsw.commands import test as test_command
+
+
+class Evil:
+    """A pickle that would make a folder when it is read."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder), )
+
+
+def save(path, iteration):
+    torch.save(
+        dict(meta=dict(iter=iteration, epoch=1),
+             state_dict=dict(w=torch.randn(1000)),
+             message_hub=dict(log_scalars=dict(loss=HistoryBuffer([1.], [1])))
+             ), path)
+
+
+def cut(path, share):
+    data = path.read_bytes()
+    path.write_bytes(data[:int(share * len(data))])
+
+
+def change_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1  # in the largest tensor
+    path.write_bytes(data)
+
+
+# Reading
+
+
+@pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.9, 0.999])
+def test_what_is_cut_off_anywhere_is_refused(tmp_path, share):
+    path = tmp_path / 'epoch_1.pth'
+    save(path, 1)
+    assert checkpoints.why_not_resumable(path) is None
+    cut(path, share)
+    with pytest.raises(ValueError, match='is cut off or no checkpoint|is no'):
+        checks.check_checkpoint(str(path))
+
+
+def test_a_changed_byte_which_torch_does_not_notice(tmp_path):
+    path = tmp_path / 'epoch_1.pth'
+    save(path, 1)
+    before = torch.load(path)['state_dict']['w']
+    change_a_byte(path)
+    assert not torch.equal(torch.load(path)['state_dict']['w'], before)
+    with pytest.raises(ValueError, match='is damaged: .*data/0'):
+        checks.check_checkpoint(str(path))
+
+
+@pytest.mark.parametrize('data', [b'hello', b'\x80\x04garbage', b'PK\x03\x04'])
+def test_something_else_is_refused(tmp_path, data):
+    path = tmp_path / 'epoch_1.pth'
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="checkpoint '.*epoch_1.pth'"):
+        checks.check_checkpoint(str(path))
+
+
+@pytest.mark.parametrize('load', [
+    checkpoints.read,
+    checkpoints.load_restricted,  # what torch < 2.6 reads with
+])
+@pytest.mark.parametrize('zipped', [True, False])
+def test_code_in_a_checkpoint_is_not_run(tmp_path, zipped, load):
+    path, made = tmp_path / 'epoch_1.pth', tmp_path / 'made'
+    content = dict(meta=dict(iter=1), state_dict=Evil(made))
+    if zipped:
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises((ValueError, pickle.UnpicklingError)):
+        load(path)
+    assert not made.exists()
+
+
+def test_methods_of_mmengine_lead_nowhere_else(tmp_path):
+    """getattr is what mmengine's own data need, and what attacks need."""
+    path = tmp_path / 'epoch_1.pth'
+
+    class Climbs:
+
+        def __reduce__(self):
+            return getattr, (HistoryBuffer, '__init__')
+
+    torch.save(dict(state_dict=Climbs()), path)
+    for load in (checkpoints.read, checkpoints.load_restricted):
+        with pytest.raises(ValueError, match="asks for '__init__' of"):
+            load(path)
+
+
+def test_before_torch_2_6_the_same_is_read(tmp_path):
+    path = tmp_path / 'epoch_1.pth'
+    save(path, 7)
+    new, old = checkpoints.read(path), checkpoints.load_restricted(path)
+    assert torch.equal(new['state_dict']['w'], old['state_dict']['w'])
+    assert new['meta'] == old['meta'] == dict(iter=7, epoch=1)
+    hubs = [read['message_hub']['log_scalars']['loss'] for read in (new, old)]
+    assert [hub.mean() for hub in hubs] == [1., 1.]
+
+
+def test_a_torchscript_archive_is_refused(tmp_path):
+    """torch < 2.6 ran its code, also with weights_only (CVE-2025-32434)."""
+    path = tmp_path / 'epoch_1.pth'
+    save(path, 1)
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.writestr('epoch_1/constants.pkl', pickle.dumps(()))
+    for load in (checkpoints.read, checkpoints.load_restricted):
+        with pytest.raises((ValueError, pickle.UnpicklingError),
+                           match='TorchScript'):
+            load(path)
+
+
+# --resume, which finds a checkpoint by itself
+
+
+def config(work_dir):
+    return Config(dict(work_dir=str(work_dir), resume=True, load_from=None))
+
+
+def test_the_newest_that_can_be_read_is_resumed_from(tmp_path):
+    for iteration in range(7, 14):
+        save(tmp_path / f'iter_{iteration}.pth', iteration)
+    change_a_byte(tmp_path / 'iter_13.pth')
+    cut(tmp_path / 'iter_12.pth', 0.7)
+    torch.save(dict(state_dict=Evil(tmp_path / 'x')), tmp_path / 'iter_11.pth')
+    torch.save([1], tmp_path / 'iter_10.pth')
+    torch.save(dict(w=torch.ones(1)), tmp_path / 'iter_9.pth')
+    save(tmp_path / 'best_mIoU_iter_13.pth', 13)  # without an optimizer
+    cfg = config(tmp_path)
+    checks.find_resume_point(cfg)
+    assert cfg.load_from == str(tmp_path / 'iter_8.pth')
+    _, skipped = checkpoints.newest_readable(tmp_path)
+    named = {re.search(r'iter_\d+', line)[0]: line for line in skipped}
+    assert 'is damaged' in named['iter_13']
+    assert 'is cut off' in named['iter_12']
+    assert 'asks for code' in named['iter_11']
+    for other in ('iter_10', 'iter_9'):
+        assert 'has no state_dict, meta, message_hub' in named[other]
+    assert len(named) == len(skipped) == 5
+    assert not (tmp_path / 'x').exists()
+
+
+def test_where_all_can_be_read_mmengine_chooses(tmp_path):
+    save(tmp_path / 'iter_1.pth', 1)
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_1.pth'))
+    cfg = config(tmp_path)
+    checks.find_resume_point(cfg)
+    assert cfg.load_from is None
+    checks.find_resume_point(config(tmp_path / 'nothing'))
+
+
+@pytest.mark.parametrize('named', [None, '', 'iter_2.pth'])
+def test_a_file_that_names_no_checkpoint(tmp_path, named):
+    """A kill between a checkpoint and the file that names it, or in that."""
+    save(tmp_path / 'iter_1.pth', 1)
+    if named is not None:
+        (tmp_path / 'last_checkpoint').write_text(named)
+    cfg = config(tmp_path)
+    checks.find_resume_point(cfg)
+    assert cfg.load_from == str(tmp_path / 'iter_1.pth')
+
+
+def test_where_none_can_be_read_nothing_is_overwritten(tmp_path):
+    save(tmp_path / 'iter_1.pth', 1)
+    cut(tmp_path / 'iter_1.pth', 0.5)
+    with pytest.raises(ValueError, match='no checkpoint in .* can be read'):
+        checks.find_resume_point(config(tmp_path))
+
+
+# The commands
+
+PSW = ['--psw', 'pswm', '--work-dir', 'run']
+TESTED = '''
+test_dataloader = dict(
+    batch_size=4, num_workers=0, dataset=dict(type='faults.Points'),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(type='default_collate'))
+test_cfg = dict()
+test_evaluator = dict(type='toy.Error')
+'''
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A run of a toy: its config, and the work dir ``run``."""
+    folder = tmp_path_factory.mktemp('trained')
+    variant = faults.Variant('toy', keep=2,
+                             loop='by_epoch=True, max_epochs=1')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        variant.command(Path(), Path('run'))
+        Path('toy.py').write_text(Path('toy.py').read_text() + TESTED)
+        # without a seed: a resumed run has to find it
+        assert train.main(['toy.py', *PSW]) == 0
+    return folder
+
+
+def make(kind, good):
+    """A bad checkpoint, beside the good ones."""
+    path = Path('run/bad.pth')
+    path.write_bytes(good.read_bytes())
+    if kind == 'cut off':
+        cut(path, 0.5)
+    elif kind == 'damaged':
+        change_a_byte(path)
+    elif kind == 'text':
+        path.write_text('no checkpoint')
+    elif kind == 'list':
+        torch.save([1, 2], path)
+    elif kind == 'code':
+        torch.save(dict(state_dict=Evil('made')), path)
+    elif kind == 'of another model':
+        content = torch.load(path)
+        content['state_dict'] = dict(w=torch.ones(3))
+        torch.save(content, path)
+    return str(path)
+
+
+MESSAGES = {
+    'cut off': 'is cut off or no checkpoint',
+    'damaged': 'is damaged: ',
+    'text': 'no checkpoint',
+    'list': 'cannot be resumed from|holds no weights|has no state_dict',
+    'code': 'asks for code to be run',
+    'of another model': 'of another model|does not fit the model|lacks ',
+}
+COMMANDS = {
+    'train.py --resume': lambda bad: train.main(
+        ['toy.py', *PSW, '--resume', bad]),
+    'train.py load_from': lambda bad: train.main(
+        ['toy.py', '--work-dir', 'new', '--cfg-options', f'load_from={bad}']),
+    'test.py': lambda bad: test_command.main(['toy.py', bad]),
+    'average_checkpoints.py': lambda bad: average_checkpoints.main(
+        ['run/iter_5.pth', bad, '--out', 'out.pth']),
+    'loss_surface.py': lambda bad: loss_surface.main(
+        ['line', 'toy.py', 'run/iter_5.pth', bad, '--batches', '1']),
+    'weight_distribution.py': lambda bad: weight_distribution.main(
+        ['toy.py', bad, '--psw', 'pswm']),
+}
+
+
+@pytest.fixture
+def folder(trained, tmp_path, monkeypatch):
+    """The current folder, with the toy's config and a copy of its run."""
+    for path in [trained / 'toy.py', *(trained / 'run').glob('*[!0-9]')]:
+        if path.is_file():
+            new = tmp_path / path.relative_to(trained)
+            new.parent.mkdir(exist_ok=True)
+            new.write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    MMLogger._instance_dict.clear()  # it writes to a stream that is closed
+    return tmp_path
+
+
+def contents(folder):
+    return {path.name: path.read_bytes()
+            for path in Path(folder).glob('*.pth')}
+
+
+def refusal(capsys, status):
+    assert status == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith('error: '), lines
+    return lines[0]
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+@pytest.mark.parametrize('kind', MESSAGES)
+def test_refused_with_a_sentence(kind, command, folder, capsys):
+    bad = make(kind, Path('run/iter_6.pth'))
+    before = contents('run')
+    assert sorted(before) == ['bad.pth', 'iter_5.pth', 'iter_6.pth']
+    capsys.readouterr()
+    line = refusal(capsys, COMMANDS[command](bad))
+    assert re.search(MESSAGES[kind], line), line
+    assert 'bad.pth' in line
+    assert contents('run') == before
+    assert not Path('made').exists() and not Path('out.pth').exists()
+    assert not contents('new')
+    print(f'\n| {kind} | `{command}` | `{line}` |')
+
+
+def test_resuming_by_itself_names_what_it_skips(folder, capsys):
+    whole = torch.load('run/iter_6.pth')['state_dict']
+    make('code', Path('run/iter_6.pth'))
+    Path('run/bad.pth').replace('run/iter_6.pth')
+    assert train.main(['toy.py', *PSW, '--resume']) == 0
+    said = capsys.readouterr()
+    said = said.out + said.err
+    assert "Skipped: checkpoint 'run/iter_6.pth' is not loaded" in said
+    assert 'Resuming from run/iter_5.pth, the newest' in said
+    resumed = torch.load('run/iter_6.pth')['state_dict']
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not Path('made').exists()
+
+
+def test_resuming_by_itself_where_all_are_bad(folder, capsys):
+    for path in Path('run').glob('*.pth'):
+        cut(path, 0.5)
+    before = contents('run')
+    line = refusal(capsys, train.main(['toy.py', *PSW, '--resume']))
+    assert line.startswith("error: no checkpoint in 'run' can be read: ")
+    assert contents('run') == before
+
+
+def test_weights_that_a_part_of_the_model_begins_with(folder, capsys):
+    make('code', Path('run/iter_6.pth'))
+    line = refusal(capsys, train.main(
+        ['toy.py', '--work-dir', 'new', '--cfg-options',
+         'model.init_cfg.type=Pretrained',
+         'model.init_cfg.checkpoint=run/bad.pth']))
+    assert 'asks for code to be run' in line
+    assert not Path('made').exists() and not Path('new').exists()
+
+
+since_2_6 = pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.6.0'),
+    reason='torch cannot be told which classes are data')
+
+
+@pytest.fixture
+def address(folder, monkeypatch):
+    """Where the current folder's files can be downloaded."""
+    monkeypatch.setenv('TORCH_HOME', str(folder / 'home'))
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+
+        def log_message(self, *args):
+            pass
+
+    handler = partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+@since_2_6
+def test_code_in_a_download_is_not_run(folder, address, capsys):
+    """torch.hub, which mmengine downloads with, would run it."""
+    make('code', Path('run/iter_6.pth'))
+    argv = ['toy.py', '--work-dir', 'new', '--cfg-options']
+    status = train.main([*argv, f'load_from={address}/run/bad.pth'])
+    assert 'asks for code to be run' in capsys.readouterr().err
+    assert status == 2 and not Path('made').exists()
+    assert train.main([*argv, f'load_from={address}/run/iter_6.pth']) == 0
+
+
+@since_2_6
+def test_the_switch_of_torch_is_put_back(monkeypatch):
+    name = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+    monkeypatch.delenv(name, raising=False)
+    assert options.report_errors(lambda: os.environ[name]) == 0
+    assert name not in os.environ
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    with pytest.raises(KeyError):
+        options.report_errors(lambda: os.environ[name])
