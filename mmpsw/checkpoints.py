@@ -1,4 +1,4 @@
-"""Looks into checkpoints before a run begins, without running what they hold.
+"""Checkpoints: read as data, and written whole.
 
 A killed run, or a full disk, may leave a file that is cut off; a file from
 elsewhere may be something else, or hold code.
@@ -11,7 +11,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,15 @@ from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
 __all__ = [
-    'allow_resume', 'check_resumable', 'data_only', 'newest_readable', 'read', 'reason',
-    'why_not_resumable'
+    'PARTIAL', 'allow_resume', 'check_resumable', 'data_only',
+    'newest_readable', 'read', 'reason', 'whole_file', 'why_not_resumable'
 ]
 
 _NUMBERED = re.compile(r'(?:epoch|iter)_\d+\.pth')
 # What mmengine takes from a checkpoint to resume.
 _RESUMED = ('state_dict', 'meta', 'message_hub')
+# No checkpoint's name ends so: what a killed run leaves is not taken for one.
+PARTIAL = '.psw-partial'
 NUMBERS = ('float64', 'float32', 'float16', 'int64', 'int32', 'bool')
 
 
@@ -268,3 +270,35 @@ def reason(error: BaseException) -> str:
              or re.search(r'from a trusted source\.\s*(.+)', text))
     line = found[1] if found else text.splitlines()[0]
     return line.split('. ')[0].strip(' .')[:200]
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """The name under which to write a file, which then gets its own.
+
+    Raises:
+        OSError: It could not be written. What was at ``path`` still is.
+    """
+    path = Path(path)
+    partial = path.with_name(f'.{path.name}{PARTIAL}')
+    try:
+        yield partial
+        _flush_to_disk(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(
+            f"'{path}' could not be saved, because the system says "
+            f"'{error.strerror or error}'; what was saved before it is still "
+            'there: make room, and continue with --resume') from error
+    finally:
+        partial.unlink(missing_ok=True)
+    with suppress(OSError):  # not every file system can do it for a folder
+        _flush_to_disk(path.parent)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,8 +1,30 @@
-"""Models, whoever wraps them."""
-from mmengine.model import BaseTTAModel, is_model_wrapper
-from torch import nn
+"""Models: built from a config, whoever wraps them, and their loss."""
+from typing import Any
 
-__all__ = ['unwrapped']
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.model import (
+    BaseTTAModel,
+    is_model_wrapper,
+    revert_sync_batchnorm,
+)
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+__all__ = ['build_model', 'losses', 'unwrapped']
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build a config's model as mmengine's Runner does, on the best device.
+
+    Synchronised batch norm, which needs several processes, becomes a plain
+    one. The weights are those that the constructors leave.
+    """
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    settings = dict(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        settings.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return revert_sync_batchnorm(MODELS.build(settings)).to(get_device())
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -10,3 +32,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
+
+
+def losses(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """A forward pass in loss mode, as ``BaseModel.train_step`` does it.
+
+    Args:
+        model (nn.Module): A mmengine BaseModel, or what wraps one.
+        batch (dict, list or tuple): What a data loader yields.
+
+    Returns:
+        Dict[str, Tensor]: What the model calls its losses.
+    """
+    model = unwrapped(model)
+    return model._run_forward(
+        model.data_preprocessor(batch, training=True), mode='loss')

@@ -1,8 +1,7 @@
 """A checkpoint is on the disk whole, before the one in front of it goes."""
 import functools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
+from mmpsw.checkpoints import PARTIAL, whole_file
 from mmpsw.registry import HOOKS
 
-__all__ = ['PARTIAL', 'SafeSavingHook', 'save_safely', 'whole_file']
-
-# No checkpoint's name ends so: what a killed run leaves is not taken for one.
-PARTIAL = '.psw-partial'
+__all__ = ['SafeSavingHook', 'save_safely']
 
 
 @HOOKS.register_module()
@@ -85,30 +82,6 @@ def save_safely(runner: Any) -> None:
         runner.register_hook(SafeSavingHook())
 
 
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """The name under which to write a file, which then gets its own.
-
-    Raises:
-        OSError: It could not be written. What was at ``path`` still is.
-    """
-    path = Path(path)
-    partial = path.with_name(f'.{path.name}{PARTIAL}')
-    try:
-        yield partial
-        _flush_to_disk(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise OSError(
-            f"'{path}' could not be saved, because the system says "
-            f"'{error.strerror or error}'; what was saved before it is still "
-            'there: make room, and continue with --resume') from error
-    finally:
-        partial.unlink(missing_ok=True)
-    with suppress(OSError):  # not every file system can do it for a folder
-        _flush_to_disk(path.parent)
-
-
 class _RemovesLater:
     """A file backend that removes files when the next one is complete."""
 
@@ -139,11 +112,3 @@ def _remove_partial_files(folder: str) -> None:
 def _is_local(folder: str, backend_args: dict | None) -> bool:
     backend = get_file_backend(folder, backend_args=backend_args)
     return isinstance(backend, LocalBackend)
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,7 +13,7 @@ import toy
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 
-from mmpsw.runtime import saving
+from mmpsw import checkpoints as files
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = dict(by_epoch=False, interval=1, max_keep_ckpts=1)
@@ -84,7 +84,7 @@ def test_the_file_is_what_mmengine_saves(tmp_path):
 
 
 def test_what_a_killed_save_left_is_no_checkpoint_and_goes(tmp_path):
-    (tmp_path / f'.iter_99.pth{saving.PARTIAL}').write_bytes(b'half')
+    (tmp_path / f'.iter_99.pth{files.PARTIAL}').write_bytes(b'half')
     (tmp_path / '.mine.pth.tmp').write_bytes(b'mine')
     train(tmp_path, dict(type='PSWA'))
     hidden = [name for name in os.listdir(tmp_path) if name[0] == '.']
@@ -111,8 +111,8 @@ def dies_in_the_write():
 
 
 def dies_before_the_flush():
-    flush = saving._flush_to_disk
-    saving._flush_to_disk = (
+    flush = files._flush_to_disk
+    files._flush_to_disk = (
         lambda path: dies() if 'iter_4' in path.name else flush(path))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from mmpsw.methods.averaging import PeriodicResampler, recalibrate
-from mmpsw.models import unwrapped
+from mmpsw.models import losses, unwrapped
 from mmpsw.registry import HOOKS
 from mmpsw.runtime.epochs import epoch_length
 from mmpsw.runtime.ranks import check_same_weights, mean_over_ranks
@@ -198,16 +198,8 @@ class PSWHook(Hook):
         loader = runner.train_loop.dataloader
         batches = _random_batches(loader, self.recalibrate_batches, seed)
         model = unwrapped(runner.model)
-
-        def forward(data: Any) -> None:
-            data = model.data_preprocessor(data, training=True)
-            if isinstance(data, dict):
-                model(**data, mode='loss')
-            else:
-                model(*data, mode='loss')
-
         with self._forward_context(runner, model):
-            recalibrate(model, forward, batches)
+            recalibrate(model, functools.partial(losses, model), batches)
         mean_over_ranks(
             [b for b in model.buffers() if b.is_floating_point()])
 
