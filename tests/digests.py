@@ -4,9 +4,9 @@
     python tests/digests.py | diff before.txt -
 
 A change that should not change numbers must show the same digests. Bits depend
-on the machine and on torch, so no digest is kept: what the runs must equal
-is in ``tests/engine/averaging/test_trajectories.py``, where each of them is
-trained again by hand. The runs: the three techniques, the control arm,
+on the machine and on torch, so no digest is kept: what the runs must equal,
+a loop written by hand and the slow reference, is in ``tests/engine/averaging``
+and ``tests/methods/averaging``. The runs: the three techniques, the control arm,
 gradient accumulation, half precision on a CPU, a resume inside of a period, an
 iteration-based loop, every kind of buffers, and two processes over gloo.
 """

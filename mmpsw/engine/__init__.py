@@ -12,13 +12,14 @@ from .averaging.optim_wrapper import PSWAmpOptimWrapper, PSWOptimWrapper  # noqa
 from .peers import (  # noqa: E402
     EpochAverageHook,
     LatestWeightAverage,
+    LookaheadHook,
     SwitchEMAHook,
 )
 
 allow_resume()
 
 __all__ = [
-    'EpochAverageHook', 'LatestWeightAverage', 'PSWAmpOptimWrapper',
-    'PSWHook', 'PSWOptimWrapper', 'RandomStateHook', 'SafeSavingHook',
+    'EpochAverageHook', 'LatestWeightAverage', 'LookaheadHook',
+    'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'RandomStateHook', 'SafeSavingHook',
     'SwitchEMAHook', 'allow_resume', 'save_safely'
 ]

@@ -1,9 +1,8 @@
 """What a user would pick instead: the peers that PSW is compared with.
 
-mmengine has the exponential moving average (EMAHook). Here are the three that
+mmengine has the exponential moving average (EMAHook). Here are the four that
 it lacks, each a small change of its EMAHook, so that they validate, save and
-resume as that does. Lookahead needs nothing here: it is PSWM with a window of
-one update.
+resume as that does, and count iterations as that does.
 """
 from copy import deepcopy
 from typing import Any
@@ -16,7 +15,9 @@ from torch import nn
 from mmpsw.registry import HOOKS, MODELS
 from mmpsw.runtime.epochs import epoch_length
 
-__all__ = ['EpochAverageHook', 'LatestWeightAverage', 'SwitchEMAHook']
+__all__ = [
+    'EpochAverageHook', 'LatestWeightAverage', 'LookaheadHook', 'SwitchEMAHook'
+]
 
 
 @HOOKS.register_module()
@@ -80,18 +81,48 @@ class SwitchEMAHook(EMAHook):
 
     def before_train(self, runner: Runner) -> None:
         """Learn how long an epoch is."""
-        self.epoch_length = _epoch_length(runner, self)
+        self.interval = _epoch_length(runner, self)
         super().before_train(runner)
 
     def after_train_iter(self, runner: Runner, *args: Any,
                          **kwargs: Any) -> None:
         """Update the average, and switch where an epoch ends."""
         super().after_train_iter(runner, *args, **kwargs)
-        if self.every_n_train_iters(runner, self.epoch_length):
-            averaged = self.ema_model.module.state_dict()
-            for name, live in self.src_model.state_dict().items():
-                if live.is_floating_point():
-                    live.copy_(averaged[name])
+        if self.every_n_train_iters(runner, self.interval):
+            _switch(self)
+
+
+@HOOKS.register_module()
+class LookaheadHook(EMAHook):
+    """Slow weights that go a part of the way to the fast ones, and back.
+
+    Lookahead (Zhang et al. 2019, arXiv 1907.08610), algorithm 1: the slow
+    weights begin where the run does; every k iterations ``slow <- slow +
+    alpha (fast - slow)`` and ``fast <- slow``. The slow weights are validated
+    and saved. Buffers are those of the fast weights.
+
+    Args:
+        k (int): Iterations between synchronisations. Defaults to 5.
+        alpha (float): The step of the slow weights, in (0, 1). Defaults to
+            0.5.
+    """
+
+    def __init__(self, k: int = 5, alpha: float = 0.5):
+        super().__init__(momentum=alpha, interval=k)
+        self.k = k
+
+    def before_train(self, runner: Runner) -> None:
+        """The weights at the beginning are the first slow ones."""
+        super().before_train(runner)
+        # mmengine's average takes those after its first step instead.
+        self.ema_model.steps.clamp_(min=1)
+
+    def after_train_iter(self, runner: Runner, *args: Any,
+                         **kwargs: Any) -> None:
+        """Synchronise every k iterations."""
+        super().after_train_iter(runner, *args, **kwargs)
+        if self.every_n_train_iters(runner, self.k):
+            _switch(self)
 
 
 @MODELS.register_module()
@@ -136,6 +167,14 @@ class LatestWeightAverage(nn.Module):
                 mean.copy_(torch.stack([s[name] for s in states]).mean(0))
             else:
                 mean.copy_(newest[name])
+
+
+def _switch(hook: EMAHook) -> None:
+    """Train on from the average."""
+    averaged = hook.ema_model.module.state_dict()
+    for name, live in hook.src_model.state_dict().items():
+        if live.is_floating_point():
+            live.copy_(averaged[name])
 
 
 def _epoch_length(runner: Runner, hook: EMAHook) -> int:

@@ -131,7 +131,34 @@ def test_switch_ema_trains_on_from_the_average(tmp_path):
     assert_close(runner.model.state_dict(), average)
 
 
+def test_lookahead_synchronises_from_the_first_weights_on(tmp_path):
+    """slow <- slow + alpha (fast - slow); fast <- slow, every k updates.
+
+    (Zhang et al. 2019, algorithm 1: the slow weights begin where training
+    does. On a ramp of 1 an update from 0, k = 5 and alpha = 0.5 give 2.5 and
+    5.0.)
+    """
+    k, alpha = 5, 0.4
+    hook = dict(type='mmpsw.LookaheadHook', k=k, alpha=alpha)
+    runner, seen = train(tmp_path, hook)
+    names = [name for name, _ in runner.model.named_parameters()]
+    slow = {name: seen.starts[0][name] for name in names}
+    ends = seen.starts[1:] + [runner.model.state_dict()]
+    for i, (fast, after) in enumerate(zip(seen.live, ends), start=1):
+        if i % k == 0:
+            slow = {
+                name: slow[name] + alpha * (fast[name] - slow[name])
+                for name in names
+            }
+            assert_close(after, slow)
+        else:
+            assert_close(after, {name: fast[name] for name in names})
+        if i % EPOCH == 0:
+            assert_close(seen.shown[i // EPOCH - 1], slow)
+
+
 @pytest.mark.parametrize('hook', [
+    dict(type='mmpsw.LookaheadHook', k=4, alpha=0.3),
     dict(type='mmpsw.SwitchEMAHook', momentum=EMA, update_buffers=True),
     dict(type='mmpsw.EpochAverageHook',
          ema_type='mmpsw.LatestWeightAverage', last=2),

@@ -1,5 +1,6 @@
 """The Hook: what needs the runner."""
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import EMAHook, Hook
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from mmpsw.methods.averaging import PeriodicResampler, recalibrate
+from mmpsw.methods.averaging.checks import check_integer
 from mmpsw.models import losses, unwrapped
 from mmpsw.registry import HOOKS
 from mmpsw.runtime.epochs import epoch_length
@@ -54,8 +57,8 @@ class PSWHook(Hook):
             parameter. Defaults to False.
 
     Raises:
-        ValueError: ``recalibrate_batches`` < 1, or ``check_ranks`` is no
-            bool.
+        ValueError: ``recalibrate_batches`` is no integer >= 1, or
+            ``check_ranks`` no bool.
     """
 
     priority = 'ABOVE_NORMAL'
@@ -63,10 +66,7 @@ class PSWHook(Hook):
     def __init__(self,
                  recalibrate_batches: int = 100,
                  check_ranks: bool = False):
-        if not isinstance(recalibrate_batches, int) or recalibrate_batches < 1:
-            raise ValueError(
-                f'recalibrate_batches={recalibrate_batches!r} is not '
-                'possible: use an integer >= 1.')
+        check_integer('recalibrate_batches', recalibrate_batches, 1)
         if not isinstance(check_ranks, bool):
             raise ValueError(f'check_ranks={check_ranks!r} is not possible: '
                              'use True or False.')
@@ -116,6 +116,8 @@ class PSWHook(Hook):
         """
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             skip_trained_batches(runner.train_loop)
+        for wrapper in self.wrappers:
+            _say_what_is_validated(runner, wrapper)
         if runner.val_loop is not None and any(
                 not wrapper.psw.write_back for wrapper in self.wrappers):
             runner.val_loop.run = self._then_show_live(runner.val_loop.run)
@@ -124,6 +126,8 @@ class PSWHook(Hook):
                          **kwargs: Any) -> None:
         """Recalibrate, and compare the processes, after a resampling."""
         for wrapper in self.wrappers:
+            if runner.iter + 1 == runner.max_iters:
+                wrapper.finish()
             resampler = wrapper.resampler
             done, resampler.newest = resampler.newest, None
             if done is None:
@@ -219,6 +223,31 @@ class PSWHook(Hook):
                 'psw.write_back=True.')
 
 
+def _say_what_is_validated(runner: Runner,
+                           wrapper: PSWOptimWrapperMixin) -> None:
+    """Once, where validations come inside of periods."""
+    if runner.val_loop is None:
+        return
+    loop, schedule = runner.train_loop, wrapper.resampler.schedule
+    every = loop.val_interval
+    if isinstance(loop, EpochBasedTrainLoop):
+        every *= len(loop.dataloader)
+    inside = [
+        iteration for iteration in range(every, runner.max_iters, every)
+        if iteration > schedule.begin
+        and (iteration - schedule.begin) % schedule.period
+    ]
+    if inside:
+        seen = ('the live weights' if wrapper.psw.write_back else
+                'the average of the last whole period')
+        print_log(
+            f'psw: a validation every {every} iterations comes inside of '
+            f'periods of {schedule.period} ({len(inside)} times): what is '
+            f'validated and saved then are {seen}',
+            logger='current',
+            level=logging.WARNING)
+
+
 def _trains(runner: Runner) -> bool:
     """Whether ``before_run`` belongs to ``train()``: its loop is built."""
     return isinstance(getattr(runner, '_train_loop', None), BaseLoop)
@@ -270,10 +299,10 @@ def _random_batches(loader: DataLoader, count: int,
     """Training batches from a loader of their own.
 
     The training's own loader may be in the middle of an epoch, and one with
-    persistent workers has only one iterator.
+    persistent workers has only one iterator. Nothing is done, and no worker
+    is started, before the first batch is asked for.
     """
-    generator = torch.Generator().manual_seed(seed * get_world_size() +
-                                              get_rank())
+    seed = seed * get_world_size() + get_rank()
     size = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
     own = DataLoader(
         loader.dataset,
@@ -281,9 +310,10 @@ def _random_batches(loader: DataLoader, count: int,
         sampler=RandomSampler(
             loader.dataset,
             num_samples=min(count * size, len(loader.dataset)),
-            generator=generator),
+            generator=torch.Generator().manual_seed(seed)),
+        generator=torch.Generator().manual_seed(seed),
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         worker_init_fn=loader.worker_init_fn,
         drop_last=len(loader.dataset) >= size)
-    return iter(own)
+    yield from own

@@ -38,7 +38,7 @@ class PSWOptimWrapperMixin:
         psw (dict): ``type``: 'PSWA', 'PWALKS' or 'PSWM', and
 
             - period (int): epochs (iterations with ``by_epoch=False``)
-              between resamplings. Defaults to 1.
+              between resamplings. Defaults to 1 epoch.
             - by_epoch (bool): In an iteration-based loop, an epoch is one
               pass of the data set's length. Defaults to True.
             - begin, end (int): Resample only within [begin, end), in the
@@ -46,7 +46,7 @@ class PSWOptimWrapperMixin:
             - last (float or int): The window, as a fraction of the period or
               a number of updates; required by PWALKS, optional for PSWM.
             - momentum (float or str): PSWM only: beta in [0, 1), 'sample' or
-              'polyak'. Defaults to 0.5.
+              'polyak'. Defaults to 'sample'.
             - sample_prob (float), seed (int): The probability with which an
               update in the window is sampled, and the seed of the generator
               that draws. Default to 1 and 0.
@@ -56,11 +56,6 @@ class PSWOptimWrapperMixin:
             - write_back (bool): False: the average is validated, tested and
               saved, and training goes on from the live weights. Defaults to
               True.
-            - offload (str): 'cpu' keeps the means in pinned host memory, for
-              those who are at their GPU's limit. Defaults to None.
-            - block (int): Average in blocks of so many samples, such as 128,
-              against rounding in long periods; takes one more copy of the
-              weights. Defaults to None.
             - restart (bool): Start the averaging anew when resuming.
               Defaults to False.
         **kwargs: Those of the OptimWrapper.
@@ -74,6 +69,7 @@ class PSWOptimWrapperMixin:
         super().__init__(**kwargs)
         self.name = ''
         self.resampler: PeriodicResampler | None = None
+        self._waiting: dict | None = None
         self._updated = False
         self.optimizer.register_step_post_hook(self._note_update)
         if not self.psw.needs_hook:
@@ -108,6 +104,8 @@ class PSWOptimWrapperMixin:
             names=names,
             reduce_buffers=reduce_buffers,
             warn=_warn)
+        if self._waiting is not None:
+            self._resume(self._waiting)
 
     def initialize_count_status(self, model: nn.Module, init_counts: int,
                                 max_counts: int) -> None:
@@ -121,8 +119,12 @@ class PSWOptimWrapperMixin:
         schedule = self.resampler.schedule
         self.resampler.schedule = replace(schedule, total=max_counts)
         if schedule.begin >= max_counts:
-            _warn(f'psw.begin is iteration {schedule.begin}, but the training '
-                  f'ends at {max_counts}: the weights are never resampled.')
+            _warn(f'psw.begin is iteration {schedule.begin}, but the run ends '
+                  f'at {max_counts}: the weights are never resampled.')
+        elif schedule.begin + schedule.period > max_counts:
+            _warn(f'psw.period is {schedule.period} iterations, but the run '
+                  f'ends at {max_counts}: the weights are resampled only '
+                  'once, at its end.')
 
     def step(self, **kwargs: Any) -> None:
         """Update, sample, and resample where a period ends."""
@@ -130,9 +132,15 @@ class PSWOptimWrapperMixin:
         self._updated = False
         super().step(**kwargs)
         self.buffers.put_back()
-        done = self.resampler.step(self._inner_count, self._updated)
-        if done is not None and done.applied:
-            self._log(done)
+        self._log(self.resampler.step(self._inner_count, self._updated))
+
+    def finish(self) -> None:
+        """Resample what is open, where the run ends inside of a period.
+
+        For an OptimWrapperDict, whose wrappers are not told the run's end.
+        """
+        self.buffers.put_back()
+        self._log(self.resampler.finish())
 
     def state_dict(self) -> dict:
         """The optimizer's state, with the resampler's under ``psw``."""
@@ -155,26 +163,28 @@ class PSWOptimWrapperMixin:
         state_dict = dict(state_dict)
         saved = state_dict.pop('psw', None)
         super().load_state_dict(state_dict)
-        self._check_attached()
         if self.psw.restart:
             _warn('The averaging starts anew, because psw.restart=True.')
         elif saved is None:
             _warn("The checkpoint has no averaging state ('psw'), because it "
                   'was saved without psw: a fresh period begins.')
+        elif self.resampler is None:
+            self._waiting = saved  # Runner.resume() came before train()
         else:
-            self._check_same_settings(saved['settings'])
-            self._inner_count = saved['iteration']
-            self.resampler.load_state_dict(saved)
+            self._resume(saved)
 
-    def _check_same_settings(self, saved: dict) -> None:
+    def _resume(self, saved: dict) -> None:
         mine = self.psw.state()
-        saved = dict(dict(block=None), **saved)  # it came later
-        if mine != saved:
+        if mine != saved['settings']:
             raise ValueError(
-                f'The checkpoint was saved with psw={saved}, but this run '
-                f'has psw={mine}: resume with the same settings, or start '
-                'the averaging anew with psw.restart=True (on the command '
-                'line: --cfg-options optim_wrapper.psw.restart=True).')
+                f'The checkpoint was saved with psw={saved["settings"]}, but '
+                f'this run has psw={mine}: resume with the same settings, or '
+                f'{_START_ANEW}')
+        self._inner_count = saved['iteration']
+        try:
+            self.resampler.load_state_dict(saved)
+        except ValueError as error:
+            raise ValueError(f'{error} You can {_START_ANEW}') from error
 
     def _check_attached(self) -> None:
         if self.resampler is None:
@@ -193,7 +203,9 @@ class PSWOptimWrapperMixin:
         found_inf = getattr(optimizer, 'found_inf', None)
         self._updated = found_inf is None or not found_inf.item()
 
-    def _log(self, done: Resampling) -> None:
+    def _log(self, done: Resampling | None) -> None:
+        if done is None or not done.applied:
+            return
         prefix = f'{self.name}.psw' if self.name else 'psw'
         hub = MessageHub.get_current_instance()
         hub.update_scalar(f'train/{prefix}/samples', done.samples)
@@ -248,6 +260,11 @@ class PSWAmpOptimWrapper(PSWOptimWrapperMixin, _Amp):
 
     def __init__(self, optimizer: Optimizer, psw: dict, **kwargs: Any):
         super().__init__(psw, optimizer=optimizer, **kwargs)
+
+
+_START_ANEW = (
+    'start the averaging anew with psw.restart=True (on the command line: '
+    '--cfg-options optim_wrapper.psw.restart=True).')
 
 
 def _warn(message: str) -> None:

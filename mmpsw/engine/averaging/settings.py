@@ -40,23 +40,19 @@ class Settings:
     buffers: str = 'average'
     optimizer_state: str = 'keep'
     write_back: bool = True
-    offload: str | None = field(default=None, compare=False)
-    block: int | None = None
     restart: bool = field(default=False, compare=False)
 
     def __post_init__(self):
         check_range(self.period, self.begin, self.end)
         check_options(self.sample_prob, self.seed, self.optimizer_state,
-                      self.write_back, self.offload, self.block)
-        allowed = dict(
-            by_epoch=(True, False),
-            buffers=('average', 'keep', 'recalibrate'),
-            restart=(True, False))
-        for key, values in allowed.items():
-            value = getattr(self, key)
-            if not any(value is v or value == v != 1 for v in values):
-                raise ValueError(f'psw.{key}={value!r} is not possible: use '
-                                 f'{" or ".join(map(repr, values))}.')
+                      self.write_back)
+        for key in ('by_epoch', 'restart'):
+            if not isinstance(getattr(self, key), bool):
+                raise ValueError(f'{key}={getattr(self, key)!r} is not '
+                                 'possible: use True or False.')
+        if self.buffers not in ('average', 'keep', 'recalibrate'):
+            raise ValueError(f'buffers={self.buffers!r} is not possible: use '
+                             "'average', 'keep' or 'recalibrate'.")
 
     @classmethod
     def from_config(cls, psw: Any) -> 'Settings':
@@ -66,12 +62,18 @@ class Settings:
                 f'psw={psw!r} does not say which technique to use: use '
                 "psw=dict(type='PSWA'), 'PWALKS' or 'PSWM'.")
         common = set(cls.__dataclass_fields__) - {'technique'}
-        technique = build_technique(
-            **{k: v
-               for k, v in psw.items() if k not in common})
-        return cls(technique,
-                   **{k: v
-                      for k, v in psw.items() if k in common})
+        own = {key: psw[key] for key in psw if key not in common}
+        keys = {key: psw[key] for key in psw if key in common}
+        try:
+            settings = cls(build_technique(**own), **keys)
+        except ValueError as error:
+            raise ValueError(f'psw: {error}') from error
+        if not settings.by_epoch and 'period' not in psw:
+            raise ValueError(
+                'psw: by_epoch=False counts iterations, and a period of one '
+                'iteration would change nothing: say how many with period, '
+                'such as period=1000.')
+        return settings
 
     @property
     def needs_hook(self) -> bool:
@@ -82,7 +84,7 @@ class Settings:
     def state(self) -> dict[str, Any]:
         """Plain values that a resumed run must have too."""
         state = asdict(self)
-        del state['restart'], state['offload']
+        del state['restart']
         return dict(
             type=type(self.technique).__name__,
             **state.pop('technique'),
@@ -102,29 +104,28 @@ class Settings:
 
         Raises:
             ValueError: Epochs are asked for where there are none, or the
-                window is longer than the period.
+                window does not fit the period.
         """
-        unit = 1
-        if self.by_epoch:
-            if not epoch_length:
-                raise ValueError(
-                    f'psw.period={self.period} counts epochs, but the length '
-                    'of an epoch is unknown, because the training data set '
-                    'has no length: count iterations, with '
-                    'psw.by_epoch=False and psw.period in iterations.')
-            unit = epoch_length
-        return PeriodicResampler(
-            optimizer,
-            self.technique,
-            self.period * unit,
-            begin=self.begin * unit,
-            end=None if self.end is None else self.end * unit,
-            accumulation=accumulation,
-            sample_prob=self.sample_prob,
-            seed=self.seed,
-            buffers=() if self.buffers == 'keep' else buffers,
-            optimizer_state=self.optimizer_state,
-            write_back=self.write_back,
-            offload=self.offload,
-            block=self.block,
-            **options)
+        unit = epoch_length if self.by_epoch else 1
+        if not unit:
+            raise ValueError(
+                f'psw: period={self.period} counts epochs, but the length of '
+                'an epoch is unknown, because the training data set has no '
+                'length: count iterations, with by_epoch=False and period in '
+                'iterations.')
+        try:
+            return PeriodicResampler(
+                optimizer,
+                self.technique,
+                self.period * unit,
+                begin=self.begin * unit,
+                end=None if self.end is None else self.end * unit,
+                accumulation=accumulation,
+                sample_prob=self.sample_prob,
+                seed=self.seed,
+                buffers=() if self.buffers == 'keep' else buffers,
+                optimizer_state=self.optimizer_state,
+                write_back=self.write_back,
+                **options)
+        except ValueError as error:
+            raise ValueError(f'psw: {error}') from error

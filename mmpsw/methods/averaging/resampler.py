@@ -3,19 +3,18 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import (
-    Any,
-    NamedTuple,
-)
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from .mean import ACCUMULATED_IN, RunningMean, blend_, copy_
-from .pieces import batches
+from . import state as states
+from .checks import check_integer, is_number
+from .mean import ACCUMULATED_IN, RunningMean, accumulators, blend_, copy_
 from .schedule import Schedule
+from .size import fits, shift
 from .techniques import Technique
 
 __all__ = ['PeriodicResampler', 'Resampling', 'check_options']
@@ -28,14 +27,12 @@ class Resampling(NamedTuple):
         samples (int): How many samples the period's mean held (n).
         shift (float): ``||m - w|| / ||w||`` over all trainable parameters.
         applied (bool): False when m was dropped, because there was no sample
-            or because it was not finite; ``reason`` says why.
-        reason (str): Empty when applied.
+            or because it was not finite.
     """
 
     samples: int
     shift: float
     applied: bool = True
-    reason: str = ''
 
 
 class PeriodicResampler:
@@ -62,8 +59,8 @@ class PeriodicResampler:
         period (int): Length of a period, in calls of :meth:`step`.
         begin (int): Calls before the first period. Defaults to 0.
         end (int, optional): The call with which the last period ends.
-        total (int, optional): Calls of the whole training. The last period is
-            cut to it, so that the training ends with a resampling.
+        total (int, optional): Calls of the whole run. The last period is cut
+            to it, so that the run ends with a resampling.
         accumulation (int): See :class:`Schedule`; 1 where every call of
             :meth:`step` follows an update. Defaults to 1.
         sample_prob (float): The probability q in (0, 1] with which an update
@@ -77,17 +74,6 @@ class PeriodicResampler:
             written back. Defaults to 'keep'.
         write_back (bool): False leaves the live weights alone; m is what
             :meth:`averaged` shows. Defaults to True.
-        offload (str, optional): 'cpu' keeps the parameters' means, and m, in
-            pinned host memory: two buffers of 16 MiB each are left of them
-            on a GPU. The values are the same; a sample takes the time in
-            which 8 bytes a parameter go over the bus, beside the next forward
-            and backward pass. Where the parameters are on a CPU it only costs
-            time. Defaults to None.
-        block (int, optional): Average blocks of so many samples, and blocks
-            of these blocks, as rounding errors grow with the number of
-            samples (see ``averaging/mean.py``): 128 keeps 1e5 samples within
-            1e-5 of float64, and costs one more copy of the weights for each
-            level. Defaults to None, a single level.
         names (Dict[Tensor, str], optional): Names for messages.
         reduce_buffers (Callable, optional): Called at the end of a period
             with the list of the buffers' means, to be made equal over all
@@ -114,38 +100,30 @@ class PeriodicResampler:
                  buffers: Iterable[Tensor] = (),
                  optimizer_state: str = 'keep',
                  write_back: bool = True,
-                 offload: str | None = None,
-                 block: int | None = None,
                  names: dict[Tensor, str] | None = None,
                  reduce_buffers: Callable | None = None,
                  warn: Callable[[str], None] = warnings.warn):
-        check_options(sample_prob, seed, optimizer_state, write_back, offload,
-                      block)
+        check_options(sample_prob, seed, optimizer_state, write_back)
         self.optimizer = optimizer
         self.technique = technique
         self.schedule = Schedule(period, begin, end, accumulation, total)
-        self._check_last()
+        _check_window(technique, self.schedule)
         self.sample_prob = sample_prob
         self.generator = torch.Generator().manual_seed(seed)
         self.buffers = _floating(buffers)
         self.write_back = write_back
-        self.offload = offload
-        self.block = block
         self.names = names or {}
         self.reduce_buffers = reduce_buffers
         self.warn = warn
-        self._fresh_state = None
-        if optimizer_state == 'reset':
-            self._fresh_state = _copied(optimizer.state)
+        self._fresh_state = (
+            _copied(optimizer.state) if optimizer_state == 'reset' else None)
 
         self.iteration = 0
         self.resamplings = 0
         self.newest: Resampling | None = None
-        self._running = self._running_mean(self._trainable())
+        self._running = RunningMean(self._trainable() + self.buffers)
         self._previous: list[Tensor] | None = None
         self._live: list[Tensor] | None = None
-        if offload:
-            optimizer.register_step_pre_hook(lambda *_: self.wait())
 
     @property
     def samples(self) -> int:
@@ -156,14 +134,6 @@ class PeriodicResampler:
     def tensors(self) -> list[Tensor]:
         """The live tensors that are averaged: parameters, then buffers."""
         return self._running.tensors
-
-    @property
-    def mean(self) -> list[Tensor] | None:
-        """A copy of the mean so far, for each of :attr:`tensors`, or None.
-
-        None between windows.
-        """
-        return self._running.so_far() if self.samples else None
 
     @property
     def average(self) -> list[Tensor] | None:
@@ -204,18 +174,14 @@ class PeriodicResampler:
         if place.update > place.updates - window:
             if self._drawn() and updated:
                 self._sample()
-        if place.update < place.updates:
-            return None
-        self.newest = self._resample()
-        return self.newest
+        return self._resample() if place.update == place.updates else None
 
-    def wait(self) -> None:
-        """With ``offload``: what changes the weights comes after this.
+    def finish(self) -> Resampling | None:
+        """End the period that is under way, where it has samples.
 
-        The device's work that is queued from now on begins after the newest
-        sample was taken. ``optimizer.step`` does it itself.
+        For a run whose end nobody knew before, and so no ``total``.
         """
-        self._running.wait()
+        return self._resample() if self.samples else None
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -234,12 +200,10 @@ class PeriodicResampler:
     @torch.no_grad()
     def show_average(self) -> None:
         """Put m into the model, until :meth:`show_live`."""
-        self._running.finish()
         if self.average is not None and self._live is None:
             # Between windows the running mean's memory is free.
-            self._live = (
-                self._running.accumulators()
-                if self.samples else self._running.allocate())
+            free = None if self.samples else self._running.mean
+            self._live = free or accumulators(self.tensors)
             copy_(self._live, self.tensors)
             copy_(self.tensors, self.average)
 
@@ -259,22 +223,20 @@ class PeriodicResampler:
 
         The tensors are references, as those of an optimizer's state are.
         """
-        self._running.finish()
-        state = dict(
+        parts = {}
+        if self.samples:
+            parts['mean'] = self._running.mean
+        if self._previous is not None:
+            parts['previous'] = self._previous
+        if self.average is not None:
+            parts['live'] = self._live or self.tensors
+        return dict(
             iteration=self.iteration,
             resamplings=self.resamplings,
             samples=self.samples,
             generator=self.generator.get_state(),
-            parameters=len(self._parameters()))
-        for level, _ in enumerate(self._running.levels()):
-            state[_mean_at(level)] = self._numbered(
-                self._running.blocks[level - 1] if level else
-                self._running.mean)
-        if self._previous is not None:
-            state['previous'] = self._numbered(self._previous)
-        if self.average is not None:
-            state['live'] = self._numbered(self._live or self.tensors)
-        return state
+            parameters=len(self._parameters()),
+            **states.encode(parts, self.tensors, self._keyed()))
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -283,41 +245,23 @@ class PeriodicResampler:
         With ``write_back=False`` the live weights are loaded too: what a
         checkpoint deploys is the average. Averaged are the parameters that
         were when the state was saved, whatever is frozen now: what is frozen
-        and unfrozen during a training comes to its place after the loading.
+        and unfrozen during a run comes to its place after the loading.
 
         Raises:
             ValueError: The state is of other parameters or buffers.
         """
-        live = self._tensors_of(state)
-        self._running.finish()
-        params = self._trained(list(live.values()))
-        self._running = self._running_mean(params)
+        states.check_count(state, len(self._parameters()))
+        averaged = self._trainable() + self.buffers
+        live, parts = states.decode(state, averaged, self._keyed())
+        self._running = RunningMean(live)
         self._running.samples = state['samples']
-
-        def loaded(part: str) -> list[Tensor]:
-            means = self._running.accumulators()
-            copy_(means, [state[part][key] for key in live])
-            return means
-
-        levels = range(len(self._running.levels()))
-        if ({_mean_at(level) for level in levels} !=
-            {part for part in state if part == 'mean' or _is_block(part)}):
-            raise ValueError(_does_not_fit(
-                'mean', f'it was not averaged with block={self.block}'))
-        if levels:
-            self._running.mean, *self._running.blocks = [
-                loaded(_mean_at(level)) for level in levels
-            ]
-        self._previous = loaded('previous') if 'previous' in state else None
-        if 'live' in state:
-            copy_(self.tensors, loaded('live'))
+        self._running.mean = parts.get('mean')
+        self._previous = parts.get('previous')
+        if 'live' in parts:
+            copy_(self.tensors, parts['live'])
         self.iteration = state['iteration']
         self.resamplings = state['resamplings']
         self.generator.set_state(state['generator'].cpu())
-
-    def _running_mean(self, params: list[Tensor]) -> RunningMean:
-        return RunningMean(params + self.buffers,
-                           len(params) if self.offload else 0, self.block)
 
     def _trainable(self) -> list[Tensor]:
         """The parameters to be averaged, checked."""
@@ -328,7 +272,7 @@ class PeriodicResampler:
             raise ValueError(
                 'There is nothing to average, because the optimizer has no '
                 'parameter that requires a gradient: unfreeze some, or train '
-                'without psw.')
+                'without averaging.')
         for index, param in enumerate(trainable):
             _check_parameter(param, self.names.get(param, f'number {index}'))
         return trainable
@@ -339,46 +283,52 @@ class PeriodicResampler:
             for param in group['params']
         ]
 
-    def _check_last(self) -> None:
-        last = getattr(self.technique, 'last', None)
-        updates = self.schedule.period // self.schedule.accumulation
-        if isinstance(last, int) and last > updates:
-            raise ValueError(
-                f'psw.last={last} is longer than the period, which holds '
-                f'{updates} updates: use at most {updates}, a fraction in '
-                '(0, 1], or a longer period.')
+    def _keyed(self) -> dict[str, Tensor]:
+        """All that can be averaged, under keys that survive a restart."""
+        return {
+            **{f'param.{i}': p for i, p in enumerate(self._parameters())},
+            **{f'buffer.{i}': b for i, b in enumerate(self.buffers)},
+        }
 
     def _drawn(self) -> bool:
         if self.sample_prob == 1:
             return True
-        draw = torch.rand((), generator=self.generator, dtype=torch.float64)
+        draw = torch.rand(
+            (), generator=self.generator, dtype=torch.float64, device='cpu')
         return draw.item() < self.sample_prob
 
     def _sample(self) -> None:
         if not self._running.samples:
-            self._begin_window()
+            self._follow_trainable()
         self._running.update()
 
-    def _begin_window(self) -> None:
+    def _follow_trainable(self) -> None:
         """Follow parameters that were frozen, unfrozen or added."""
-        running = self._running_mean(self._trainable())
-        if list(map(id, running.tensors)) == list(map(id, self.tensors)):
+        now = self._trainable() + self.buffers
+        if list(map(id, now)) == list(map(id, self.tensors)):
             return
-        self._running = running
+        self._running = RunningMean(now)
         if self._previous is not None:
             self.warn('The trainable parameters are others than in the last '
                       'period: the average of the past periods starts anew.')
-            self._previous = None
-            self.resamplings = 0
+            self._forget()
+
+    def _forget(self) -> None:
+        self._previous = None
+        self.resamplings = 0
 
     @torch.no_grad()
     def _resample(self) -> Resampling:
-        samples = self.samples
+        self.newest = self._resampled()
+        return self.newest
+
+    def _resampled(self) -> Resampling:
+        samples, mean = self.samples, self._running.mean
         if not samples:
             return self._drop(0, 'no update of its window was sampled (with '
-                              f'psw.sample_prob={self.sample_prob}, and '
-                              'without those that a gradient scaler skipped)')
-        mean = self._running.complete()
+                              f'sample_prob={self.sample_prob}, and without '
+                              'those that a gradient scaler skipped)')
+        self._running.restart()
         if self.reduce_buffers is not None and self.buffers:
             self.reduce_buffers(mean[-len(self.buffers):])
         if not self._finite(mean):
@@ -386,27 +336,25 @@ class PeriodicResampler:
         m = self._statistic(mean, samples)
         # Their difference may overflow, and a dtype may become narrower.
         if m is not mean and not self._finite(m):
-            self._previous = None
-            self.resamplings = 0
+            self._forget()
             return self._drop(samples, 'its blend with the past periods, '
                               'which is forgotten now, is not finite')
         self.resamplings += 1
-        shift = _shift(self._trained(m), self._trained(self.tensors))
+        moved = shift(self._trained(m), self._trained(self.tensors))
         if self.write_back:
             copy_(self.tensors, m)
-            self._reset_optimizer()
-        return Resampling(samples, shift)
+            if self._fresh_state is not None:
+                self.optimizer.state.clear()
+                self.optimizer.state.update(_copied(self._fresh_state))
+        return Resampling(samples, moved)
 
     def _statistic(self, mean: list[Tensor], samples: int) -> list[Tensor]:
         """``m = beta * m_prev + (1 - beta) * mu``."""
         if self.write_back and not self.technique.keeps_previous:
             return mean
-        if self._previous is None:
-            self._previous = self._running.accumulators()
-            beta = 0.0
-        else:
-            beta = self.technique.beta(samples, self.resamplings)
-        if beta == 0:
+        beta = self.technique.beta(samples, self.resamplings)
+        if self._previous is None or beta == 0:
+            self._previous = self._previous or accumulators(self.tensors)
             copy_(self._previous, mean)
         else:
             blend_(self._previous, mean, 1 - beta)
@@ -419,9 +367,7 @@ class PeriodicResampler:
         start at inf and masks hold -inf, and their mean is NaN although
         nothing is wrong with them.
         """
-        finite = [
-            _fits(*each) for each in zip(mean, *_norms(mean), self.tensors)
-        ]
+        finite = fits(mean, self.tensors)
         params = len(mean) - len(self.buffers)
         for i, buffer in enumerate(self.buffers, start=params):
             if not finite[i]:
@@ -430,118 +376,53 @@ class PeriodicResampler:
 
     def _drop(self, samples: int, reason: str) -> Resampling:
         self.warn(f'The weights are not resampled at iteration '
-                  f'{self.iteration}, because {reason}: the '
-                  'live weights stay, and training goes on with the next '
-                  'period.')
-        return Resampling(samples, math.nan, False, reason)
+                  f'{self.iteration}, because {reason}: the live weights '
+                  'stay, and training goes on with the next period.')
+        return Resampling(samples, math.nan, False)
 
     def _trained(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return tensors[:len(tensors) - len(self.buffers)]
 
-    def _reset_optimizer(self) -> None:
-        if self._fresh_state is not None:
-            self.optimizer.state.clear()
-            self.optimizer.state.update(_copied(self._fresh_state))
-
-    def _numbered(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Under keys that survive a restart.
-
-        What has left the optimizer since the window began has none.
-        """
-        keys = _inverse(self._keyed())
-        return {
-            keys[id(live)]: tensor
-            for live, tensor in zip(self.tensors, tensors) if id(live) in keys
-        }
-
-    def _keyed(self) -> dict[str, Tensor]:
-        """All that can be averaged, with what is frozen now."""
-        return {
-            **{f'param.{i}': p for i, p in enumerate(self._parameters())},
-            **{f'buffer.{i}': b for i, b in enumerate(self.buffers)},
-        }
-
-    def _tensors_of(self, state: dict[str, Any]) -> dict[str, Tensor]:
-        """The live tensors that a state is of, checked."""
-        known = self._keyed()
-        parts = [part for part in state if part in _PARTS or _is_block(part)]
-        if parts:
-            keys = list(state[parts[0]])
-        else:
-            name = _inverse(known)
-            keys = [name[id(p)] for p in self._trainable() + self.buffers]
-        buffers = [key for key in known if key.startswith('buffer.')]
-        for part in parts:
-            _check_fit(part, state[part], known, [*keys, *buffers])
-        count = len(self._parameters())
-        if state.get('parameters', count) != count:
-            raise ValueError(_does_not_fit(
-                'state', f'the optimizer had {state["parameters"]} '
-                f'parameters, and has {count}'))
-        return {key: known[key] for key in keys}
-
-
-_PARTS = ('mean', 'previous', 'live')
-
-
-def _mean_at(level: int) -> str:
-    return f'blocks.{level}' if level else 'mean'
-
-
-def _is_block(part: str) -> bool:
-    return part.startswith('blocks.')
-
-
-def _inverse(tensors: dict[str, Tensor]) -> dict[int, str]:
-    return {id(tensor): key for key, tensor in tensors.items()}
-
-
-def _check_fit(part: str, saved: dict[str, Tensor], known: dict[str, Tensor],
-               needed: list[str]) -> None:
-    for key in [*saved, *needed]:
-        if (key not in saved or key not in known
-                or saved[key].shape != known[key].shape):
-            raise ValueError(_does_not_fit(
-                part, f'{key} is missing on one side or has another shape'))
-
-
-def _does_not_fit(part: str, reason: str) -> str:
-    return (f'The saved psw {part} does not fit this model, because {reason}: '
-            'resume with the model and optimizer that were saved, or start '
-            'the averaging anew with psw.restart=True.')
-
 
 def check_options(sample_prob: Any, seed: Any, optimizer_state: Any,
-                  write_back: Any, offload: Any, block: Any) -> None:
+                  write_back: Any) -> None:
     """Check the options that need no optimizer.
 
     Raises:
         ValueError: One is out of its range.
     """
-    if (not isinstance(sample_prob, (int, float))
-            or isinstance(sample_prob, bool) or not 0 < sample_prob <= 1):
-        raise ValueError(f'psw.sample_prob={sample_prob!r} is not possible: '
-                         'use a probability in (0, 1].')
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f'psw.seed={seed!r} is not possible: use an integer '
-                         '>= 0.')
+    if not is_number(sample_prob, int, float) or not 0 < sample_prob <= 1:
+        raise ValueError(f'sample_prob={sample_prob!r} is not possible: use a '
+                         'probability in (0, 1].')
+    check_integer('seed', seed, 0)
     if optimizer_state not in ('keep', 'reset'):
-        raise ValueError(f'psw.optimizer_state={optimizer_state!r} is not '
+        raise ValueError(f'optimizer_state={optimizer_state!r} is not '
                          "possible: use 'keep' or 'reset'.")
     if not isinstance(write_back, bool):
-        raise ValueError(f'psw.write_back={write_back!r} is not possible: '
-                         'use True or False.')
-    if offload not in (None, 'cpu'):
-        raise ValueError(f'psw.offload={offload!r} is not possible: use '
-                         "'cpu' or None.")
-    if block is not None and (type(block) is not int or block < 2):
-        raise ValueError(f'psw.block={block!r} is not possible: use an '
-                         'integer >= 2, such as 128, or None.')
+        raise ValueError(f'write_back={write_back!r} is not possible: use '
+                         'True or False.')
     if optimizer_state == 'reset' and not write_back:
         raise ValueError(
-            "psw.optimizer_state='reset' does nothing with "
-            'psw.write_back=False, because it happens at the writing back: '
-            "use 'keep'.")
+            "optimizer_state='reset' does nothing with write_back=False, "
+            "because it happens at the writing back: use 'keep'.")
+
+
+def _check_window(technique: Technique, schedule: Schedule) -> None:
+    last = getattr(technique, 'last', None)
+    fewest, most = schedule.updates
+    if isinstance(last, int) and last > fewest:
+        raise ValueError(
+            f'last={last} is longer than the period, which holds {fewest} '
+            f'updates: use at most {fewest}, a fraction in (0, 1], or a '
+            'longer period.')
+    if technique.window(most) == 1 and technique.beta(1, 1) == 0:
+        what, instead = 'The period holds', 'use a longer period.'
+        if last is not None:
+            what = f'last={last!r} is a window of'
+            instead = 'for the whole period, use last=1.0 (a float).'
+        raise ValueError(
+            f'{what} one update only, and the mean of one sample is that '
+            f'sample, so that nothing would ever change: {instead}')
 
 
 def _check_parameter(param: Tensor, name: str) -> None:
@@ -568,73 +449,6 @@ def _floating(buffers: Iterable[Tensor]) -> list[Tensor]:
         buffer for buffer in unique.values()
         if buffer.dtype in ACCUMULATED_IN and buffer.layout == torch.strided
     ]
-
-
-def _norms(*columns: Sequence[Tensor]) -> list[list[float]]:
-    """The 2-norms of a list's tensors, and of the differences to another's.
-
-    Squares of finite values stay finite in float64. As that takes a CPU twice
-    the time, it is left to what overflows in the tensors' own precision.
-    """
-    norms = _norms_in(ACCUMULATED_IN, *columns)
-    if all(math.isfinite(norm) for column in norms for norm in column):
-        return norms
-    return _norms_in(_WIDEST, *columns)
-
-
-_WIDEST = {
-    dtype: torch.complex128 if dtype.is_complex else torch.float64
-    for dtype in ACCUMULATED_IN
-}
-
-
-def _norms_in(precision: dict[torch.dtype, torch.dtype],
-              *columns: Sequence[Tensor]) -> list[list[float]]:
-    """One pass, with a few multi-tensor operations for each batch of pieces.
-
-    The host waits once for each device and dtype.
-    """
-    totals = [[0.0] * len(columns[0]) for _ in columns]
-    for indices in _same_kind(columns):
-        group = [[column[i] for i in indices] for column in columns]
-        device = group[0][0].device
-        found, norms = [], []
-        for batch in batches(group[0]):
-            parts = [[
-                piece.of(column).to(device, precision[column[0].dtype])
-                for piece in batch
-            ] for column in group]
-            for other in range(1, len(parts)):
-                parts[other] = torch._foreach_sub(parts[0], parts[other])
-            for total, part in zip(totals, parts):
-                found += [(total, indices[piece.index]) for piece in batch]
-                norms += torch._foreach_norm(part)
-        for (total, i), norm in zip(found, torch.stack(norms).tolist()):
-            total[i] = math.hypot(total[i], norm)
-    return totals
-
-
-def _same_kind(columns: Sequence[Sequence[Tensor]]) -> Iterable[list[int]]:
-    """Numbers of the rows whose devices and dtypes are the same."""
-    kinds: dict[tuple, list[int]] = {}
-    for index, row in enumerate(zip(*columns)):
-        kind = tuple((tensor.device, tensor.dtype) for tensor in row)
-        kinds.setdefault(kind, []).append(index)
-    return kinds.values()
-
-
-def _fits(mean: Tensor, norm: float, live: Tensor) -> bool:
-    """Whether no value is NaN, or too large for the live tensor's dtype.
-
-    Mostly the norm is small enough to say so.
-    """
-    largest = torch.finfo(live.dtype).max
-    return norm <= largest or bool((mean.abs() <= largest).all())
-
-
-def _shift(m: Sequence[Tensor], live: Sequence[Tensor]) -> float:
-    size, moved = (math.hypot(*norms) for norms in _norms(live, m))
-    return moved / size if size else math.nan
 
 
 def _copied(state: dict[Any, Any]) -> dict[Any, Any]:

@@ -1,8 +1,10 @@
 """When: the periods, and the optimizer updates that they hold."""
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ['Schedule', 'Place']
+from .checks import check_integer
+
+__all__ = ['Place', 'Schedule', 'check_range']
 
 
 class Place(NamedTuple):
@@ -32,9 +34,9 @@ class Schedule:
         begin (int): Iterations before the first period. Defaults to 0.
         end (int, optional): The iteration at which the last period ends.
         accumulation (int): Iterations for an optimizer update. Defaults to 1.
-        total (int, optional): Iterations of the whole training; the last of
-            them updates even when the accumulation is not complete, as
-            mmengine's ``OptimWrapper.should_update`` has it.
+        total (int, optional): Iterations of the whole run; the last of them
+            updates even when the accumulation is not complete, as mmengine's
+            ``OptimWrapper.should_update`` has it.
 
     Raises:
         ValueError: A value is out of its range, or a period would hold no
@@ -51,10 +53,16 @@ class Schedule:
         check_range(self.period, self.begin, self.end)
         if self.period < self.accumulation:
             raise ValueError(
-                f'psw.period of {self.period} iterations holds no optimizer '
+                f'A period of {self.period} iterations holds no optimizer '
                 'update, because gradients are accumulated over '
                 f'{self.accumulation} iterations: use a longer period, or '
-                'smaller accumulative_counts.')
+                'accumulate over fewer.')
+
+    @property
+    def updates(self) -> tuple[int, int]:
+        """How many updates a whole period holds, at least and at most."""
+        fewest, rest = divmod(self.period, self.accumulation)
+        return fewest, fewest + (rest > 0)
 
     def locate(self, iteration: int) -> Place | None:
         """Where an iteration (counted from 1) that has updated stands.
@@ -80,22 +88,19 @@ class Schedule:
         return updates + (rest > 0 and iteration == self.total)
 
 
-def check_range(period, begin, end) -> None:
+def check_range(period: Any, begin: Any, end: Any) -> None:
     """Check ``period``, ``begin`` and ``end``, in whatever unit they are.
 
     Raises:
         ValueError: ``period`` < 1, ``begin`` < 0, ``begin`` >= ``end``, or
             one of them is not an integer.
     """
-    lowest = dict(period=1, begin=0, end=1)
-    for key, value in dict(period=period, begin=begin, end=end).items():
-        if key == 'end' and value is None:
-            continue
-        if (not isinstance(value, int) or isinstance(value, bool)
-                or value < lowest[key]):
-            raise ValueError(f'psw.{key}={value!r} is not possible: use an '
-                             f'integer >= {lowest[key]}.')
-    if end is not None and begin >= end:
+    check_integer('period', period, 1)
+    check_integer('begin', begin, 0)
+    if end is None:
+        return
+    check_integer('end', end, 1)
+    if begin >= end:
         raise ValueError(
-            f'psw.begin={begin} is not before psw.end={end}, so that nothing '
-            'would ever be resampled: use begin < end, or end=None.')
+            f'begin={begin} is not before end={end}, so that nothing would '
+            'ever be resampled: use begin < end, or end=None.')

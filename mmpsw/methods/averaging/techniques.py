@@ -9,37 +9,43 @@ Reconstructed from the abstract of arXiv 1905.05774 and claims 1 to 5 of US
 mean *to the stored previous mean*), which is why it has three readings.
 """
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
+
+from .checks import is_number
 
 __all__ = ['PSWA', 'PWALKS', 'PSWM', 'Technique', 'build_technique']
 
 
 @dataclass(frozen=True)
-class PSWA:
-    """Periodically Sampled Weight Averaging: the mean of the whole period.
+class Technique:
+    """``L = T`` and ``beta = 0``, where a technique says nothing else.
 
-    ``L = T``, ``beta = 0``.
+    Attributes:
+        keeps_previous (bool): Whether ``m_prev`` is needed, which is a second
+            copy of the weights.
     """
 
-    @property
-    def keeps_previous(self) -> bool:
-        """Whether ``m_prev`` is needed (a second copy of the weights)."""
-        return False
+    keeps_previous: ClassVar[bool] = False
 
     def window(self, updates: int) -> int:
         """The window L, in updates, of a period of ``updates`` updates."""
         return updates
 
     def beta(self, samples: int, resamplings: int) -> float:
-        """The weight of ``m_prev``."""
+        """The weight of ``m_prev``, after n samples and e resamplings."""
         return 0.0
 
 
 @dataclass(frozen=True)
-class PWALKS:
+class PSWA(Technique):
+    """Periodically Sampled Weight Averaging: the mean of the whole period."""
+
+
+@dataclass(frozen=True)
+class PWALKS(Technique):
     """Periodic Weight Averaging over the Last K Samples of the period.
 
-    ``L = last`` (or ``last * T``, rounded, at least 1), ``beta = 0``.
+    ``L = last`` (or ``last * T``, rounded, at least 1).
 
     Args:
         last (int or float): The window: a number of updates (int >= 1), or a
@@ -52,28 +58,18 @@ class PWALKS:
     last: int | float
 
     def __post_init__(self):
-        _check_last('PWALKS', self.last)
-
-    @property
-    def keeps_previous(self) -> bool:
-        """Whether ``m_prev`` is needed (a second copy of the weights)."""
-        return False
+        _check_last(self.last)
 
     def window(self, updates: int) -> int:
-        """The window L, in updates, of a period of ``updates`` updates."""
         return _window(self.last, updates)
-
-    def beta(self, samples: int, resamplings: int) -> float:
-        """The weight of ``m_prev``."""
-        return 0.0
 
 
 @dataclass(frozen=True)
-class PSWM:
+class PSWM(Technique):
     """Periodically Sampled Weight Momentum over successive means.
 
-    ``L = T`` (or ``last``), ``beta = momentum``. In the first period, which
-    has no ``m_prev``, ``m = mu``.
+    ``beta = momentum``. In the first period, which has no ``m_prev``,
+    ``m = mu``.
 
     Args:
         momentum (float or str): beta in [0, 1); or 'sample', where the stored
@@ -87,25 +83,19 @@ class PSWM:
         ValueError: ``momentum`` or ``last`` is outside of its range.
     """
 
-    momentum: float | str = 0.5
+    keeps_previous: ClassVar[bool] = True
+    momentum: float | str = 'sample'
     last: int | float | None = None
 
     def __post_init__(self):
         _check_momentum(self.momentum)
         if self.last is not None:
-            _check_last('PSWM', self.last)
-
-    @property
-    def keeps_previous(self) -> bool:
-        """Whether ``m_prev`` is needed (a second copy of the weights)."""
-        return True
+            _check_last(self.last)
 
     def window(self, updates: int) -> int:
-        """The window L, in updates, of a period of ``updates`` updates."""
         return updates if self.last is None else _window(self.last, updates)
 
     def beta(self, samples: int, resamplings: int) -> float:
-        """The weight of ``m_prev``."""
         if self.momentum == 'sample':
             return 1 / (samples + 1)
         if self.momentum == 'polyak':
@@ -113,7 +103,6 @@ class PSWM:
         return float(self.momentum)
 
 
-Technique = PSWA | PWALKS | PSWM
 TECHNIQUES = {cls.__name__: cls for cls in (PSWA, PWALKS, PSWM)}
 
 
@@ -124,65 +113,54 @@ def build_technique(type: str, **keys: Any) -> Technique:
         type (str): 'PSWA', 'PWALKS' or 'PSWM'.
         **keys: ``last`` and ``momentum``, where the technique takes them.
 
-    Returns:
-        PSWA, PWALKS or PSWM: The technique.
-
     Raises:
         ValueError: The type is unknown, a key is not one of this technique,
             is missing, or is out of its range.
     """
     if type not in TECHNIQUES:
-        raise ValueError(f'psw.type={type!r} is unknown: use one of '
+        raise ValueError(f'type={type!r} is unknown: use one of '
                          f'{", ".join(map(repr, TECHNIQUES))}.')
     cls = TECHNIQUES[type]
-    known = [field.name for field in fields(cls)]
-    for key in keys:
-        if key not in known:
-            raise ValueError(_foreign_key(type, key, keys[key], known))
+    for key, value in keys.items():
+        if key not in _keys(cls):
+            raise ValueError(_foreign_key(cls, key, value))
     if cls is PWALKS and 'last' not in keys:
         raise ValueError(
-            'psw.last is missing: PWALKS averages the last part of a period, '
-            'and needs to know how much. Use last=0.25 for the last quarter, '
-            'or last=50 for the last 50 updates.')
+            'last is missing: PWALKS averages the last part of a period, and '
+            'needs to know how much. Use last=0.25 for the last quarter, or '
+            'last=50 for the last 50 updates.')
     return cls(**keys)
 
 
-def _foreign_key(type: str, key: str, value: Any, known: list) -> str:
-    takers = [
-        name for name, cls in TECHNIQUES.items()
-        if key in [field.name for field in fields(cls)]
-    ]
-    takes = f'besides the common keys, {type} takes ' + (
-        ', '.join(known) if known else 'none')
-    if takers:
-        return (f'psw.{key}={value!r} is not a key of {type}: {takes}. '
-                f'Remove it, or use type={" or ".join(map(repr, takers))}.')
-    return f'psw.{key}={value!r} is not a key that mmpsw knows: {takes}.'
+def _keys(cls: type[Technique]) -> list[str]:
+    return [field.name for field in fields(cls)]
 
 
-def _is_number(value: Any, kinds: tuple) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
+def _foreign_key(cls: type[Technique], key: str, value: Any) -> str:
+    takers = [name for name, other in TECHNIQUES.items() if key in _keys(other)]
+    takes = (f'besides the common keys, {cls.__name__} takes '
+             f'{", ".join(_keys(cls)) or "none"}')
+    if not takers:
+        return f'{key}={value!r} is not a key that mmpsw knows: {takes}.'
+    return (f'{key}={value!r} is not a key of {cls.__name__}: {takes}. Remove '
+            f'it, or use type={" or ".join(map(repr, takers))}.')
 
 
-def _check_last(name: str, last: Any) -> None:
-    if _is_number(last, (int, )) and last >= 1:
-        return
-    if _is_number(last, (float, )) and 0 < last <= 1:
-        return
-    raise ValueError(
-        f'psw.last={last!r} is not a window for {name}: use a fraction of '
-        'the period as a float in (0, 1], or a number of updates as an '
-        'int >= 1.')
+def _check_last(last: Any) -> None:
+    if not (is_number(last, int) and last >= 1
+            or is_number(last, float) and 0 < last <= 1):
+        raise ValueError(
+            f'last={last!r} is not a window: use a fraction of the period as '
+            'a float in (0, 1], or a number of updates as an int >= 1.')
 
 
 def _check_momentum(momentum: Any) -> None:
     if momentum in ('sample', 'polyak'):
         return
-    if _is_number(momentum, (int, float)) and 0 <= momentum < 1:
-        return
-    raise ValueError(
-        f'psw.momentum={momentum!r} is not a momentum: use a number in '
-        "[0, 1), 'sample' or 'polyak'.")
+    if not is_number(momentum, int, float) or not 0 <= momentum < 1:
+        raise ValueError(
+            f'momentum={momentum!r} is not a momentum: use a number in '
+            "[0, 1), 'sample' or 'polyak'.")
 
 
 def _window(last: int | float, updates: int) -> int:

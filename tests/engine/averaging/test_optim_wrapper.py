@@ -1,5 +1,6 @@
 import copy
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +10,17 @@ from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import nn
 from toy import Points, Toy, runner
 
-import mmpsw
 from mmpsw.engine import PSWHook, PSWOptimWrapper
-from mmpsw.methods.averaging import PSWA, PWALKS, PeriodicResampler
+from mmpsw.engine.averaging.hook import _random_batches
+from mmpsw.engine.averaging.settings import Settings
+from mmpsw.methods.averaging import (
+    PSWA,
+    PWALKS,
+    PeriodicResampler,
+    recalibrate,
+)
 
-ITER = dict(by_epoch=False, buffers='keep')
+ITER = dict(by_epoch=False, period=4, buffers='keep')
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +67,7 @@ def plain_loop(technique, period, iterations, accumulation=1, **keys):
     (dict(type='PSWA'), PSWA(), 6),
     (dict(type='PSWA', period=2), PSWA(), 12),
     (dict(type='PSWA', period=5, by_epoch=False), PSWA(), 5),
-    (dict(type='PWALKS', last=0.5), PWALKS(last=0.5), 6),
+    (dict(type='PWALKS', last=0.75), PWALKS(last=0.75), 6),
 ])
 @pytest.mark.parametrize('accumulation', [1, 4])
 @pytest.mark.parametrize('loop', [
@@ -219,6 +226,25 @@ def test_recalibration_equals_that_of_torch(tmp_path):
     assert norm.momentum == 0.1
 
 
+def test_recalibration_leaves_the_random_state_alone(tmp_path):
+    """And reads nothing where there is no batch norm."""
+    states = []
+
+    class State(Hook):
+
+        def after_train_iter(self, runner, *args, **kwargs):
+            states[-1].append(torch.get_rng_state())
+
+    for buffers in ('keep', 'recalibrate'):
+        states.append([])
+        runner(tmp_path / buffers, dict(type='PSWA', buffers=buffers),
+               hooks=[State()], validate=False).train()
+    for a, b in zip(*states, strict=True):
+        assert torch.equal(a, b)
+    batches = _random_batches(None, 3, 0)  # no loader: it must not be asked
+    assert recalibrate(nn.Linear(2, 2), None, batches) == 0
+
+
 def test_recalibration_of_the_control_leaves_the_live_buffers(tmp_path):
     baseline = runner(tmp_path / 'a', validate=False)
     baseline.train()
@@ -314,11 +340,77 @@ def test_optim_wrapper_dict(tmp_path):
         equal(whole.model, run.model)
 
 
+def test_an_optim_wrapper_dict_ends_with_an_average(tmp_path):
+    """Nobody tells its wrappers where the run ends: 24 = 3 * 7 + 3."""
+    run = dict_runner(tmp_path)
+    for wrapper in run.optim_wrapper.values():
+        wrapper.psw = Settings.from_config(
+            dict(type='PSWA', by_epoch=False, period=7))
+    seen = []
+
+    class Weights(Hook):
+        priority = 'VERY_HIGH'  # before PSWHook
+
+        def after_train_iter(self, runner, *args, **kwargs):
+            seen.append(runner.model.net[3].weight.detach().clone())
+
+    run.register_hook(Weights(), priority='VERY_HIGH')
+    run.train()
+    scalars = run.message_hub.log_scalars
+    assert scalars['train/head.psw/samples'].data[0].tolist() == [7, 7, 7, 3]
+    torch.testing.assert_close(
+        run.model.net[3].weight, torch.stack(seen[-3:]).mean(0))
+
+
+def test_runner_resume_before_train(tmp_path):
+    """mmengine's public way to resume, for which no hook was heard yet."""
+    psw = dict(type='PSWM', momentum=0.5)
+    whole = runner(tmp_path / 'whole', psw)
+    whole.train()
+    for iteration in (4, 8):  # with and without a previous mean
+        run = runner(tmp_path / str(iteration), psw)
+        run.resume(str(tmp_path / 'whole' / f'iter_{iteration}.pth'))
+        run.train()
+        equal(whole.model, run.model)
+
+
+def logged(run, text):
+    """How often a text is in the log of a run."""
+    logs = Path(run.work_dir).glob('*/*.log')
+    return ''.join(log.read_text() for log in logs).count(text)
+
+
+@pytest.mark.parametrize('psw, loop, expected', [
+    # epochs of 6: validations at 6, 12, ...; resamplings at 4, 8, 12, ...
+    (dict(type='PSWA', by_epoch=False, period=4), {},
+     'every 6 iterations comes inside of periods of 4 (2 times): what is '
+     'validated and saved then are the live weights'),
+    (dict(type='PSWA', period=2, write_back=False), {},
+     'every 6 iterations comes inside of periods of 12 (2 times): what is '
+     'validated and saved then are the average of the last whole period'),
+    (dict(type='PSWA', period=2), dict(val_interval=2), ''),
+    (dict(type='PSWA', begin=1), {}, ''),
+    (dict(type='PSWA', period=9), dict(val_interval=4),
+     'psw.period is 54 iterations, but the run ends at 24: the weights are '
+     'resampled only once, at its end'),
+    (dict(type='PSWA', begin=9), dict(val_interval=4),
+     'psw.begin is iteration 54, but the run ends at 24: the weights are '
+     'never resampled'),
+])
+def test_what_a_schedule_means_is_said_once(tmp_path, psw, loop, expected):
+    run = runner(tmp_path, psw, dict(by_epoch=True, max_epochs=4, **loop),
+                 checkpoint=dict(interval=-1))
+    run.train()
+    assert logged(run, 'inside of periods') == ('inside of' in expected)
+    assert logged(run, 'but the run ends') == ('but the run' in expected)
+    assert logged(run, expected)
+
+
 def test_checkpoints_are_exchanged_with_the_stock_wrapper(caplog):
     w = nn.Parameter(torch.zeros(1))
     ours = PSWOptimWrapper(
         torch.optim.SGD([w], lr=1., momentum=0.5),
-        psw=dict(type='PSWA', period=4, **ITER))
+        psw=dict(type='PSWA', **ITER))
     stock = OptimWrapper(torch.optim.SGD([w], lr=1., momentum=0.5))
     ours.update_params(-w.sum())
     stock.load_state_dict(ours.state_dict())
@@ -347,19 +439,6 @@ def test_other_settings_are_refused_unless_asked_for(tmp_path):
     resume(dict(type='PSWM', momentum=0.25, restart=True))
 
 
-def test_a_state_from_before_there_were_blocks_is_loaded():
-    def wrapper(**keys):
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
-        return PSWOptimWrapper(
-            optimizer, psw=dict(type='PSWA', **ITER, **keys))
-
-    state = wrapper().state_dict()
-    del state['psw']['settings']['block']
-    wrapper().load_state_dict(state)
-    with pytest.raises(ValueError, match="'block': 128"):
-        wrapper(block=128).load_state_dict(state)
-
-
 def test_resuming_a_stock_checkpoint_warns_and_goes_on(tmp_path, caplog):
     runner(tmp_path, None, dict(by_epoch=True, max_epochs=1)).train()
     run = runner(
@@ -371,29 +450,27 @@ def test_resuming_a_stock_checkpoint_warns_and_goes_on(tmp_path, caplog):
     assert run.optim_wrapper.resampler.resamplings == 4
 
 
-def test_names_with_scope_and_bare():
+def test_names_need_the_scope():
     assert HOOKS.get('mmpsw.PSWHook') is PSWHook
-    assert type(HOOKS.build(dict(type='PSWHook'))) is PSWHook
     assert OPTIM_WRAPPERS.get('mmpsw.PSWOptimWrapper') is PSWOptimWrapper
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
-    wrapper = dict(type='PSWOptimWrapper', psw=dict(type='PSWA'))
-    assert type(OPTIM_WRAPPERS.build(
-        wrapper, default_args=dict(optimizer=optimizer))) is PSWOptimWrapper
-    assert mmpsw.PSWHook is PSWHook
+    assert HOOKS.get('PSWHook') is None
 
 
 @pytest.mark.parametrize('psw, message', [
     (None, 'psw=None does not say which technique'),
     (dict(period=1), 'does not say which technique'),
-    (dict(type='PSWA', period=0), 'psw.period=0'),
-    (dict(type='PSWA', begin=2, end=2), 'psw.begin=2 is not before'),
-    (dict(type='PSWA', by_epoch='yes'), "psw.by_epoch='yes'"),
-    (dict(type='PSWA', by_epoch=1), 'psw.by_epoch=1'),
-    (dict(type='PSWA', buffers='mean'), "psw.buffers='mean'.*'recalibrate'"),
-    (dict(type='PSWA', restart=3), 'psw.restart=3'),
+    (dict(type='PSWA', period=0), 'psw: period=0'),
+    (dict(type='PSWA', begin=2, end=2), 'psw: begin=2 is not before'),
+    (dict(type='PSWA', by_epoch='yes'), "psw: by_epoch='yes'"),
+    (dict(type='PSWA', by_epoch=1), 'psw: by_epoch=1'),
+    (dict(type='PSWA', by_epoch=0), 'psw: by_epoch=0'),
+    (dict(type='PSWA', by_epoch=False), 'by_epoch=False counts iterations.*'
+     'period=1000'),
+    (dict(type='PSWA', buffers='mean'), "psw: buffers='mean'.*'recalibrate'"),
+    (dict(type='PSWA', restart=3), 'psw: restart=3'),
     (dict(type='PSWA', last=1), 'not a key of PSWA'),
-    (dict(type='PSWA', perod=1), 'psw.perod=1 is not a key that mmpsw'),
-    (dict(type='PSWA', sample_prob=2), 'psw.sample_prob=2'),
+    (dict(type='PSWA', perod=1), 'psw: perod=1 is not a key that mmpsw'),
+    (dict(type='PSWA', sample_prob=2), 'psw: sample_prob=2'),
 ])
 def test_bad_settings(psw, message):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
@@ -419,7 +496,7 @@ def test_a_wrapper_that_misses_its_hook(tmp_path, key):
 def test_a_wrapper_that_needs_no_hook(tmp_path):
     run = runner(
         tmp_path,
-        dict(type='PSWA', period=5, **ITER),
+        dict(type='PSWA', **{**ITER, 'period': 5}),
         hook=False,
         validate=False)
     run.train()
@@ -435,7 +512,7 @@ def test_a_hook_that_misses_its_wrapper(tmp_path):
 
 
 def test_what_does_not_fit_the_loop(tmp_path):
-    with pytest.raises(ValueError, match='psw.last=7 is longer than the pe'):
+    with pytest.raises(ValueError, match='psw: last=7 is longer than the pe'):
         runner(tmp_path, dict(type='PWALKS', last=7)).train()
     with pytest.raises(ValueError, match='holds no optimizer update'):
         runner(
@@ -466,8 +543,8 @@ def test_epochs_of_a_data_set_without_length(tmp_path):
             validate=False,
             loader=loader)
 
-    with pytest.raises(ValueError, match='psw.period=1 counts epochs.*'
-                       'psw.by_epoch=False'):
+    with pytest.raises(ValueError, match='psw: period=1 counts epochs.*'
+                       'by_epoch=False'):
         run(dict(type='PSWA')).train()
     done = run(dict(type='PSWA', by_epoch=False, period=4))
     done.train()
@@ -498,5 +575,6 @@ def test_flexible_runner_is_refused(tmp_path, resume):
 
 
 def test_bad_hook():
-    with pytest.raises(ValueError, match='recalibrate_batches=0'):
-        PSWHook(recalibrate_batches=0)
+    for wrong in (0, True, 1.5):
+        with pytest.raises(ValueError, match=f'recalibrate_batches={wrong}'):
+            PSWHook(recalibrate_batches=wrong)

@@ -1,20 +1,33 @@
-"""What sampling costs, counted: operations, bytes and memory."""
+"""What sampling costs, counted: operations, new bytes and memory."""
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmpsw.benchmark.counting import counted, peak_memory
 from mmpsw.methods.averaging import PSWA, PSWM, PWALKS, PeriodicResampler
 
-BUFFER_BYTES = 4 * 32768  # for one thread: what half precision goes through
+
+class Counted(TorchDispatchMode):
+    """The names of all operations, and the bytes that they allocate."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+        self.allocated = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix('aten::')
+        result = func(*args, **(kwargs or {}))
+        self.operations.append(name)
+        if isinstance(result, torch.Tensor) and not name.endswith('_'):
+            self.allocated += result.untyped_storage().nbytes()
+        return result
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def counted(call):
+    with Counted() as count:
+        call()
+    return count
 
 
 def resampler(sizes, technique, period, dtype=torch.float32, **keys):
@@ -23,33 +36,16 @@ def resampler(sizes, technique, period, dtype=torch.float32, **keys):
         torch.optim.SGD(params, lr=0.), technique, period, **keys)
 
 
-@pytest.mark.parametrize('tensors', [10, 100, 1000])
-def test_a_sample_of_fp32_is_one_operation_of_12_bytes(tensors):
+@pytest.mark.parametrize('tensors', [10, 1000])
+def test_a_sample_of_fp32_is_one_operation(tensors):
+    """It reads w and mu and writes mu: 12 bytes, and allocates nothing."""
     psw = resampler([100_000 // tensors] * tensors, PSWA(), 5)
     first, second, third = (counted(psw.step) for _ in range(3))
-    assert first.operations[-1:] == ['_foreach_copy_']
-    assert first.operations[:-1] == ['empty_like'] * tensors
-    assert first.bytes == 8 * 100_000 and first.allocated == 4 * 100_000
+    assert first.operations == ['empty_like'] * tensors + ['_foreach_copy_']
+    assert first.allocated == 4 * 100_000
     for count in (second, third):
         assert count.operations == ['_foreach_lerp_']
-        assert count.bytes == 12 * 100_000 and count.allocated == 0
-
-
-def test_short_vectors_are_joined():
-    """8 bytes more for 1 % of the elements; too many are not joined."""
-    few, many = [[size] * 10 + [100_000] for size in (100, 200)]
-    psw = resampler(few, PSWA(), 5)
-    first, second = counted(psw.step), counted(psw.step)
-    assert sorted(first.operations) == sorted(
-        ['empty_like'] * 2 + ['empty', '_foreach_copy_', 'cat'])
-    assert first.bytes == 8 * 101_000
-    assert first.allocated == 4 * 101_000 + 4 * 1000  # the means, the buffer
-    assert sorted(second.operations) == ['_foreach_lerp_', 'cat', 'lerp_']
-    assert second.bytes == 12 * 101_000 + 8 * 1000
-    assert second.bytes < 12.1 * 101_000 and second.allocated == 0
-    psw = resampler(many, PSWA(), 5)
-    psw.step()
-    assert counted(psw.step).operations == ['_foreach_lerp_']
+        assert count.allocated == 0
 
 
 def test_a_later_window_allocates_nothing():
@@ -57,8 +53,7 @@ def test_a_later_window_allocates_nothing():
     for _ in range(3):
         psw.step()
     again = counted(psw.step)
-    assert again.operations == ['_foreach_copy_']
-    assert again.bytes == 8 * 3000 and again.allocated == 0
+    assert again.operations == ['_foreach_copy_'] and again.allocated == 0
 
 
 def test_one_operation_for_each_dtype():
@@ -72,49 +67,10 @@ def test_one_operation_for_each_dtype():
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('sizes', [
-    [100] * 1000,
-    [100_000],
-    [65536, 32768, 1, 1695],
-])
-def test_a_sample_of_half_precision(dtype, sizes):
-    """2 bytes of w and 8 of mu, and twice 4 that stay in the cache.
-
-    The operations grow with the parameters (4 times 32768 hold 100 000), but
-    not with the tensors.
-    """
-    psw = resampler(sizes, PSWA(), 5, dtype)
-    first, second = counted(psw.step), counted(psw.step)
-    assert first.operations[-1] == '_foreach_copy_'
-    assert first.bytes == (2 + 4) * 100_000
-    assert first.allocated == 4 * 100_000 + BUFFER_BYTES - (
-        0 if max(sizes) >= 32768 else 4 * (32768 % 100))
-    assert second.operations == ['_foreach_copy_', '_foreach_lerp_'
-                            ] * 4
-    assert second.bytes == (2 + 8 + 4 + 4) * 100_000
-    assert second.allocated == 0
-
-
-@pytest.mark.parametrize('tensors', [1, 50, 2000])
-def test_a_resampling_by_hand(tensors):
-    """Four pieces, or batches, of 32768 numbers hold all.
-
-    A sample (12 bytes), whether the mean is finite (4), the shift: m - w is
-    made in the cache (8 + 4), the norms of it and of w (4 + 4), and the
-    writing back (8); and the norms themselves, which are written and read.
-    """
-    psw = resampler([100_000 // tensors] * tensors, PSWA(), 2)
+def test_half_precision_is_converted_one_tensor_at_a_time(dtype):
+    psw = resampler([100_000, 7], PSWA(), 5, dtype)
     psw.step()
-    count = counted(psw.step)
-    assert count.operations == [
-        '_foreach_lerp_',
-        *['_foreach_norm'] * 4, 'stack',
-        *['_foreach_sub', '_foreach_norm', '_foreach_norm'] * 4, 'stack',
-        '_foreach_copy_'
-    ]
-    norms = 4 * 3 * max(4, tensors)
-    assert count.bytes == 44 * 100_000 + 3 * norms
-    assert count.allocated == 4 * 100_000 + 2 * norms
+    assert counted(psw.step).operations == ['_to_copy', 'lerp_'] * 2
 
 
 def test_nothing_outside_of_the_window():
@@ -132,35 +88,24 @@ def test_nothing_outside_of_the_window():
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_the_memory_of_three_periods(technique, write_back, copies, dtype):
     """One fp32 copy, PSWM and the control arm two: also at a resampling."""
-    psw = resampler([1_000_000, 3, 300_000], technique, 4, dtype,
+    psw = resampler([1000, 3, 2000], technique, 4, dtype,
                     write_back=write_back)
-    copy = 4 * 1_300_003
-
-    def train():
-        for _ in range(12):
-            if psw.step() is not None:
-                with psw.averaged():
-                    pass
-
-    peak = peak_memory(train, torch.device('cpu'))
-    assert peak >= copies * copy
-    # Beside the copies only a few pieces, in fp32 and in float64.
-    assert peak < copies * copy + 8 * BUFFER_BYTES
+    for _ in range(12):
+        if psw.step() is not None:
+            with psw.averaged():
+                kept = {
+                    tensor.data_ptr(): tensor.nbytes
+                    for part in (psw._running.mean, psw._previous, psw._live)
+                    for tensor in part or ()
+                }
+            assert sum(kept.values()) == copies * 4 * 3003
 
 
 def test_no_sample_is_taken_of_the_average():
     """The live weights are then where the next samples would go."""
-    psw = resampler([2], PSWA(), 1, write_back=False)
+    psw = resampler([2], PSWA(), 2, write_back=False)
+    psw.step()
     psw.step()
     with psw.averaged(), pytest.raises(ValueError, match='inside of averag'):
         psw.step()
     psw.step()
-
-
-@pytest.mark.parametrize('block, more', [(None, 0), (128, 1)])
-def test_many_samples_take_another_copy_only_in_blocks(block, more):
-    psw = resampler([50, 50], PSWA(), 1000, block=block)
-    allocated = [counted(psw.step).allocated for _ in range(300)]
-    assert allocated[0] == 400
-    assert allocated[128] == 400 * more
-    assert sum(allocated) == 400 * (1 + more)

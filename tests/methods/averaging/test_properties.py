@@ -4,7 +4,7 @@ Hypothesis draws the same examples in each run, so that the suite is stable.
 What is stated here about rounding, with u the unit roundoff of the dtype in
 which a mean is accumulated (2**-24 for fp32) and v that of the live weights:
 
-- a resampling of n samples in one block differs from float64 by no more than
+- a resampling of n samples differs from float64 by no more than
   ``n * u`` of the largest sample, and the writing back adds ``v`` of m;
 - equal samples' mean is that sample, but for the sign of a zero;
 - a mean is within the range of its samples, exactly;
@@ -42,7 +42,7 @@ def examples(count):
 
 @dataclass(frozen=True)
 class Plan:
-    """A training that is made up."""
+    """A run that is made up."""
 
     technique: object
     period: int
@@ -57,7 +57,6 @@ class Plan:
     interrupted: int
     shapes: tuple
     seed: int
-    block: int | None
 
     def updates(self, start, stop):
         """The iterations in (start, stop] that update."""
@@ -97,12 +96,15 @@ def plans(draw):
         st.floats(0., 0.95), st.sampled_from(['sample', 'polyak']))
     total = draw(st.none() | st.integers(1, 20))
     iterations = draw(st.integers(1, 20))
+    technique = draw(
+        st.one_of(
+            st.just(PSWA()), st.builds(PWALKS, last=last),
+            st.builds(PSWM, momentum=momentum, last=st.none() | last)))
+    # Else nothing would ever change, which is refused.
+    hypothesis.assume(technique.window(-(-period // accumulation)) > 1
+                      or technique.beta(1, 1) > 0)
     return Plan(
-        technique=draw(
-            st.one_of(
-                st.just(PSWA()), st.builds(PWALKS, last=last),
-                st.builds(PSWM, momentum=momentum,
-                          last=st.none() | last))),
+        technique=technique,
         period=period,
         accumulation=accumulation,
         begin=begin,
@@ -121,8 +123,7 @@ def plans(draw):
                         st.lists(st.integers(0, 3), max_size=3)),
                     min_size=1,
                     max_size=3))),
-        seed=draw(st.integers(0, 2**31)),
-        block=draw(st.sampled_from([2, 3, 128, None])))
+        seed=draw(st.integers(0, 2**31)))
 
 
 def build(plan):
@@ -141,7 +142,6 @@ def build(plan):
         seed=plan.seed,
         buffers=[stats],
         write_back=plan.write_back,
-        block=plan.block,
         warn=lambda message: None)
     return [*params, stats], resampler
 
@@ -225,7 +225,6 @@ class Definition:
 @examples(150)
 @given(plans())
 def test_each_resampling_is_the_definition(plan):
-    """Blocks of 2 and 3 samples have as many levels as 1e5 have with 128."""
     train(plan, check=Definition(plan))
 
 
@@ -278,12 +277,12 @@ def test_a_mean_of_equal_weights_is_those_weights(dtype, data, samples):
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('technique', [PSWA(), PSWM(0.3), PSWM('polyak')])
 @examples(25)
-@given(st.data(), st.integers(1, 9), st.sampled_from([2, None]))
-def test_a_mean_is_within_the_samples(dtype, technique, data, period, block):
+@given(st.data(), st.integers(2, 9))
+def test_a_mean_is_within_the_samples(dtype, technique, data, period):
     """Within all of them so far, for a PSWM."""
     samples = [data.draw(values_of(dtype, 3)) / 2 for _ in range(2 * period)]
     w = nn.Parameter(samples[0].clone())
-    resampler = resampler_of(w, technique, period, block=block)
+    resampler = resampler_of(w, technique, period)
     for i, sample in enumerate(samples, start=1):
         w.data.copy_(sample)
         done = resampler.step()
@@ -343,19 +342,15 @@ def test_a_blend_that_overflows_narrower_weights_is_dropped(dtype, large):
     assert w.tolist() == [3, 3] and done.applied
 
 
-@pytest.mark.parametrize('block, least, most, levels', [
-    (128, 1e-6, 8e-6, 3),
-    (None, 1e-3, 1e5 / 2 * 2**-24, 1),
-])
-def test_the_mean_of_1e5_samples_that_drift(block, least, most, levels):
-    """In blocks within 1e-5 of float64: 7.8e-6 is the worst possible."""
+def test_the_mean_of_1e5_samples_that_drift():
+    """fp32 loses what README's bound says, n / 2 units, and no more."""
     drift = torch.logspace(-7, 0.5, 61, dtype=torch.float64).tile(6)
     start = torch.tensor([1., 1.3, 1.99, 0.5001, -1.1, 1.7],
                          dtype=torch.float64).repeat_interleave(61)
     torch.manual_seed(0)
     noise = torch.tensor([0., 1e-4]).double()[torch.randint(2, start.shape)]
     w, n = torch.empty(start.shape), 100_000
-    mean = RunningMean([w], block=block)
+    mean = RunningMean([w])
     total = torch.zeros_like(start)
     for times in torch.arange(n).split(1000):
         samples = start * (1 + drift * (times[:, None] / n) + noise *
@@ -364,6 +359,5 @@ def test_the_mean_of_1e5_samples_that_drift(block, least, most, levels):
             w.copy_(sample)
             mean.update()
         total += samples.float().double().sum(0)
-    error = (mean.complete()[0] / (total / n) - 1).abs().max().item()
-    assert least < error < most
-    assert len(mean.blocks) == levels - 1
+    error = (mean.mean[0] / (total / n) - 1).abs().max().item()
+    assert 1e-3 < error < 1e5 / 2 * 2**-24

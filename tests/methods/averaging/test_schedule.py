@@ -38,12 +38,12 @@ def test_outside_of_begin_and_end():
 
 
 @pytest.mark.parametrize('keys, message', [
-    (dict(period=0), r'psw.period=0 is not possible: .* >= 1'),
-    (dict(period=1.5), r'psw.period=1.5'),
-    (dict(period=True), r'psw.period=True'),
-    (dict(period=1, begin=-1), r'psw.begin=-1'),
-    (dict(period=1, begin=3, end=3), r'psw.begin=3 is not before psw.end=3'),
-    (dict(period=1, end=0), r'psw.end=0'),
+    (dict(period=0), r'period=0 is not possible: .* >= 1'),
+    (dict(period=1.5), r'period=1.5'),
+    (dict(period=True), r'period=True'),
+    (dict(period=1, begin=-1), r'begin=-1'),
+    (dict(period=1, begin=3, end=3), r'begin=3 is not before end=3'),
+    (dict(period=1, end=0), r'end=0'),
     (dict(period=3, accumulation=4), r'holds no optimizer update'),
 ])
 def test_bad_values(keys, message):

@@ -60,12 +60,18 @@ def test_begin_end_and_total_by_hand():
     assert run(PSWA(), 5, period=3, total=5) == [1, 2, 2, 3, 3.5]
 
 
-@pytest.mark.parametrize('technique', [
-    PWALKS(last=1),
-    PSWM(momentum=0, last=1),
+@pytest.mark.parametrize('technique, period, message', [
+    (PWALKS(last=1), 3, r'last=1 is a window of one update only.*last=1.0'),
+    (PWALKS(last=0.1), 4, r'last=0.1 is a window of one update'),
+    (PSWM(momentum=0, last=1), 3, r'last=1 is a window of one update'),
+    (PSWA(), 1, r'The period holds one update only.*use a longer period'),
 ])
-def test_a_window_of_one_changes_nothing(technique):
-    assert run(technique, 5, period=3) == [1, 2, 3, 4, 5]
+def test_a_window_of_one_would_change_nothing(technique, period, message):
+    with pytest.raises(ValueError, match=message):
+        run(technique, 5, period=period)
+    # ... but for Lookahead, which blends it: 0.5 * 3 + 0.5 * 6 = 4.5
+    momentum = PSWM(momentum=0.5, last=1)
+    assert run(momentum, 6, period=3) == [1, 2, 3, 4, 5, 4.5]
 
 
 def test_pswm_without_momentum_is_pswa():
@@ -87,23 +93,23 @@ def test_window(updates, last, window):
 
 
 @pytest.mark.parametrize('keys, message', [
-    (dict(type='SWA'), r"psw.type='SWA' is unknown: use one of 'PSWA'"),
+    (dict(type='SWA'), r"type='SWA' is unknown: use one of 'PSWA'"),
     (dict(type='PSWA', last=0.5),
-     r"psw.last=0.5 is not a key of PSWA.*type='PWALKS' or 'PSWM'"),
+     r"last=0.5 is not a key of PSWA.*type='PWALKS' or 'PSWM'"),
     (dict(type='PSWA', momentum=0.5), r"is not a key of PSWA.*'PSWM'"),
-    (dict(type='PWALKS', last=1, lats=0.5), r'psw.lats=0.5 is not a key that'),
-    (dict(type='PWALKS'), r'psw.last is missing.*last=0.25'),
-    (dict(type='PWALKS', last=0), r'psw.last=0 is not a window.*\(0, 1\]'),
-    (dict(type='PWALKS', last=0.0), r'psw.last=0.0 is not a window'),
-    (dict(type='PWALKS', last=1.5), r'psw.last=1.5 is not a window'),
-    (dict(type='PWALKS', last=-3), r'psw.last=-3 is not a window'),
-    (dict(type='PWALKS', last=True), r'psw.last=True is not a window'),
-    (dict(type='PWALKS', last='0.5'), r"psw.last='0.5' is not a window"),
-    (dict(type='PSWM', last=2.0), r'psw.last=2.0 is not a window for PSWM'),
-    (dict(type='PSWM', momentum=1.0), r'psw.momentum=1.0 .*\[0, 1\)'),
-    (dict(type='PSWM', momentum=-0.1), r'psw.momentum=-0.1'),
-    (dict(type='PSWM', momentum='mean'), r"psw.momentum='mean'"),
-    (dict(type='PSWM', momentum=float('nan')), r'psw.momentum=nan'),
+    (dict(type='PWALKS', last=1, lats=0.5), r'lats=0.5 is not a key that'),
+    (dict(type='PWALKS'), r'last is missing.*last=0.25'),
+    (dict(type='PWALKS', last=0), r'last=0 is not a window.*\(0, 1\]'),
+    (dict(type='PWALKS', last=0.0), r'last=0.0 is not a window'),
+    (dict(type='PWALKS', last=1.5), r'last=1.5 is not a window'),
+    (dict(type='PWALKS', last=-3), r'last=-3 is not a window'),
+    (dict(type='PWALKS', last=True), r'last=True is not a window'),
+    (dict(type='PWALKS', last='0.5'), r"last='0.5' is not a window"),
+    (dict(type='PSWM', last=2.0), r'last=2.0 is not a window'),
+    (dict(type='PSWM', momentum=1.0), r'momentum=1.0 .*\[0, 1\)'),
+    (dict(type='PSWM', momentum=-0.1), r'momentum=-0.1'),
+    (dict(type='PSWM', momentum='mean'), r"momentum='mean'"),
+    (dict(type='PSWM', momentum=float('nan')), r'momentum=nan'),
 ])
 def test_bad_keys(keys, message):
     with pytest.raises(ValueError, match=message):
