@@ -5,6 +5,7 @@ elsewhere may be something else, or hold code.
 """
 import _compat_pickle
 import codecs
+import errno
 import inspect
 import os
 import pickle
@@ -286,10 +287,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         _flush_to_disk(partial)
         os.replace(partial, path)
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise OSError(
             f"'{path}' could not be saved, because the system says "
             f"'{error.strerror or error}'; what was saved before it is still "
-            'there: make room, and continue with --resume') from error
+            f'there: {"make room" if full else "mend that"}, and continue '
+            'with --resume') from error
     finally:
         partial.unlink(missing_ok=True)
     with suppress(OSError):  # not every file system can do it for a folder

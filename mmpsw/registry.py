@@ -21,17 +21,17 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmpsw',
-    locations=['mmpsw.engine', 'mmpsw.analysis'])
+    locations=['mmpsw.engine', 'mmpsw.runtime', 'mmpsw.analysis'])
 MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope='mmpsw',
-    locations=['mmpsw.engine', 'mmpsw.runtime'])
+    locations=['mmpsw.engine'])
 OPTIM_WRAPPERS = Registry(
     'optim_wrapper',
     parent=MMENGINE_OPTIM_WRAPPERS,
     scope='mmpsw',
-    locations=['mmpsw.engine', 'mmpsw.runtime'])
+    locations=['mmpsw.engine'])
 
 
 def register_bare_names() -> None:

@@ -5,8 +5,8 @@
 
 A change that should not change numbers must show the same digests. Bits depend
 on the machine and on torch, so no digest is kept: what the runs must equal,
-a loop written by hand and the slow reference, is in ``tests/engine/averaging``
-and ``tests/methods/averaging``. The runs: the three techniques, the control arm,
+a loop written by hand and the slow reference, is in tests/engine/averaging and
+tests/methods/averaging. The runs: the three techniques, the control arm,
 gradient accumulation, half precision on a CPU, a resume inside of a period, an
 iteration-based loop, every kind of buffers, and two processes over gloo.
 """

@@ -40,10 +40,10 @@ from torch import nn  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
 
 from mmpsw import checkpoints, engine  # noqa: E402
+from mmpsw.checkpoints import PARTIAL  # noqa: E402
 from mmpsw.commands import train  # noqa: E402
 from mmpsw.commands.progress import Bars  # noqa: E402
 from mmpsw.engine.averaging import hook  # noqa: E402
-from mmpsw.checkpoints import PARTIAL  # noqa: E402
 
 UPDATES = 24
 KILLS = 6  # of a run, at most

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from launching import CONFIG, DIST_TRAIN, environment
 
-from mmpsw.engine import allow_resume
+from mmpsw.checkpoints import allow_resume
 
 EPOCHS = 100  # 300 iterations with two processes, 200 with three
 LIMIT = 60  # seconds from the kill to the job's end

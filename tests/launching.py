@@ -25,13 +25,18 @@ default_hooks = dict(
 '''
 
 
-def environment():
-    """A free port, one thread for each process, and the toy to import."""
+def environment(device='cpu'):
+    """A free port, one thread for each process, and the toy to import.
+
+    tools/dist_train.sh gives each process a GPU of its own, so that it is
+    tested without; gloo lets several share one.
+    """
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
     return {
         **os.environ, 'PYTHON': sys.executable, 'PORT': port,
         'OMP_NUM_THREADS': '1',
+        **({'CUDA_VISIBLE_DEVICES': ''} if device == 'cpu' else {}),
         'PYTHONPATH': f'{ROOT / "tests"}:{ROOT}'
     }

@@ -3,7 +3,8 @@
     python tests/mutations.py
 
 Each mutation is made in a copy of the checkout. Where its tests still pass,
-they would not find that mistake: the exit status is 1.
+they would not find that mistake: the exit status is 1. First the same tests
+must pass in a copy without any.
 """
 import os
 import subprocess
@@ -42,7 +43,7 @@ MUTATIONS = (
               ), ('tests/methods/averaging/test_resampler.py', )),
     Mutation('the mean is an alias of the live weights',
              'mmpsw/methods/averaging/mean.py',
-             (('self.mean = self.accumulators()',
+             (('self.mean = accumulators(self.tensors)',
                'self.mean = list(self.tensors)'), ),
              ('tests/methods/averaging/test_resampler.py', )),
     Mutation('an iteration is a sample, whether it updates or not',
@@ -64,16 +65,21 @@ MUTATIONS = (
 
 def main() -> int:
     """Tries all mutations; returns the exit status."""
+    tests = sorted({test for mutation in MUTATIONS for test in mutation.tests})
+    failed = first_failure(Mutation('none', RESAMPLER, (), tuple(tests)))
+    if failed:
+        print(f'{failed} fails without any mutation: mend that first')
+        return 1
     survivors = 0
     for mutation in MUTATIONS:
-        failed = is_noticed(mutation)
+        failed = first_failure(mutation)
         survivors += not failed
         print(f'{"noticed" if failed else "NOT NOTICED"}: {mutation.name}'
               f'{f" ({failed})" if failed else ""}', flush=True)
     return 1 if survivors else 0
 
 
-def is_noticed(mutation: Mutation) -> str:
+def first_failure(mutation: Mutation) -> str:
     """The first test that fails, or nothing."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)

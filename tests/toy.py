@@ -2,6 +2,7 @@
 import uuid
 
 import torch
+from mmengine.device import get_device
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
@@ -43,6 +44,11 @@ class Toy(BaseModel):
         if mode == 'loss':
             return dict(loss=(out - y).square().mean())
         return [(out, y)] if mode == 'predict' else out
+
+
+def here(value):
+    """A model or a tensor on the device on which a runner trains."""
+    return value.to(get_device())
 
 
 class Error(BaseMetric):

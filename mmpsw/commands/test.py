@@ -50,7 +50,7 @@ def test(args: Namespace) -> dict:
             option, the config, the checkpoint or the data is wrong.
     """
     from mmpsw.commands import checks, launch
-    from mmpsw.engine import allow_resume
+    from mmpsw.checkpoints import allow_resume
     cfg = build_config(args)
     checks.check_checkpoint(args.checkpoint)
     checks.check_data(cfg, 'test')

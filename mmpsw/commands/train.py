@@ -63,8 +63,9 @@ def train(args: Namespace) -> None:
         ValueError, FileNotFoundError: Before anything is downloaded or
             built, where an option, the config or the data is wrong.
     """
+    from mmpsw.checkpoints import allow_resume
     from mmpsw.commands import checks, launch
-    from mmpsw.engine import RandomStateHook, allow_resume, save_safely
+    from mmpsw.runtime import RandomStateHook, save_safely
     cfg = build_config(args)
     if any(configs.is_psw(wrapper) for _, wrapper in configs.optim_wrappers(cfg)):
         configs.check_strategy(cfg)

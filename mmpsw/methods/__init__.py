@@ -1,1 +1,1 @@
-"""methods."""
+"""The techniques in plain PyTorch; nothing here imports OpenMMLab."""

@@ -1,9 +1,10 @@
 """A checkpoint is on the disk whole, before the one in front of it goes."""
+import fcntl
 import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend
@@ -13,7 +14,7 @@ from mmengine.runner import Runner
 from mmpsw.checkpoints import PARTIAL, whole_file
 from mmpsw.registry import HOOKS
 
-__all__ = ['SafeSavingHook', 'save_safely']
+__all__ = ['SafeSavingHook', 'hold_work_dir', 'save_safely']
 
 
 @HOOKS.register_module()
@@ -35,6 +36,7 @@ class SafeSavingHook(Hook):
     as ``dict(type='mmpsw.SafeSavingHook')``.
 
     Raises:
+        ValueError: Another process is training in this work dir.
         OSError: A checkpoint could not be written. No part of it is left,
             and the ones before it are still there.
     """
@@ -48,6 +50,7 @@ class SafeSavingHook(Hook):
         """Take over the saving of a Runner (not of a FlexibleRunner)."""
         if not isinstance(runner, Runner):
             return
+        hold_work_dir(runner.work_dir)
         first, self.hooks = not self.hooks, [
             hook for hook in runner.hooks if isinstance(hook, CheckpointHook)
         ]
@@ -80,6 +83,38 @@ def save_safely(runner: Any) -> None:
     """Add a SafeSavingHook, unless the config has one."""
     if not any(isinstance(hook, SafeSavingHook) for hook in runner.hooks):
         runner.register_hook(SafeSavingHook())
+
+
+_held: dict[str, TextIO] = {}
+
+
+@master_only
+def hold_work_dir(work_dir: str | Path) -> None:
+    """Let no other process train in a work dir, as long as this one lives.
+
+    Two runs in one would remove each other's checkpoints.
+
+    Raises:
+        ValueError: Another process does.
+    """
+    place = os.path.realpath(work_dir)
+    if place in _held:
+        return
+    os.makedirs(place, exist_ok=True)
+    file = open(os.path.join(place, '.mmpsw.lock'), 'w')
+    try:
+        # Of all locks, this one is not inherited by the data's workers.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise ValueError(
+            f"'{work_dir}' cannot be trained in, because another process is "
+            'training there, and they would remove each other\'s '
+            'checkpoints: wait for it, or give another --work-dir') from error
+    except OSError:  # a file system without locks
+        file.close()
+        return
+    _held[place] = file
 
 
 class _RemovesLater:

@@ -1,4 +1,5 @@
 """Saving: the last checkpoint is there whatever happens to the next one."""
+import errno
 import os
 import resource
 import shutil
@@ -55,7 +56,7 @@ def test_the_old_checkpoint_goes_when_the_new_one_is_there(tmp_path):
     for name in ('psw', 'added'):
         files = os.listdir(tmp_path / name)
         assert checkpoints(tmp_path / name) == ['iter_6.pth']
-        assert not [file for file in files if file.startswith('.')]
+        assert not [file for file in files if 'partial' in file]
         assert (tmp_path / name / 'last_checkpoint').read_text() == str(
             tmp_path / name / 'iter_6.pth')
 
@@ -88,7 +89,31 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_goes(tmp_path):
     (tmp_path / '.mine.pth.tmp').write_bytes(b'mine')
     train(tmp_path, dict(type='PSWA'))
     hidden = [name for name in os.listdir(tmp_path) if name[0] == '.']
-    assert hidden == ['.mine.pth.tmp']
+    assert sorted(hidden) == ['.mine.pth.tmp', '.mmpsw.lock']
+
+
+def test_a_second_process_is_refused_before_it_starts(tmp_path):
+    train(tmp_path, dict(type='PSWA'))
+    before = os.listdir(tmp_path)
+    train(tmp_path, dict(type='PSWA'))  # the same process may go on
+    second = subprocess.run(
+        [sys.executable, '-c', 'import sys\n'
+         'from mmpsw.runtime.saving import hold_work_dir\n'
+         'hold_work_dir(sys.argv[1])', str(tmp_path)],
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True, text=True)
+    assert 'because another process is training there' in second.stderr
+    assert set(before) <= set(os.listdir(tmp_path))
+
+
+@pytest.mark.parametrize('number, advice', [
+    (errno.ENOSPC, 'make room, and'), (errno.EROFS, 'mend that, and')])
+def test_a_save_that_failed_says_what_the_system_said(tmp_path, number,
+                                                      advice):
+    message = os.strerror(number)
+    with pytest.raises(OSError, match=f"'{message}'.*{advice} continue"):
+        with files.whole_file(tmp_path / 'a.pth'):
+            raise OSError(number, message)
 
 
 # Processes that end in the middle of saving the fourth checkpoint
@@ -166,7 +191,8 @@ def ended(tmp_path_factory):
     subprocess.run(
         [sys.executable, '-c', 'import sys, test_saving; '
          'test_saving.train_in_processes(sys.argv[1])', str(folder)],
-        env={**os.environ, 'PYTHONPATH': f'{ROOT}:{Path(__file__).parent}:{ROOT / "tests"}'},
+        env={**os.environ, 'PYTHONPATH':
+             f'{ROOT}:{ROOT / "tests"}:{ROOT / "tests/runtime"}'},
         check=True, capture_output=True)
     return folder
 
@@ -189,7 +215,8 @@ def test_a_full_disk_is_named_and_no_half_file_is_left(ended):
         f"'{folder / 'iter_4.pth'}' could not be saved, because the system "
         "says 'File too large'; what was saved before it is still there: "
         'make room, and continue with --resume')
-    assert not [name for name in os.listdir(folder) if name[0] == '.']
+    hidden = [name for name in os.listdir(folder) if name[0] == '.']
+    assert hidden == ['.mmpsw.lock']
 
 
 @pytest.fixture

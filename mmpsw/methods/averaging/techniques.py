@@ -137,7 +137,9 @@ def _keys(cls: type[Technique]) -> list[str]:
 
 
 def _foreign_key(cls: type[Technique], key: str, value: Any) -> str:
-    takers = [name for name, other in TECHNIQUES.items() if key in _keys(other)]
+    takers = [
+        name for name, other in TECHNIQUES.items() if key in _keys(other)
+    ]
     takes = (f'besides the common keys, {cls.__name__} takes '
              f'{", ".join(_keys(cls)) or "none"}')
     if not takers:

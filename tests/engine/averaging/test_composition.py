@@ -11,7 +11,7 @@ from reference import Reference
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.data import default_collate
-from toy import Points, Toy, runner
+from toy import Points, Toy, here, runner
 
 from mmpsw.methods.averaging import PSWA, PSWM, PeriodicResampler
 
@@ -291,7 +291,7 @@ def test_precise_bn(tmp_path, write_back):
         witness=write_back, checkpoint=dict(interval=1))
     norm = run.model.net[1]
     with torch.no_grad():
-        inputs = [run.model.net[0](x) for x in Points().x.split(4)]
+        inputs = [run.model.net[0](here(x)) for x in Points().x.split(4)]
     mean = torch.stack([x.mean(0) for x in inputs]).mean(0)
     var = torch.stack([x.var(0) for x in inputs]).mean(0)
     torch.testing.assert_close(norm.running_mean, mean)
@@ -390,14 +390,14 @@ def test_a_compiled_model_in_a_loop_of_ones_own():
 
     def train(model, resampler, optimizer, steps):
         for step in steps:
-            x = Points().x[step % 20:][:4]
+            x = here(Points().x[step % 20:][:4])
             optimizer.zero_grad()
             model(x).square().mean().backward()
             optimizer.step()
             resampler.step()
 
     def build(compiled):
-        plain = Toy().net
+        plain = here(Toy().net)
         model = torch.compile(plain, backend='eager') if compiled else plain
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         names = {p: n for n, p in model.named_parameters()}

@@ -29,11 +29,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def launch(*argv, command=DIST_TRAIN):
+def launch(*argv, command=DIST_TRAIN, device='cpu'):
     """Run ``tools/dist_train.sh``, or another command."""
     return subprocess.run(
-        [*command, *map(str, argv)], env=environment(), capture_output=True,
-        text=True, timeout=300, check=False)
+        [*command, *map(str, argv)], env=environment(device),
+        capture_output=True, text=True, timeout=300, check=False)
 
 
 def dist_train(folder, processes, work_dir, *argv):
@@ -61,12 +61,13 @@ def three(folder, two):
 
 
 @pytest.fixture(scope='module')
-def others(folder):
-    """All the trainings of several_processes.py."""
+def others(tmp_path_factory, device):
+    """All the runs of several_processes.py."""
+    folder = tmp_path_factory.mktemp('others')
     script = ROOT / 'tests' / 'several_processes.py'
     torchrun = (sys.executable, '-m', 'torch.distributed.run')
     result = launch('--standalone', '--nproc-per-node', 2, script, folder,
-                    command=torchrun)
+                    command=torchrun, device=device)
     assert result.returncode == 0, result.stderr
     return folder
 

@@ -114,6 +114,7 @@ def amp_runner(work_dir, **keys):
     return run
 
 
+@pytest.mark.parametrize('device', ['cpu'], indirect=True)
 def test_bf16_autocast_on_a_cpu(tmp_path):
     """Equals a user's own loop to the bit, also when it is resumed."""
     whole = amp_runner(tmp_path)
@@ -147,6 +148,7 @@ def test_bf16_autocast_on_a_cpu(tmp_path):
         assert tensor.dtype in (torch.float32, torch.int64)
 
 
+@pytest.mark.parametrize('device', ['cpu'], indirect=True)
 def test_fp16_on_a_cpu_is_refused():
     w = nn.Parameter(torch.zeros(1))
     with pytest.raises(ValueError, match="dtype='float16' is not possible on "

@@ -8,7 +8,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import nn
-from toy import Points, Toy, runner
+from toy import Points, Toy, here, runner
 
 from mmpsw.engine import PSWHook, PSWOptimWrapper
 from mmpsw.engine.averaging.hook import _random_batches
@@ -37,7 +37,7 @@ def equal(model, other):
 
 def plain_loop(technique, period, iterations, accumulation=1, **keys):
     """The same training as toy.runner's, in a user's own loop."""
-    model = Toy()
+    model = here(Toy())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     resampler = PeriodicResampler(
         optimizer,
@@ -53,7 +53,8 @@ def plain_loop(technique, period, iterations, accumulation=1, **keys):
         epoch, batch = divmod(iteration - 1, 6)
         generator = torch.Generator().manual_seed(epoch)
         order = torch.randperm(24, generator=generator)[4 * batch:][:4]
-        loss = model(data.x[order], data.y[order], mode='loss')['loss']
+        loss = model(
+            here(data.x[order]), here(data.y[order]), mode='loss')['loss']
         last = iteration > iterations - rest
         (loss / (rest if last else accumulation)).backward()
         if iteration % accumulation == 0 or iteration == iterations:
@@ -218,7 +219,7 @@ def test_recalibration_equals_that_of_torch(tmp_path):
     order = torch.Generator().manual_seed(2)  # of the second resampling
     order = torch.randperm(24, generator=order).split(4)
     with torch.no_grad():
-        inputs = [run.model.net[0](Points().x[i]) for i in order]
+        inputs = [run.model.net[0](here(Points().x[i])) for i in order]
     mean = torch.stack([x.mean(0) for x in inputs]).mean(0)
     var = torch.stack([x.var(0) for x in inputs]).mean(0)
     torch.testing.assert_close(norm.running_mean, mean)

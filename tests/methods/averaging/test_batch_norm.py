@@ -20,8 +20,8 @@ def make():
 
 def batches(count=4):
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(2, 3, 8, 8, generator=generator)
-            for _ in range(count)]
+    return [torch.randn(2, 3, 8, 8, generator=generator, device='cpu').to(
+        torch.get_default_device()) for _ in range(count)]
 
 
 def test_equals_torch_update_bn_and_restores_the_rest():

@@ -50,8 +50,9 @@ def change(live):
         if tensor.numel() and 0 not in tensor.stride():
             generator = torch.Generator().manual_seed(i)
             tensor.add_(
-                torch.randn(tensor.shape, generator=generator).to(
-                    tensor.dtype),
+                torch.randn(
+                    tensor.shape, generator=generator, device='cpu').to(
+                        tensor),
                 alpha=0.125)
 
 

@@ -151,7 +151,7 @@ def move(plan, live, iteration):
     generator = torch.Generator().manual_seed(plan.seed + iteration)
     for tensor in live:
         tensor.data += torch.randn(
-            tensor.shape, generator=generator).to(tensor.dtype)
+            tensor.shape, generator=generator, device='cpu').to(tensor.data)
 
 
 def reloaded(plan, live, resampler):
@@ -194,7 +194,7 @@ class Definition:
 
     def draw(self):
         drawn = self.plan.sample_prob == 1 or torch.rand(
-            (), generator=self.generator,
+            (), generator=self.generator, device='cpu',
             dtype=torch.float64) < self.plan.sample_prob
         return drawn and self.updated
 

@@ -35,10 +35,10 @@ def make(seed=0, dtype=torch.float32):
 
 def train(model, optimizer, resampler, steps, start=0):
     """Deterministic data: the same batch for the same step."""
-    dtype = next(model.parameters()).dtype
     for step in range(start, start + steps):
         generator = torch.Generator().manual_seed(step)
-        x = torch.randn(16, 4, generator=generator).to(dtype)
+        x = torch.randn(16, 4, generator=generator, device='cpu').to(
+            next(model.parameters()))
         optimizer.zero_grad()
         model(x).square().sum().backward()
         optimizer.step()
@@ -74,7 +74,8 @@ def test_equals_the_reference(technique, optimizer, sample_prob):
 
     def draw():
         return sample_prob == 1 or torch.rand(
-            (), generator=generator, dtype=torch.float64) < sample_prob
+            (), generator=generator, dtype=torch.float64,
+            device='cpu') < sample_prob
 
     reference = Reference(5, technique.window(5),
                           getattr(technique, 'momentum', None), draw)

@@ -1,0 +1,13 @@
+"""Everything here runs on a GPU too, where there is one."""
+import pytest
+import torch
+
+DEVICES = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
+
+
+@pytest.fixture(params=DEVICES, autouse=True, scope='module')
+def device(request):
+    """Where mmengine's runners train."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmengine.device.utils.DEVICE', request.param)
+        yield request.param
