@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from mmpsw.methods.averaging import PeriodicResampler, recalibrate
-from mmpsw.methods.averaging.checks import check_integer
+from mmpsw.methods.averaging.numbers import check_integer
 from mmpsw.models import losses, unwrapped
 from mmpsw.registry import HOOKS
 from mmpsw.runtime.epochs import epoch_length

@@ -11,7 +11,7 @@ from mmpsw.methods.averaging import (
     Technique,
     build_technique,
 )
-from mmpsw.methods.averaging.resampler import check_options
+from mmpsw.methods.averaging.checks import check_options
 from mmpsw.methods.averaging.schedule import check_range
 
 __all__ = ['HOW_TO_ENABLE', 'Settings']

@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .checks import check_integer
+from .numbers import check_integer
 
 __all__ = ['Place', 'Schedule', 'check_range']
 

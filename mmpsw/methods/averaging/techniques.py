@@ -11,7 +11,7 @@ mean *to the stored previous mean*), which is why it has three readings.
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from .checks import is_number
+from .numbers import is_number
 
 __all__ = ['PSWA', 'PWALKS', 'PSWM', 'Technique', 'build_technique']
 
