@@ -10,13 +10,17 @@ class Reference:
     """Keeps all samples of a list of tensors.
 
     ``updates`` is T, ``window`` is L; ``draw`` decides about each sample.
+    The last ``buffers`` tensors are buffers, which never look ahead.
     """
 
-    def __init__(self, updates, window, momentum=None, draw=lambda: True):
+    def __init__(self, updates, window, momentum=None, draw=lambda: True,
+                 weighting='uniform', buffers=0):
         self.updates = updates
         self.window = window
         self.momentum = momentum
         self.draw = draw
+        self.weighting = weighting
+        self.buffers = buffers
         self.count = 0
         self.period = 0
         self.samples = []
@@ -34,7 +38,15 @@ class Reference:
         samples, self.samples = self.samples, []
         if not samples:
             return None
-        mean = [torch.stack(column).mean(0) for column in zip(*samples)]
+        weights = [1.] * len(samples)
+        if self.weighting == 'linear':
+            weights = [i + 1. for i in range(len(samples))]
+        mean = [
+            sum(c * w for c, w in zip(weights, column)) / sum(weights)
+            for column in zip(*samples)
+        ]
+        if self.momentum == 'ahead':
+            return self.ahead(mean)
         if self.previous is not None and self.momentum is not None:
             beta = self.beta(len(samples))
             mean = [
@@ -44,6 +56,23 @@ class Reference:
         self.previous = mean
         self.period += 1
         return mean
+
+    def ahead(self, mean):
+        """``mu + (mu - mu_prev) * lag``; the weighted mean age is the lag."""
+        ages = range(self.window - 1, -1, -1)
+        weights = [1.] * self.window
+        if self.weighting == 'linear':
+            weights = [i + 1. for i in range(self.window)]
+        age = sum(c * a for c, a in zip(weights, ages)) / sum(weights)
+        m = mean
+        if self.previous is not None:
+            m = [mu + (mu - old) * age / self.updates
+                 for mu, old in zip(mean, self.previous)]
+            plain = len(mean) - self.buffers
+            m = m[:plain] + mean[plain:]
+        self.previous = mean
+        self.period += 1
+        return m
 
     def beta(self, n):
         if self.momentum == 'sample':

@@ -45,8 +45,10 @@ class PSWOptimWrapperMixin:
               unit of ``period``. Defaults to 0 and None.
             - last (float or int): The window, as a fraction of the period or
               a number of updates; required by PWALKS, optional for PSWM.
-            - momentum (float or str): PSWM only: beta in [0, 1), 'sample' or
-              'polyak'. Defaults to 'sample'.
+            - momentum (float or str): PSWM only: beta in [0, 1), 'sample',
+              'polyak' or 'ahead'. Defaults to 'sample'.
+            - weighting (str): 'uniform', or 'linear': later samples count
+              more. Defaults to 'uniform'.
             - sample_prob (float), seed (int): The probability with which an
               update in the window is sampled, and the seed of the generator
               that draws. Default to 1 and 0.

@@ -40,12 +40,13 @@ class Settings:
     buffers: str = 'average'
     optimizer_state: str = 'keep'
     write_back: bool = True
+    weighting: str = 'uniform'
     restart: bool = field(default=False, compare=False)
 
     def __post_init__(self):
         check_range(self.period, self.begin, self.end)
         check_options(self.sample_prob, self.seed, self.optimizer_state,
-                      self.write_back)
+                      self.write_back, self.weighting)
         for key in ('by_epoch', 'restart'):
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f'{key}={getattr(self, key)!r} is not '
@@ -126,6 +127,7 @@ class Settings:
                 buffers=() if self.buffers == 'keep' else buffers,
                 optimizer_state=self.optimizer_state,
                 write_back=self.write_back,
+                weighting=self.weighting,
                 **options)
         except ValueError as error:
             raise ValueError(f'psw: {error}') from error

@@ -5,16 +5,18 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from .mean import ACCUMULATED_IN
+from .mean import ACCUMULATED_IN, WEIGHTS
 from .numbers import check_integer, is_number
 from .schedule import Schedule
 from .techniques import Technique
 
-__all__ = ['check_options', 'check_parameter', 'check_window']
+__all__ = [
+    'check_options', 'check_parameter', 'check_window', 'check_write_back'
+]
 
 
 def check_options(sample_prob: Any, seed: Any, optimizer_state: Any,
-                  write_back: Any) -> None:
+                  write_back: Any, weighting: Any) -> None:
     """Check the options that need no optimizer.
 
     Raises:
@@ -27,6 +29,9 @@ def check_options(sample_prob: Any, seed: Any, optimizer_state: Any,
     if optimizer_state not in ('keep', 'reset'):
         raise ValueError(f'optimizer_state={optimizer_state!r} is not '
                          "possible: use 'keep' or 'reset'.")
+    if weighting not in WEIGHTS:
+        raise ValueError(f'weighting={weighting!r} is not possible: use '
+                         f'{" or ".join(map(repr, WEIGHTS))}.')
     if not isinstance(write_back, bool):
         raise ValueError(f'write_back={write_back!r} is not possible: use '
                          'True or False.')
@@ -45,7 +50,7 @@ def check_window(technique: Technique, schedule: Schedule) -> None:
             f'last={last} is longer than the period, which holds {fewest} '
             f'updates: use at most {fewest}, a fraction in (0, 1], or a '
             'longer period.')
-    if technique.window(most) == 1 and technique.beta(1, 1) == 0:
+    if technique.window(most) == 1 and technique.beta(1, 1, 0) == 0:
         what, instead = 'The period holds', 'use a longer period.'
         if last is not None:
             what = f'last={last!r} is a window of'
@@ -53,6 +58,15 @@ def check_window(technique: Technique, schedule: Schedule) -> None:
         raise ValueError(
             f'{what} one update only, and the mean of one sample is that '
             f'sample, so that nothing would ever change: {instead}')
+
+
+def check_write_back(technique: Technique, write_back: bool) -> None:
+    """Raise ValueError for a momentum that needs to be written back."""
+    if technique.looks_ahead and not write_back:
+        raise ValueError(
+            "momentum='ahead' does nothing good with write_back=False, "
+            'because it is a step beyond the mean from which to train on, '
+            "and the mean itself is what to evaluate: use type='PSWA'.")
 
 
 def check_parameter(param: Tensor, name: str) -> None:

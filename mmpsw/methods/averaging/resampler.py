@@ -10,8 +10,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import state as states
-from .checks import check_options, check_parameter, check_window
-from .mean import ACCUMULATED_IN, RunningMean, accumulators, blend_, copy_
+from .checks import (
+    check_options,
+    check_parameter,
+    check_window,
+    check_write_back,
+)
+from .mean import (
+    ACCUMULATED_IN,
+    LAG,
+    RunningMean,
+    accumulators,
+    blend_,
+    copy_,
+)
 from .schedule import Schedule
 from .size import fits, shift
 from .techniques import Technique
@@ -73,6 +85,8 @@ class PeriodicResampler:
             written back. Defaults to 'keep'.
         write_back (bool): False leaves the live weights alone; m is what
             :meth:`averaged` shows. Defaults to True.
+        weighting (str): 'uniform', or 'linear': later samples count more,
+            ``mu <- mu + (w - mu) 2 / (n + 1)``. Defaults to 'uniform'.
         names (Dict[Tensor, str], optional): Names for messages.
         reduce_buffers (Callable, optional): Called at the end of a period
             with the list of the buffers' means, to be made equal over all
@@ -99,10 +113,13 @@ class PeriodicResampler:
                  buffers: Iterable[Tensor] = (),
                  optimizer_state: str = 'keep',
                  write_back: bool = True,
+                 weighting: str = 'uniform',
                  names: dict[Tensor, str] | None = None,
                  reduce_buffers: Callable | None = None,
                  warn: Callable[[str], None] = warnings.warn):
-        check_options(sample_prob, seed, optimizer_state, write_back)
+        check_options(sample_prob, seed, optimizer_state, write_back,
+                      weighting)
+        check_write_back(technique, write_back)
         self.optimizer = optimizer
         self.technique = technique
         self.schedule = Schedule(period, begin, end, accumulation, total)
@@ -111,6 +128,7 @@ class PeriodicResampler:
         self.generator = torch.Generator().manual_seed(seed)
         self.buffers = _floating(buffers)
         self.write_back = write_back
+        self.weighting = weighting
         self.names = names or {}
         self.reduce_buffers = reduce_buffers
         self.warn = warn
@@ -120,7 +138,7 @@ class PeriodicResampler:
         self.iteration = 0
         self.resamplings = 0
         self.newest: Resampling | None = None
-        self._running = RunningMean(self._trainable() + self.buffers)
+        self._running = self._mean_of(self._trainable() + self.buffers)
         self._previous: list[Tensor] | None = None
         self._live: list[Tensor] | None = None
 
@@ -252,7 +270,7 @@ class PeriodicResampler:
         states.check_count(state, len(self._parameters()))
         averaged = self._trainable() + self.buffers
         live, parts = states.decode(state, averaged, self._keyed())
-        self._running = RunningMean(live)
+        self._running = self._mean_of(live)
         self._running.samples = state['samples']
         self._running.mean = parts.get('mean')
         self._previous = parts.get('previous')
@@ -289,6 +307,9 @@ class PeriodicResampler:
             **{f'buffer.{i}': b for i, b in enumerate(self.buffers)},
         }
 
+    def _mean_of(self, tensors: list[Tensor]) -> RunningMean:
+        return RunningMean(tensors, self.weighting)
+
     def _drawn(self) -> bool:
         if self.sample_prob == 1:
             return True
@@ -306,7 +327,7 @@ class PeriodicResampler:
         now = self._trainable() + self.buffers
         if list(map(id, now)) == list(map(id, self.tensors)):
             return
-        self._running = RunningMean(now)
+        self._running = self._mean_of(now)
         if self._previous is not None:
             self.warn('The trainable parameters are others than in the last '
                       'period: the average of the past periods starts anew.')
@@ -351,13 +372,27 @@ class PeriodicResampler:
         """``m = beta * m_prev + (1 - beta) * mu``."""
         if self.write_back and not self.technique.keeps_previous:
             return mean
-        beta = self.technique.beta(samples, self.resamplings)
+        beta = self.technique.beta(samples, self.resamplings, self._lag())
         if self._previous is None or beta == 0:
             self._previous = self._previous or accumulators(self.tensors)
             copy_(self._previous, mean)
+            return self._previous
+        m = self._previous
+        if self.technique.looks_ahead:
+            # Only weights go beyond the mean, and the mean is what is kept:
+            # m is in the memory where the next one will be.
+            copy_(m[len(self._trained(m)):], mean[len(self._trained(m)):])
+            blend_(self._trained(m), self._trained(mean), 1 - beta)
+            self._previous, self._running.mean = mean, m
         else:
-            blend_(self._previous, mean, 1 - beta)
-        return self._previous
+            blend_(m, mean, 1 - beta)
+        return m
+
+    def _lag(self) -> float:
+        """How far the mean lies behind the period's end, in periods."""
+        update, updates = self.schedule.locate(self.iteration)
+        window = self.technique.window(updates) - (updates - update)
+        return LAG[self.weighting] * (window - 1) / updates
 
     def _finite(self, mean: list[Tensor]) -> bool:
         """Whether all parameters' means are; buffers are mended.

@@ -57,6 +57,7 @@ class Plan:
     interrupted: int
     shapes: tuple
     seed: int
+    weighting: str
 
     def updates(self, start, stop):
         """The iterations in (start, stop] that update."""
@@ -102,7 +103,7 @@ def plans(draw):
             st.builds(PSWM, momentum=momentum, last=st.none() | last)))
     # Else nothing would ever change, which is refused.
     hypothesis.assume(technique.window(-(-period // accumulation)) > 1
-                      or technique.beta(1, 1) > 0)
+                      or technique.beta(1, 1, 0) > 0)
     return Plan(
         technique=technique,
         period=period,
@@ -123,7 +124,8 @@ def plans(draw):
                         st.lists(st.integers(0, 3), max_size=3)),
                     min_size=1,
                     max_size=3))),
-        seed=draw(st.integers(0, 2**31)))
+        seed=draw(st.integers(0, 2**31)),
+        weighting=draw(st.sampled_from(['uniform', 'linear'])))
 
 
 def build(plan):
@@ -142,6 +144,7 @@ def build(plan):
         seed=plan.seed,
         buffers=[stats],
         write_back=plan.write_back,
+        weighting=plan.weighting,
         warn=lambda message: None)
     return [*params, stats], resampler
 
@@ -190,7 +193,7 @@ class Definition:
         self.generator = torch.Generator().manual_seed(plan.seed)
         self.updated = True
         momentum = getattr(plan.technique, 'momentum', None)
-        self.reference = Reference(1, 1, momentum, self.draw)
+        self.reference = Reference(1, 1, momentum, self.draw, plan.weighting)
 
     def draw(self):
         drawn = self.plan.sample_prob == 1 or torch.rand(
@@ -277,12 +280,13 @@ def test_a_mean_of_equal_weights_is_those_weights(dtype, data, samples):
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('technique', [PSWA(), PSWM(0.3), PSWM('polyak')])
 @examples(25)
-@given(st.data(), st.integers(2, 9))
-def test_a_mean_is_within_the_samples(dtype, technique, data, period):
+@given(st.data(), st.integers(2, 9), st.sampled_from(['uniform', 'linear']))
+def test_a_mean_is_within_the_samples(dtype, technique, data, period,
+                                      weighting):
     """Within all of them so far, for a PSWM."""
     samples = [data.draw(values_of(dtype, 3)) / 2 for _ in range(2 * period)]
     w = nn.Parameter(samples[0].clone())
-    resampler = resampler_of(w, technique, period)
+    resampler = resampler_of(w, technique, period, weighting=weighting)
     for i, sample in enumerate(samples, start=1):
         w.data.copy_(sample)
         done = resampler.step()
