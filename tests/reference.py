@@ -3,7 +3,6 @@
 It keeps every sample of a period in float64, and computes the statistic from
 the definition when the period ends.
 """
-import torch
 
 
 class Reference:

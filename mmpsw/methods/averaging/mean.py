@@ -47,8 +47,9 @@ Group = tuple[list[Tensor], list[Tensor]]
 class RunningMean:
     """``mu <- mu + (w - mu) / n`` over the samples of some live tensors.
 
-    With ``weighting='linear'`` the step is ``2 / (n + 1)`` instead. One copy of the tensors is allocated at the first sample, and is reused
-    after a :meth:`restart`.
+    With ``weighting='linear'`` the step is ``2 / (n + 1)`` instead. One copy of
+    the tensors is allocated at the first sample, and is reused after a
+    :meth:`restart`.
 
     Args:
         tensors (Sequence[Tensor]): The live tensors, of any shapes, devices
