@@ -47,7 +47,7 @@ Group = tuple[list[Tensor], list[Tensor]]
 class RunningMean:
     """``mu <- mu + (w - mu) / n`` over the samples of some live tensors.
 
-    With ``weighting='linear'`` the step is ``2 / (n + 1)`` instead. One copy of
+    With ``weighting='linear'`` the step is ``2 / (n + 1)``. One copy of
     the tensors is allocated at the first sample, and is reused after a
     :meth:`restart`.
 
