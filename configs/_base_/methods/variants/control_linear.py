@@ -1,0 +1,2 @@
+# The control arm, with later samples counting more.
+psw = dict(type='PSWA', weighting='linear', write_back=False)

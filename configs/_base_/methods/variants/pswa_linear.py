@@ -1,0 +1,2 @@
+# PSWA, with later samples counting more.
+psw = dict(type='PSWA', weighting='linear')
