@@ -39,8 +39,9 @@ class PSWHook(Hook):
     - It refuses what is not supported, before the training starts.
     - With ``buffers='recalibrate'`` it recomputes batch-norm statistics after
       each resampling, by forward passes over training batches.
-    - With ``write_back=False`` it puts the average into the model to validate
-      and test, and into the checkpoint's ``state_dict``.
+    - With ``write_back=False`` or ``evaluate='average'`` it puts the average
+      into the model to validate and test, and into the checkpoint's
+      ``state_dict``.
     - With several processes, the buffers' means are averaged over them.
     - A run that is resumed inside an epoch goes on inside it, and one with
       another number of processes goes on at the same place in its epoch.
@@ -119,7 +120,7 @@ class PSWHook(Hook):
         for wrapper in self.wrappers:
             _say_what_is_validated(runner, wrapper)
         if runner.val_loop is not None and any(
-                not wrapper.psw.write_back for wrapper in self.wrappers):
+                wrapper.psw.swaps for wrapper in self.wrappers):
             runner.val_loop.run = self._then_show_live(runner.val_loop.run)
 
     def after_train_iter(self, runner: Runner, *args: Any,
@@ -214,19 +215,19 @@ class PSWHook(Hook):
         return runner.optim_wrapper.optim_context(model)
 
     def _check_other_hooks(self, runner: Runner) -> None:
-        control = [w for w in self.wrappers if not w.psw.write_back]
-        if control and any(isinstance(h, EMAHook) for h in runner.hooks):
+        swaps = [w for w in self.wrappers if w.psw.swaps]
+        if swaps and any(isinstance(h, EMAHook) for h in runner.hooks):
             raise ValueError(
-                'psw.write_back=False cannot be used with an EMAHook, because '
-                'both put their average into the model to validate it: '
-                'remove the EMAHook from custom_hooks, or use '
-                'psw.write_back=True.')
+                "psw.write_back=False and psw.evaluate='average' cannot be "
+                'used with an EMAHook, because both put their average into '
+                'the model to validate it: remove the EMAHook from '
+                'custom_hooks, or these keys from psw.')
 
 
 def _say_what_is_validated(runner: Runner,
                            wrapper: PSWOptimWrapperMixin) -> None:
     """Once, where validations come inside of periods."""
-    if runner.val_loop is None:
+    if runner.val_loop is None or wrapper.psw.evaluate == 'average':
         return
     loop, schedule = runner.train_loop, wrapper.resampler.schedule
     every = loop.val_interval
@@ -243,7 +244,8 @@ def _say_what_is_validated(runner: Runner,
         print_log(
             f'psw: a validation every {every} iterations comes inside of '
             f'periods of {schedule.period} ({len(inside)} times): what is '
-            f'validated and saved then are {seen}',
+            f'validated and saved then are {seen}; evaluate=\'average\' shows '
+            'the mean of the period so far',
             logger='current',
             level=logging.WARNING)
 

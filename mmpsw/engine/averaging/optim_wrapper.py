@@ -58,6 +58,9 @@ class PSWOptimWrapperMixin:
             - write_back (bool): False: the average is validated, tested and
               saved, and training goes on from the live weights. Defaults to
               True.
+            - evaluate (str): What is validated, tested and saved:
+              'resampled', what the last resampling left; or 'average', the
+              mean of the period so far. Defaults to 'resampled'.
             - restart (bool): Start the averaging anew when resuming.
               Defaults to False.
         **kwargs: Those of the OptimWrapper.

@@ -41,12 +41,13 @@ class Settings:
     optimizer_state: str = 'keep'
     write_back: bool = True
     weighting: str = 'uniform'
+    evaluate: str = 'resampled'
     restart: bool = field(default=False, compare=False)
 
     def __post_init__(self):
         check_range(self.period, self.begin, self.end)
         check_options(self.sample_prob, self.seed, self.optimizer_state,
-                      self.write_back, self.weighting)
+                      self.write_back, self.weighting, self.evaluate)
         for key in ('by_epoch', 'restart'):
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f'{key}={getattr(self, key)!r} is not '
@@ -79,8 +80,12 @@ class Settings:
     @property
     def needs_hook(self) -> bool:
         """Whether something is needed that only the runner knows."""
-        return (self.by_epoch or self.buffers != 'keep'
-                or not self.write_back)
+        return (self.by_epoch or self.buffers != 'keep' or self.swaps)
+
+    @property
+    def swaps(self) -> bool:
+        """Whether other weights than the live ones are validated."""
+        return not self.write_back or self.evaluate == 'average'
 
     def state(self) -> dict[str, Any]:
         """Plain values that a resumed run must have too."""
@@ -128,6 +133,7 @@ class Settings:
                 optimizer_state=self.optimizer_state,
                 write_back=self.write_back,
                 weighting=self.weighting,
+                evaluate=self.evaluate,
                 **options)
         except ValueError as error:
             raise ValueError(f'psw: {error}') from error

@@ -16,7 +16,7 @@ __all__ = [
 
 
 def check_options(sample_prob: Any, seed: Any, optimizer_state: Any,
-                  write_back: Any, weighting: Any) -> None:
+                  write_back: Any, weighting: Any, evaluate: Any) -> None:
     """Check the options that need no optimizer.
 
     Raises:
@@ -32,6 +32,9 @@ def check_options(sample_prob: Any, seed: Any, optimizer_state: Any,
     if weighting not in WEIGHTS:
         raise ValueError(f'weighting={weighting!r} is not possible: use '
                          f'{" or ".join(map(repr, WEIGHTS))}.')
+    if evaluate not in ('resampled', 'average'):
+        raise ValueError(f'evaluate={evaluate!r} is not possible: use '
+                         "'resampled' or 'average'.")
     if not isinstance(write_back, bool):
         raise ValueError(f'write_back={write_back!r} is not possible: use '
                          'True or False.')

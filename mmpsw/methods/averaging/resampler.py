@@ -87,6 +87,10 @@ class PeriodicResampler:
             :meth:`averaged` shows. Defaults to True.
         weighting (str): 'uniform', or 'linear': later samples count more,
             ``mu <- mu + (w - mu) 2 / (n + 1)``. Defaults to 'uniform'.
+        evaluate (str): What :meth:`averaged` shows: 'resampled', m with
+            ``write_back=False`` and else the live weights; or 'average', the
+            running mean of the period so far, and after its end mu. Defaults
+            to 'resampled'.
         names (Dict[Tensor, str], optional): Names for messages.
         reduce_buffers (Callable, optional): Called at the end of a period
             with the list of the buffers' means, to be made equal over all
@@ -114,11 +118,12 @@ class PeriodicResampler:
                  optimizer_state: str = 'keep',
                  write_back: bool = True,
                  weighting: str = 'uniform',
+                 evaluate: str = 'resampled',
                  names: dict[Tensor, str] | None = None,
                  reduce_buffers: Callable | None = None,
                  warn: Callable[[str], None] = warnings.warn):
         check_options(sample_prob, seed, optimizer_state, write_back,
-                      weighting)
+                      weighting, evaluate)
         check_write_back(technique, write_back)
         self.optimizer = optimizer
         self.technique = technique
@@ -129,6 +134,7 @@ class PeriodicResampler:
         self.buffers = _floating(buffers)
         self.write_back = write_back
         self.weighting = weighting
+        self.evaluate = evaluate
         self.names = names or {}
         self.reduce_buffers = reduce_buffers
         self.warn = warn
@@ -154,10 +160,14 @@ class PeriodicResampler:
 
     @property
     def average(self) -> list[Tensor] | None:
-        """With ``write_back=False``: m for each of :attr:`tensors`, or None.
+        """What :meth:`averaged` shows, for each of :attr:`tensors`, or None.
 
-        None before the first period's end, and with ``write_back=True``.
+        None is for the live weights. See ``evaluate``.
         """
+        if self.evaluate == 'average' and self.samples:
+            return self._running.mean
+        if self.evaluate == 'average' and self.technique.looks_ahead:
+            return self._previous
         return None if self.write_back else self._previous
 
     def step(self,
@@ -202,11 +212,10 @@ class PeriodicResampler:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """With ``write_back=False``: m in the model, inside this context.
+        """The average in the model, inside this context; see ``evaluate``.
 
-        The live weights are back afterwards, whatever happens inside. Before
-        the first period's end, and with ``write_back=True``, the live weights
-        stay in the model.
+        The live weights are back afterwards, whatever happens inside. Where
+        there is no average (yet), they stay in the model.
         """
         self.show_average()
         try:
@@ -216,7 +225,7 @@ class PeriodicResampler:
 
     @torch.no_grad()
     def show_average(self) -> None:
-        """Put m into the model, until :meth:`show_live`."""
+        """Put the average into the model, until :meth:`show_live`."""
         if self.average is not None and self._live is None:
             # Between windows the running mean's memory is free.
             free = None if self.samples else self._running.mean
@@ -259,8 +268,8 @@ class PeriodicResampler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`, in the middle of a period as well.
 
-        With ``write_back=False`` the live weights are loaded too: what a
-        checkpoint deploys is the average. Averaged are the parameters that
+        The live weights are loaded too, where a checkpoint deploys the
+        average. Averaged are the parameters that
         were when the state was saved, whatever is frozen now: what is frozen
         and unfrozen during a run comes to its place after the loading.
 

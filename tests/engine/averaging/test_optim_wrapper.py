@@ -115,6 +115,8 @@ def test_an_epoch_of_an_infinite_sampler_is_one_pass(tmp_path):
     (dict(by_epoch=False, max_iters=17, val_interval=6),
      dict(type='PWALKS', last=2, period=5, by_epoch=False, sample_prob=0.7)),
     (dict(by_epoch=True, max_epochs=3), dict(type='PSWA', write_back=False)),
+    (dict(by_epoch=True, max_epochs=3),
+     dict(type='PSWM', momentum='ahead', evaluate='average')),
 ])
 @pytest.mark.parametrize('accumulation', [1, 2])
 def test_resume_is_exact_at_every_iteration(tmp_path, optimizer, loop, psw,
@@ -174,12 +176,47 @@ def test_a_checkpoint_deploys_the_average_of_the_control(tmp_path):
     assert torch.equal(best['state_dict']['net.0.weight'], average)
 
 
-def test_the_control_trains_like_the_baseline(tmp_path):
-    baseline = runner(tmp_path / 'a')
+@pytest.mark.parametrize('psw, other', [
+    (dict(type='PSWA', write_back=False), None),
+    (dict(type='PSWA', period=3, evaluate='average'),
+     dict(type='PSWA', period=3)),
+])
+def test_what_is_only_evaluated_leaves_the_run_alone(tmp_path, psw, other):
+    baseline = runner(tmp_path / 'a', other)
     baseline.train()
-    control = runner(tmp_path / 'b', dict(type='PSWA', write_back=False))
-    control.train()
-    equal(baseline.model, control.model)
+    run = runner(tmp_path / 'b', psw)
+    run.train()
+    equal(baseline.model, run.model)
+
+
+def test_what_was_validated_is_what_is_saved(tmp_path):
+    """Inside of a period: the mean of its first two epochs."""
+    run = runner(
+        tmp_path, dict(type='PSWA', period=3, evaluate='average'),
+        dict(by_epoch=True, max_epochs=3),
+        checkpoint=dict(interval=1, save_best='error', rule='less'))
+    seen, samples = [], []
+
+    def evaluate(*args, **kwargs):
+        seen.append(run.model.net[0].weight.clone())
+        return dict(error=-len(seen))
+
+    class Weights(Hook):
+
+        def after_train_iter(self, runner, *args, **kwargs):
+            samples.append(runner.model.net[0].weight.detach().clone())
+
+    run.register_hook(Weights(), priority='VERY_HIGH')
+    run.val_loop.evaluator.evaluate = evaluate
+    run.train()
+    for epoch, shown in enumerate(seen, start=1):
+        saved = torch.load(tmp_path / f'epoch_{epoch}.pth')['state_dict']
+        assert torch.equal(here(saved['net.0.weight']), shown)
+        if epoch < 3:  # then it is written back
+            torch.testing.assert_close(
+                shown, torch.stack(samples[:6 * epoch]).mean(0))
+    best = torch.load(tmp_path / 'best_error_epoch_3.pth')['state_dict']
+    assert torch.equal(here(best['net.0.weight']), seen[2])
 
 
 def test_validation_that_raises_leaves_the_live_weights(tmp_path):

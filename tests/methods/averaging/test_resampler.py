@@ -158,6 +158,35 @@ def test_pswa_never_written_back_is_swa():
         torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize('technique, write_back', [
+    (PSWA(), True), (PSWA(), False), (PWALKS(last=3), True),
+    (PSWM(momentum='ahead'), True)])
+def test_the_average_so_far_is_shown(technique, write_back):
+    """By hand: the mean of what was sampled since the window began."""
+    w = nn.Parameter(torch.zeros(1))
+    resampler = PeriodicResampler(
+        torch.optim.SGD([w], lr=0.), technique, 4, write_back=write_back,
+        evaluate='average')
+    samples, first, finished = [], 4 - technique.window(4), None
+    for step in range(12):
+        w.data += step**2 + 1
+        samples = ([] if step % 4 == 0 else samples)
+        if step % 4 >= first:
+            samples.append(w.item())
+        done = resampler.step()
+        live = w.item()
+        if samples:
+            expected = sum(samples) / len(samples)
+        elif not write_back and finished is not None:
+            expected = finished
+        else:
+            expected = live
+        finished = expected if done is not None else finished
+        with resampler.averaged():
+            assert w.item() == pytest.approx(expected, rel=1e-6), step
+        assert w.item() == live
+
+
 def test_control_leaves_the_training_alone():
     model, baseline = make(), make()
     optim, other = sgd(model), sgd(baseline)
@@ -205,6 +234,7 @@ def test_resume_is_exact(technique, optimizer, interrupted, write_back):
             weighting=WEIGHTINGS[interrupted % 2],
             buffers=model.buffers(),
             write_back=write_back,
+            evaluate=['resampled', 'average'][interrupted // 2 % 2],
             warn=lambda message: None)
 
     whole = build()
@@ -421,6 +451,7 @@ def test_shift_by_hand():
     (dict(seed=-1), r'seed=-1'),
     (dict(optimizer_state='rest'), r"optimizer_state='rest'"),
     (dict(write_back=1), r'write_back=1'),
+    (dict(evaluate='mean'), r"evaluate='mean'.*'average'"),
     (dict(weighting='even'), r"weighting='even'.*'linear'"),
     (dict(optimizer_state='reset', write_back=False), r'does nothing with'),
 ])
