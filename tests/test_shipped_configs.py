@@ -10,8 +10,9 @@ from mmengine.config import Config
 from mmpsw import configs
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+TECHNIQUES = ('pswa', 'pwalks', 'pswm')
 LEAVES = sorted(
-    path for technique in configs.TECHNIQUES
+    path for technique in TECHNIQUES
     for path in CONFIGS.glob(f'[a-z]*/*_{technique}.py'))
 BASELINES = [
     'mmdet::retinanet/retinanet_r50_fpn_1x_coco',
@@ -71,8 +72,8 @@ def baseline_of(leaf):
     for node in ast.parse(leaf.read_text()).body:
         if isinstance(node, ast.Assign) and node.targets[0].id == '_base_':
             name = ast.literal_eval(node.value)[0]
-            return configs.resolve_config(name if '::' in name else leaf.parent /
-                                      name)
+            return configs.resolve_config(
+                name if '::' in name else leaf.parent / name)
     raise AssertionError(f'{leaf} has no _base_')
 
 
@@ -89,7 +90,7 @@ def test_a_leaf_differs_in_the_psw_entries_only(leaf):
     assert without_psw(cfg) == without_psw(stock)
     assert stock.optim_wrapper.get('type', 'OptimWrapper') == 'OptimWrapper'
     assert cfg.optim_wrapper.type == 'mmpsw.PSWOptimWrapper'
-    assert plain(cfg.optim_wrapper.psw) == configs.psw_fragment(technique)
+    assert cfg.optim_wrapper.psw == configs.load_fragment(technique).psw
     assert plain(cfg.custom_hooks)[0] == {'type': 'mmpsw.PSWHook'}
 
 
@@ -102,12 +103,13 @@ def test_there_is_a_leaf_for_every_baseline():
 @pytest.mark.parametrize('name', BASELINES)
 def test_an_option_makes_of_the_baseline_what_the_leaf_says(name):
     leaf = next(leaf for leaf in LEAVES if baseline_of(leaf) == resolve(name))
-    for technique in configs.TECHNIQUES:
+    for technique in TECHNIQUES:
         cfg = load(resolve(name))
-        configs.apply_psw(cfg, configs.psw_fragment(technique))
+        fragment = configs.load_fragment(technique)
+        configs.apply_fragments(cfg, [fragment])
         expected = load(leaf)
         expected.pop('psw')
-        expected.optim_wrapper.psw = configs.psw_fragment(technique)
+        expected.optim_wrapper.psw = fragment.psw
         assert plain(cfg.to_dict()) == plain(expected.to_dict())
 
 
@@ -116,15 +118,3 @@ def test_an_option_makes_of_the_baseline_what_the_leaf_says(name):
 def test_a_config_can_be_read(path):
     # The baseline's arm adds nothing, which is what a baseline is.
     assert len(load(path)) > 0 or path.stem == 'baseline'
-
-
-def test_fragments_hold_psw_alone():
-    fragments = {
-        technique: load(CONFIGS / f'_base_/methods/{technique}.py')
-        for technique in configs.TECHNIQUES
-    }
-    assert {name: cfg.to_dict() for name, cfg in fragments.items()} == {
-        'pswa': {'psw': {'type': 'PSWA'}},
-        'pwalks': {'psw': {'type': 'PWALKS', 'last': 0.25}},
-        'pswm': {'psw': {'type': 'PSWM', 'momentum': 0.5}},
-    }

@@ -2,7 +2,6 @@
 import copy
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -50,11 +49,10 @@ def test(args: Namespace) -> dict:
             option, the config, the checkpoint or the data is wrong.
     """
     from mmpsw.commands import checks, launch
-    from mmpsw.engine import allow_resume
     cfg = build_config(args)
     checks.check_checkpoint(args.checkpoint)
     checks.check_data(cfg, 'test')
-    allow_resume()
+    checks.make_work_dir(cfg)
     runner = launch.build_runner(cfg)
     checks.check_fit(cfg, runner.model)
     if args.out and cfg.get('default_scope') != 'mmseg':
@@ -65,22 +63,18 @@ def test(args: Namespace) -> dict:
 
 
 def build_config(args: Namespace) -> Config:
-    """Builds the config that the command line describes.
+    """Loads the config that the command line names, and transforms it.
 
     Raises:
         ValueError: The config or an option is wrong.
     """
-    from mmpsw.commands import checks, launch
+    from mmpsw.commands import launch
     cfg = configs.load_config(args.config)
     options.merge_options(cfg, args)
     if cfg.get('test_dataloader') is None:
         raise ValueError(f"config '{args.config}' has no test_dataloader; "
                          'add one, with test_cfg and test_evaluator')
-    stem = Path(configs.resolve_config(args.config)).stem
-    launch.set_work_dir(cfg, args, stem)
-    launch.set_launcher(cfg, args)
-    launch.set_dataloader_defaults(cfg, launch.has_accelerator())
-    checks.fit_to_cpu(cfg)
+    launch.set_up(cfg, args)
     cfg.load_from = args.checkpoint
     cfg.resume = False
     if args.show or args.show_dir:
