@@ -1,5 +1,4 @@
 """What is looked at before a run starts, so that it does not fail later."""
-import logging
 import os.path as osp
 import re
 import tempfile
@@ -8,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.dist import is_main_process
-from mmengine.logging import print_log
 from torch import nn
 
 from mmpsw import checkpoints, configs
@@ -191,7 +188,7 @@ def make_work_dir(cfg: Config) -> None:
             f"system says '{error.strerror}'; give another folder") from error
 
 
-def find_start(cfg: Config) -> None:
+def find_start(cfg: Config) -> list[str]:
     """Looks at the checkpoint with which a run starts, or finds it, in place.
 
     ``--resume`` without a path takes the newest readable checkpoint of the
@@ -199,35 +196,38 @@ def find_start(cfg: Config) -> None:
     unless it was given one: mmengine does so too, but has made its data
     samplers before.
 
+    Returns:
+        What was chosen and what was skipped, to be logged.
+
     Raises:
         FileNotFoundError, ValueError: As :func:`check_checkpoint`. Or the
             work dir has checkpoints, and none can be read: starting anew
             would overwrite them.
     """
-    resume = bool(cfg.get('resume'))
+    resume, notes = bool(cfg.get('resume')), []
     if cfg.get('load_from'):
         check_checkpoint(cfg.load_from, resume)
     elif resume:
-        cfg.load_from = _newest(cfg.work_dir)
+        cfg.load_from, notes = _newest(cfg.work_dir)
     path = _local_source(cfg)
     randomness = cfg.get('randomness') or {}
     if resume and path and randomness.get('seed') is None:
         seed = checkpoints.read(path, whole=False)['meta'].get('seed')
         cfg.randomness = {**randomness, 'seed': seed}
+    return notes
 
 
-def _newest(work_dir: str) -> str | None:
+def _newest(work_dir: str) -> tuple[str | None, list[str]]:
     newest, skipped = checkpoints.newest_readable(work_dir)
     if newest is None and skipped:
         raise ValueError(
             f"no checkpoint in '{work_dir}' can be read: {skipped[0]}; give "
             'another --work-dir, or --overwrite without --resume')
-    if newest is not None and is_main_process():
-        for reason in skipped:
-            print_log(f'Skipped: {reason}', 'current', logging.WARNING)
-        print_log(f'Resuming from {newest}, the newest readable checkpoint',
-                  'current', logging.WARNING)
-    return newest and str(newest)
+    if newest is None:
+        return None, []
+    notes = [f'Skipped: {problem}' for problem in skipped]
+    return str(newest), [
+        *notes, f'Resuming from {newest}, the newest readable checkpoint']
 
 
 def check_checkpoint(path: str, resume: bool = False) -> None:

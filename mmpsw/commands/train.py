@@ -72,9 +72,11 @@ def train(args: Namespace) -> None:
     """
     from mmpsw.commands import checks, launch
     cfg = build_config(args)
-    verify(cfg, args)
+    notes = verify(cfg, args)
     runner = launch.build_runner(cfg)
     checks.check_fit(cfg, runner.model)
+    for note in notes:
+        runner.logger.warning(note)
     _add_hooks(runner)
     try:
         runner.train()
@@ -105,8 +107,11 @@ def build_config(args: Namespace) -> Config:
     return cfg
 
 
-def verify(cfg: Config, args: Namespace) -> None:
-    """Looks at all that can be wrong, and sets where a resumed run begins.
+def verify(cfg: Config, args: Namespace) -> list[str]:
+    """Looks at all that can be wrong, and finds where a resumed run begins.
+
+    Returns:
+        What the log should say of that.
 
     Raises:
         ValueError, FileNotFoundError: Something is wrong. Nothing was made.
@@ -115,10 +120,11 @@ def verify(cfg: Config, args: Namespace) -> None:
     checks.check_psw(cfg)
     checks.check_amp(cfg, args.amp)
     checks.check_work_dir(cfg, args.overwrite)
-    checks.find_start(cfg)
+    notes = checks.find_start(cfg)
     checks.check_pretrained(cfg.get('model'))
     checks.check_data(cfg, 'train', 'val')
     checks.make_work_dir(cfg)
+    return notes
 
 
 def _add_hooks(runner) -> None:
