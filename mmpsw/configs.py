@@ -126,8 +126,9 @@ def apply_fragments(cfg: Config, fragments: Sequence[Config],
     _check_together(fragments)
     psw = [fragment.psw for fragment in fragments if 'psw' in fragment]
     for fragment in fragments:
-        merge(cfg, _without(fragment, 'psw', 'custom_hooks'),
-              f"'{_name(fragment)}'")
+        settings = {key: value for key, value in fragment.to_dict().items()
+                    if key not in ('psw', 'custom_hooks')}
+        merge(cfg, settings, f"'{_name(fragment)}'")
     if psw:
         _set_psw(cfg, psw[0])
     if amp:
@@ -235,11 +236,6 @@ def _conflict(one: Mapping, other: Mapping, outer: str = '') -> str:
 
 def _name(fragment: Config) -> str:
     return method_name(fragment.filename or 'a fragment')
-
-
-def _without(fragment: Config, *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in fragment.to_dict().items()
-            if key not in keys}
 
 
 def _set_psw(cfg: Config, psw: Mapping) -> None:

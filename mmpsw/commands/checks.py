@@ -1,4 +1,8 @@
-"""What is looked at before a run starts, so that it does not fail later."""
+"""What is looked at before a run starts, so that it does not fail later.
+
+Each check raises a ValueError, or a FileNotFoundError, whose one sentence says
+what is wrong, why, and what to do instead. ``cfg`` is a whole config.
+"""
 import os.path as osp
 import re
 import tempfile
@@ -22,11 +26,7 @@ _STOCK_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'ApexOptimWrapper')
 
 
 def check_psw(cfg: Config) -> None:
-    """Looks whether ``psw`` and what it needs come together.
-
-    Raises:
-        ValueError: They do not, or the runner or another hook is in the way.
-    """
+    """Looks whether ``psw`` has its wrapper, and no other average beside."""
     averages = [hook.get('type') for hook in cfg.get('custom_hooks') or []]
     averages = [name for name in map(configs.class_name, averages)
                 if name in _AVERAGING_HOOKS]
@@ -57,14 +57,11 @@ def _check_wrapper(key: str, wrapper: dict) -> None:
 
 
 def check_amp(cfg: Config, asked: bool = False) -> None:
-    """Refuses mmengine's mixed precision where there is nothing to run it on.
+    """Refuses mmengine's mixed precision on a CPU.
 
     Args:
         cfg: A whole config.
         asked: Whether ``--amp`` was given.
-
-    Raises:
-        ValueError: It is asked for on a CPU.
     """
     for key, wrapper in configs.optim_wrappers(cfg):
         if (configs.is_amp(wrapper) and not configs.is_psw(wrapper)
@@ -80,16 +77,11 @@ def check_amp(cfg: Config, asked: bool = False) -> None:
 
 
 def check_data(cfg: Config, *phases: str) -> None:
-    """Looks for the files of a config's data sets.
-
-    To be called before anything is downloaded or built.
+    """Looks for the files of a config's data sets, before any download.
 
     Args:
         cfg: A whole config.
         phases: Of 'train', 'val' and 'test', those that will run.
-
-    Raises:
-        FileNotFoundError: A file or folder is missing.
     """
     for phase in phases:
         key = f'{phase}_dataloader'
@@ -149,16 +141,7 @@ def _check_evaluator(cfg: Config, key: str) -> None:
 
 
 def check_work_dir(cfg: Config, overwrite: bool) -> None:
-    """Refuses to overwrite the checkpoints of an earlier run.
-
-    Args:
-        cfg: A whole config, its ``work_dir`` and ``resume`` set.
-        overwrite: Whether the user asked for it.
-
-    Raises:
-        ValueError: There are checkpoints, and this run does not continue
-            them.
-    """
+    """Refuses to overwrite checkpoints that this run does not continue."""
     work_dir, source = Path(cfg.work_dir), cfg.get('load_from')
     if work_dir.exists() and not work_dir.is_dir():
         raise ValueError(f"--work-dir '{work_dir}' is a file; give a folder")
@@ -174,11 +157,7 @@ def check_work_dir(cfg: Config, overwrite: bool) -> None:
 
 
 def make_work_dir(cfg: Config) -> None:
-    """Makes the work dir, after all else was looked at.
-
-    Raises:
-        ValueError: Nothing can be written there.
-    """
+    """Makes the work dir, after all else was looked at."""
     try:
         Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=cfg.work_dir).close()
@@ -198,11 +177,6 @@ def find_start(cfg: Config) -> list[str]:
 
     Returns:
         What was chosen and what was skipped, to be logged.
-
-    Raises:
-        FileNotFoundError, ValueError: As :func:`check_checkpoint`. Or the
-            work dir has checkpoints, and none can be read: starting anew
-            would overwrite them.
     """
     resume, notes = bool(cfg.get('resume')), []
     if cfg.get('load_from'):
@@ -219,7 +193,7 @@ def find_start(cfg: Config) -> list[str]:
 
 def _newest(work_dir: str) -> tuple[str | None, list[str]]:
     newest, skipped = checkpoints.newest_readable(work_dir)
-    if newest is None and skipped:
+    if newest is None and skipped:  # a run from the start would replace them
         raise ValueError(
             f"no checkpoint in '{work_dir}' can be read: {skipped[0]}; give "
             'another --work-dir, or --overwrite without --resume')
@@ -235,11 +209,7 @@ def check_checkpoint(path: str, resume: bool = False) -> None:
 
     Args:
         path: Its path or address.
-        resume: Whether a training is to go on from it.
-
-    Raises:
-        FileNotFoundError: There is none.
-        ValueError: It cannot be read as data, or holds something else.
+        resume: Whether a run is to go on from it.
     """
     if not is_local(path):
         return
@@ -254,14 +224,7 @@ def check_checkpoint(path: str, resume: bool = False) -> None:
 
 
 def check_pretrained(node: Any) -> None:
-    """Looks into the checkpoints that parts of a model begin with.
-
-    Args:
-        node: A config's ``model``, or a part of it.
-
-    Raises:
-        FileNotFoundError, ValueError: As :func:`check_checkpoint`.
-    """
+    """Looks into the checkpoints that parts of a model begin with."""
     if isinstance(node, (list, tuple)):
         for item in node:
             check_pretrained(item)
@@ -272,16 +235,9 @@ def check_pretrained(node: Any) -> None:
 
 
 def check_fit(cfg: Config, model: nn.Module) -> None:
-    """Compares the names and shapes of a checkpoint's weights.
+    """Compares the weights in ``load_from`` with those of a model.
 
     mmengine loads however few of them fit, and goes on with random others.
-
-    Args:
-        cfg: A whole config, its ``resume`` and ``load_from`` set.
-        model: What was built from it.
-
-    Raises:
-        ValueError: They are those of another model.
     """
     path = _local_source(cfg)
     if path is None:

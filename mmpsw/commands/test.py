@@ -2,7 +2,6 @@
 import copy
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
@@ -55,8 +54,6 @@ def test(args: Namespace) -> dict:
     checks.make_work_dir(cfg)
     runner = launch.build_runner(cfg)
     checks.check_fit(cfg, runner.model)
-    if args.out and cfg.get('default_scope') != 'mmseg':
-        runner.test_evaluator.metrics.append(_results_dump(cfg, args.out))
     metrics = runner.test()
     launch.leave_processes()
     return metrics
@@ -149,18 +146,17 @@ def _innermost(dataset: ConfigDict) -> ConfigDict:
 
 
 def _set_out(cfg: Config, out: str) -> None:
-    """Checks ``--out``, and hands it to mmseg's own metric."""
-    if cfg.get('default_scope') == 'mmseg':
-        cfg.test_evaluator['output_dir'] = out
-        cfg.test_evaluator['keep_results'] = True
-    elif not out.endswith(('.pkl', '.pickle')):
+    """Adds a metric that writes the predictions; mmseg's own does it."""
+    scope = cfg.get('default_scope')
+    if scope == 'mmseg':
+        cfg.test_evaluator.update(output_dir=out, keep_results=True)
+        return
+    if not out.endswith(('.pkl', '.pickle')):
         raise ValueError(f"--out '{out}' does not end in .pkl; give the name "
                          'of a pickle file for the predictions')
-
-
-def _results_dump(cfg: Config, out: str) -> Any:
-    if cfg.get('default_scope') == 'mmdet':
-        from mmdet.evaluation import DumpDetResults as Dump
-    else:
-        from mmengine.evaluator import DumpResults as Dump
-    return Dump(out_file_path=out)
+    kind = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'DumpResults'
+    metrics = cfg.test_evaluator
+    cfg.test_evaluator = [
+        *([metrics] if isinstance(metrics, dict) else metrics),
+        dict(type=kind, out_file_path=out)
+    ]
