@@ -204,13 +204,6 @@ def test_a_file_that_names_no_checkpoint(tmp_path, named):
     assert cfg.load_from == str(tmp_path / 'iter_1.pth')
 
 
-def test_where_none_can_be_read_nothing_is_overwritten(tmp_path):
-    save(tmp_path / 'iter_1.pth', 1)
-    cut(tmp_path / 'iter_1.pth', 0.5)
-    with pytest.raises(ValueError, match='no checkpoint in .* can be read'):
-        checks.find_start(config(tmp_path))
-
-
 # The commands
 
 PSW = ['--psw', 'pswm', '--work-dir', 'run']

@@ -10,44 +10,22 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmpsw import configs
 
-STOCK = [
-    'mmdet::retinanet/retinanet_r18_fpn_1x_coco',
+STOCK = [  # of each zoo some that differ in what PSW touches
     'mmdet::retinanet/retinanet_r50_fpn_amp-1x_coco',
     'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
-    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco',
     'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco',
     'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco',
-    'mmdet::atss/atss_r50_fpn_1x_coco',
-    'mmdet::gfl/gfl_r50_fpn_1x_coco',
     'mmdet::yolox/yolox_tiny_8xb8-300e_coco',
-    'mmdet::yolo/yolov3_mobilenetv2_8xb24-320-300e_coco',
-    'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco',
-    'mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco',
     'mmdet::detr/detr_r50_8xb2-150e_coco',
     'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024',
-    'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024',
-    'mmseg::unet/unet-s5-d16_fcn_4xb4-40k_drive-64x64',
     'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512',
-    'mmseg::fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024',
-    'mmseg::bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024',
     'mmseg::bisenetv2/bisenetv2_fcn_4xb4-amp-160k_cityscapes-1024x1024',
     'mmseg::hrnet/fcn_hr18s_4xb2-40k_cityscapes-512x1024',
-    'mmseg::mobilenet_v3/mobilenet-v3-d8_lraspp_4xb4-320k_cityscapes-512x1024',
-    'mmseg::stdc/stdc1_4xb12-80k_cityscapes-512x1024',
-    'mmseg::ccnet/ccnet_r50-d8_4xb2-40k_cityscapes-512x1024',
-    'mmseg::icnet/icnet_r18-d8_4xb2-80k_cityscapes-832x832',
-    'mmpretrain::resnet/resnet18_8xb16_cifar10',
     'mmpretrain::resnet/resnet50_8xb32_in1k',
-    'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k',
-    'mmpretrain::shufflenet_v2/shufflenet-v2-1x_16xb64_in1k',
     'mmpretrain::efficientnet/efficientnet-b0_8xb32_in1k',
-    'mmpretrain::convnext/convnext-tiny_32xb128_in1k',
     'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k',
     'mmpretrain::deit/deit-tiny_4xb256_in1k',
-    'mmpretrain::regnet/regnetx-400mf_8xb128_in1k',
-    'mmpretrain::seresnet/seresnet50_8xb32_in1k',
     'mmpretrain::lenet/lenet5_mnist',
-    'mmpretrain::repvgg/repvgg-A0_8xb32_in1k',
 ]
 
 
