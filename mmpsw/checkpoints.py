@@ -263,8 +263,7 @@ def _is_float(value: Any) -> bool:
 def _widened(value: Any) -> Any:
     if not _is_float(value):
         return value
-    wide = torch.complex128 if value.is_complex() else torch.float64
-    return value.to(wide, copy=True)
+    return value.to(torch.promote_types(value.dtype, torch.float64), copy=True)
 
 
 def _narrowed(total: Any, last: Any) -> Any:

@@ -104,28 +104,23 @@ def _datasets(node: object, key: str) -> Iterator[tuple[str, dict]]:
 
 
 def _check_dataset(key: str, dataset: dict) -> None:
+    """Looks for the paths that a data set names, as BaseDataset joins them."""
     if (configs.class_name(dataset.get('type')) in _SELF_FETCHING
             and dataset.get('download', True)):
         return
     root = dataset.get('data_root') or ''
-    for path in _dataset_paths(dataset, root):
-        if is_local(path) and not osp.exists(path):
+    prefix = dataset.get('data_prefix') or {}
+    prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
+    # The root comes last: the name of a missing file says more.
+    paths = [osp.join(root, part) for part in
+             (dataset.get('ann_file'), *prefixes)
+             if isinstance(part, str) and part]
+    for path in [*paths, root]:
+        if path and is_local(path) and not osp.exists(path):
             raise FileNotFoundError(
                 f"{key}: '{path}' does not exist; put the data set at "
                 f"data_root='{root}', or set its place with --cfg-options "
                 f'{key}.data_root=FOLDER')
-
-
-def _dataset_paths(dataset: dict, root: str) -> list[str]:
-    """The paths that a data set names, joined as BaseDataset does.
-
-    The root comes last: the name of a missing file says more.
-    """
-    prefix = dataset.get('data_prefix') or {}
-    prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
-    named = [dataset.get('ann_file'), *prefixes]
-    parts = [part for part in named if isinstance(part, str) and part]
-    return [osp.join(root, part) for part in parts] + [root] * bool(root)
 
 
 def _check_evaluator(cfg: Config, key: str) -> None:
