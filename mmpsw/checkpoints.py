@@ -3,15 +3,13 @@
 A killed run, or a full disk, may leave a file that is cut off; a file from
 elsewhere may be something else, or hold code.
 """
-import _compat_pickle
-import codecs
 import errno
 import inspect
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,48 +17,46 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.utils import digit_version
 
 __all__ = [
-    'PARTIAL', 'allow_resume', 'check_resumable', 'data_only',
-    'newest_readable', 'read', 'reason', 'whole_file', 'why_not_resumable'
+    'PARTIAL', 'allow_resume', 'check_resumable', 'data_only', 'is_local',
+    'mean', 'newest_readable', 'read', 'reason', 'weights',
+    'whole_file'
 ]
 
+# No checkpoint's name ends so: what a killed run leaves is not taken for one.
+PARTIAL = '.psw-partial'
 _NUMBERED = re.compile(r'(?:epoch|iter)_\d+\.pth')
 # What mmengine takes from a checkpoint to resume.
 _RESUMED = ('state_dict', 'meta', 'message_hub')
-# No checkpoint's name ends so: what a killed run leaves is not taken for one.
-PARTIAL = '.psw-partial'
-NUMBERS = ('float64', 'float32', 'float16', 'int64', 'int32', 'bool')
+# What a framework's inference reads besides the weights.
+_DEPLOYED = ('dataset_meta', 'cfg')
+_NUMBERS = ('float64', 'float32', 'float16', 'int64', 'int32', 'bool')
+_ANOTHER = ("give another one, or --resume for the work dir's newest readable "
+            'one')
 
 
 def allow_resume() -> None:
     """Allow what an mmengine checkpoint holds beside tensors.
 
-    Since torch 2.6 ``torch.load`` reads weights only by default, and refuses
-    the message hub's ``HistoryBuffer`` and its numpy arrays, so that
-    ``--resume`` of stock mmengine 0.10 fails. These are plain data. With them
-    on the list, ``weights_only`` stays on, and code in a checkpoint still
-    cannot run: a HistoryBuffer names its methods through ``getattr``, for
-    which a function stands in that finds nothing else.
+    ``torch.load`` reads weights only by default, and refuses the message
+    hub's ``HistoryBuffer`` and its numpy arrays, so that ``--resume`` of
+    stock mmengine 0.10 fails. These are plain data. With them on the list,
+    ``weights_only`` stays on, and code in a checkpoint still cannot run: a
+    HistoryBuffer names its methods through ``getattr``, for which a function
+    stands in that finds nothing else.
     """
-    if digit_version(torch.__version__) < digit_version('2.6.0'):
-        return
-    torch.serialization.add_safe_globals(plain_data())
-
-
-def plain_data() -> list[Any]:
-    """What mmengine saves beside tensors: classes, and others by name."""
-    reconstruct = np.ndarray(0).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
     renamed: list[tuple[Callable, str]] = [
         (_history_method, 'builtins.getattr')
     ]
     for core in ('numpy.core', 'numpy._core'):  # numpy 1 and 2
-        renamed.append((reconstruct, f'{core}.multiarray._reconstruct'))
-        renamed.append((scalar, f'{core}.multiarray.scalar'))
-    dtypes = {type(np.dtype(number)) for number in NUMBERS}
-    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *renamed]
+        renamed += [(np.ndarray(0).__reduce__()[0],
+                     f'{core}.multiarray._reconstruct'),
+                    (np.float64(0).__reduce__()[0],
+                     f'{core}.multiarray.scalar')]
+    dtypes = {type(np.dtype(number)) for number in _NUMBERS}
+    torch.serialization.add_safe_globals(
+        [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *renamed])
 
 
 def _history_method(owner: Any, name: str) -> Callable:
@@ -71,6 +67,31 @@ def _history_method(owner: Any, name: str) -> Callable:
         raise ValueError(f'A checkpoint asks for {name!r} of {owner!r}, which '
                          'no checkpoint of mmengine does: it is not loaded.')
     return method
+
+
+@contextmanager
+def data_only() -> Iterator[None]:
+    """Makes mmengine and torch read all checkpoints as data, those too that
+    they download, for which torch.hub asks for the opposite.
+
+    ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` in the environment is obeyed.
+    """
+    allow_resume()
+    switch = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+    before = os.environ.get(switch)
+    if 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ:
+        os.environ[switch] = '1'
+    try:
+        yield
+    finally:
+        os.environ.pop(switch, None)
+        if before is not None:
+            os.environ[switch] = before
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is one of this machine's file systems."""
+    return '://' not in path and not path.startswith('s3:')
 
 
 def read(path: str | Path, whole: bool = True) -> Any:
@@ -84,32 +105,62 @@ def read(path: str | Path, whole: bool = True) -> Any:
         ValueError: It is cut off, damaged, no checkpoint, or holds code.
             Nothing of it was run.
     """
+    allow_resume()
     try:
-        content = _load(path)
+        content = torch.load(str(path), map_location='cpu', weights_only=True,
+                             mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"checkpoint '{path}' is not loaded, because it is no checkpoint "
             'or asks for code to be run, and checkpoints are read as data '
             f'only ({reason(error)}); give one that mmengine has '
             'saved') from error
-    except (RuntimeError, EOFError, OSError, LookupError, ValueError,
-            TypeError, AttributeError) as error:
+    except Exception as error:  # a file that is cut off ends anywhere
         raise ValueError(
             f"checkpoint '{path}' cannot be read, because it is cut off or no "
-            f'checkpoint ({reason(error)}); give another one, or '
-            "--resume auto for the work dir's newest readable one") from error
+            f'checkpoint ({reason(error)}); {_ANOTHER}') from error
     if whole and zipfile.is_zipfile(path):
         _check_sums(path)
     return content
 
 
-def why_not_resumable(path: str | Path) -> str | None:
-    """What is wrong with a checkpoint; None for that of a training."""
-    try:
-        check_resumable(path, read(path))
-    except ValueError as error:
-        return str(error)
-    return None
+def _check_sums(path: str | Path) -> None:
+    """torch.load does not look whether a byte has changed on the disk."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(
+            f"checkpoint '{path}' cannot be read, because it is damaged: "
+            f"'{damaged}' in it does not have its checksum; {_ANOTHER}")
+
+
+def reason(error: BaseException) -> str:
+    """What an error of torch.load says, without its advice."""
+    text = str(error) or type(error).__name__
+    found = (re.search(r'WeightsUnpickler error:\s*(.+)', text)
+             or re.search(r'from a trusted source\.\s*(.+)', text))
+    line = found[1] if found else text.splitlines()[0]
+    return line.split('. ')[0].strip(' .')[:200]
+
+
+def weights(path: str | Path, content: Any) -> dict[str, Any]:
+    """Returns the ``state_dict`` of what was read, or bare weights.
+
+    Args:
+        path: Its name, for the message.
+        content: What was read.
+
+    Raises:
+        ValueError: It holds none.
+    """
+    held = content
+    if isinstance(content, dict):
+        held = content.get('state_dict', content)
+    if not isinstance(held, dict):
+        raise ValueError(f"checkpoint '{path}' holds no weights, but a "
+                         f'{type(held).__name__}; give one that mmengine has '
+                         'saved')
+    return held
 
 
 def check_resumable(path: str | Path, content: Any) -> None:
@@ -135,10 +186,11 @@ def check_resumable(path: str | Path, content: Any) -> None:
 
 
 def newest_readable(work_dir: str | Path) -> tuple[Path | None, list[str]]:
-    """Finds the checkpoint from which a work dir's training goes on.
+    """Finds the checkpoint from which a work dir's run goes on.
 
     Args:
-        work_dir: The folder of ``epoch_N.pth`` or ``iter_N.pth``.
+        work_dir: The folder of ``epoch_N.pth`` or ``iter_N.pth``. Where it
+            has none, the one that its ``last_checkpoint`` names elsewhere.
 
     Returns:
         The one with the most iterations, or None, and a sentence for each
@@ -146,131 +198,95 @@ def newest_readable(work_dir: str | Path) -> tuple[Path | None, list[str]]:
         newest one on, until one is right.
     """
     found, skipped = [], []
-    for path in sorted(Path(work_dir).glob('*.pth')):
-        if not _NUMBERED.fullmatch(path.name):
-            continue
+    for path in _saved(Path(work_dir)):
         try:
             content = read(path, whole=False)
             check_resumable(path, content)
-            number = int(re.search(r'\d+', path.name)[0])
-            found.append((content['meta']['iter'], number, path))
+            found.append((content['meta']['iter'], path))
         except ValueError as error:
             skipped.append(str(error))
-    for _, _, path in sorted(found, reverse=True):
-        damage = why_not_resumable(path)
-        if damage is None:
+    for _, path in sorted(found, reverse=True):
+        try:
+            read(path)
+        except ValueError as error:
+            skipped.append(str(error))
+        else:
             return path, skipped
-        skipped.append(damage)
     return None, skipped
 
 
-@contextmanager
-def data_only() -> Iterator[None]:
-    """Makes mmengine and torch read all checkpoints as data, those too that
-    they download, for which torch.hub asks for the opposite.
-
-    Not before torch 2.6, which cannot be told what mmengine saves: there a
-    download, unlike a local file, may run code.
-    ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` in the environment is obeyed.
-    """
-    switch = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
-    before = os.environ.get(switch)
-    if _tells_data() and 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ:
-        os.environ[switch] = '1'
-    try:
-        yield
-    finally:
-        os.environ.pop(switch, None)
-        if before is not None:
-            os.environ[switch] = before
+def _saved(work_dir: Path) -> list[Path]:
+    paths = [path for path in sorted(work_dir.glob('*.pth'))
+             if _NUMBERED.fullmatch(path.name)]
+    pointer = work_dir / 'last_checkpoint'
+    if not paths and pointer.is_file():
+        named = pointer.read_text().strip()
+        paths = [Path(named)] if named and is_local(named) else []
+    return paths
 
 
-def _tells_data() -> bool:
-    """Whether torch can be told which classes are data."""
-    return digit_version(torch.__version__) >= digit_version('2.6.0')
+def mean(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the mean weights of checkpoints, and their ``meta``.
 
+    Floating-point tensors are averaged in double precision and get their own
+    precision back. All else is the last checkpoint's: counters, and a buffer
+    whose mean is infinite, as one that masks is.
 
-def _load(path: str | Path) -> Any:
-    if not _tells_data():
-        return load_restricted(path)
-    allow_resume()
-    return torch.load(str(path), map_location='cpu', weights_only=True,
-                      mmap=zipfile.is_zipfile(path))
-
-
-def load_restricted(path: str | Path) -> Any:
-    """Reads a checkpoint where torch's ``weights_only`` is not enough.
-
-    Before torch 2.6 it refuses what mmengine saves, and lets code in a
-    TorchScript archive run (CVE-2025-32434). So only plain archives are read,
-    and a name in them that is not torch's or our data is refused. mmengine,
-    which then reads the same file without such care, finds nothing else.
+    Args:
+        paths: Files with equal keys and shapes in their ``state_dict``.
 
     Raises:
-        ValueError, pickle.UnpicklingError: It is something else.
+        ValueError: A file is no checkpoint, has other keys or shapes than
+            the first one, or values that are not finite.
     """
-    if not zipfile.is_zipfile(path):
-        raise ValueError('it is not a zip archive, as torch saves')
-    with zipfile.ZipFile(path) as archive:
-        if any(name.endswith('constants.pkl') for name in archive.namelist()):
-            raise pickle.UnpicklingError('it is a TorchScript archive')
-    return torch.load(str(path), map_location='cpu', weights_only=False,
-                      mmap=True, pickle_module=_PlainData)
+    total: dict[str, Any] = {}
+    for count, path in enumerate(paths, start=1):
+        content = read(path)
+        last = weights(path, content)
+        if count == 1:
+            total = {key: _widened(value) for key, value in last.items()}
+        for key in [*total, *last]:
+            _check_alike(key, total, last, path)
+        for key in filter(lambda key: _is_float(last[key]), last):
+            total[key] += (last[key] - total[key]) / count
+    meta = content.get('meta') or {}
+    meta = {key: meta[key] for key in _DEPLOYED if key in meta}
+    meta.update(sources=[path.name for path in paths], count=len(paths))
+    return {key: _narrowed(total[key], last[key]) for key in last}, meta
 
 
-class _PlainData:
-    """Takes the place of the module ``pickle`` in ``torch.load``."""
-
-    class Unpickler(pickle.Unpickler):
-        """Knows torch's own list of data, and what mmengine saves."""
-
-        def find_class(self, module: str, name: str) -> Any:
-            module, name = _compat_pickle.NAME_MAPPING.get(
-                (module, name), (module, name))
-            module = _compat_pickle.IMPORT_MAPPING.get(module, module)
-            try:
-                return _data_by_name()[f'{module}.{name}']
-            except KeyError:
-                raise pickle.UnpicklingError(
-                    f'unsupported global {module}.{name}') from None
-
-    load = pickle.load  # torch looks for it, and calls it for old files only
+def _is_float(value: Any) -> bool:
+    return torch.is_tensor(value) and (value.is_floating_point()
+                                       or value.is_complex())
 
 
-def _data_by_name() -> dict[str, Any]:
-    ours = (item if isinstance(item, tuple) else
-            (item, f'{item.__module__}.{item.__qualname__}')
-            for item in plain_data())
-    later = {  # in torch's own list by now
-        '_codecs.encode': codecs.encode,
-        'builtins.set': set,
-        'builtins.bytearray': bytearray
-    }
-    return {
-        **later,
-        **torch._weights_only_unpickler._get_allowed_globals(),
-        **{name: data for data, name in ours}
-    }
+def _widened(value: Any) -> Any:
+    if not _is_float(value):
+        return value
+    return value.to(torch.promote_types(value.dtype, torch.float64), copy=True)
 
 
-def _check_sums(path: str | Path) -> None:
-    """torch.load does not look whether a byte has changed on the disk."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
+def _narrowed(total: Any, last: Any) -> Any:
+    averaged = _is_float(last) and total.isfinite().all()
+    return total.to(last.dtype) if averaged else last
+
+
+def _check_alike(key: str, first: dict, last: dict, path: Path) -> None:
+    if (key in first) != (key in last):
         raise ValueError(
-            f"checkpoint '{path}' cannot be read, because it is damaged: "
-            f"'{damaged}' in it does not have its checksum; give another one, "
-            "or --resume auto for the work dir's newest readable one")
-
-
-def reason(error: BaseException) -> str:
-    """What an error of torch.load says, without its advice."""
-    text = str(error) or type(error).__name__
-    found = (re.search(r'WeightsUnpickler error:\s*(.+)', text)
-             or re.search(r'from a trusted source\.\s*(.+)', text))
-    line = found[1] if found else text.splitlines()[0]
-    return line.split('. ')[0].strip(' .')[:200]
+            f"'{path}' {'lacks' if key in first else 'has'} '{key}', unlike "
+            'the first checkpoint; average checkpoints of one model')
+    value = last[key]
+    if _is_float(value) and first[key].shape != value.shape:
+        raise ValueError(
+            f"'{path}' has '{key}' in shape {tuple(value.shape)}, the first "
+            f'checkpoint in {tuple(first[key].shape)}; average checkpoints of '
+            'one model')
+    # A checkpoint says by its name only that something is a parameter.
+    if _is_float(value) and not value.isfinite().all() and (
+            value.isnan().any() or key.endswith(('weight', 'bias'))):
+        raise ValueError(f"'{path}' has values in '{key}' that are not "
+                         'finite; leave this checkpoint out')
 
 
 @contextmanager

@@ -1,8 +1,11 @@
-"""Finds configs by path or zoo name, and puts PSW into a stock config."""
+"""Names of configs, and fragments that go into any config of the zoos."""
+import copy
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
@@ -12,22 +15,10 @@ FRAMEWORKS = {
     'mmseg': 'mmsegmentation',
     'mmpretrain': 'mmpretrain',
 }
-TECHNIQUES = ('pswa', 'pwalks', 'pswm')
-
-PSW_WRAPPERS = {
-    'OptimWrapper': 'mmpsw.PSWOptimWrapper',
-    'AmpOptimWrapper': 'mmpsw.PSWAmpOptimWrapper',
-    'PSWOptimWrapper': 'mmpsw.PSWOptimWrapper',
-    'PSWAmpOptimWrapper': 'mmpsw.PSWAmpOptimWrapper',
-}
-AMP_WRAPPERS = {
-    'OptimWrapper': 'AmpOptimWrapper',
-    'AmpOptimWrapper': 'AmpOptimWrapper',
-    'PSWOptimWrapper': 'mmpsw.PSWAmpOptimWrapper',
-    'PSWAmpOptimWrapper': 'mmpsw.PSWAmpOptimWrapper',
-}
-_CONFIG_SUFFIXES = ('.py', '.json', '.yml', '.yaml')
-_WRAPPER_SCOPES = ('mmengine', 'mmpsw', *FRAMEWORKS)
+_SUFFIXES = ('.py', '.json', '.yml', '.yaml')
+_SCOPES = ('', 'mmengine', 'mmpsw', *FRAMEWORKS)
+_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'PSWOptimWrapper',
+             'PSWAmpOptimWrapper')
 
 
 def resolve_config(name: str | Path) -> str:
@@ -46,15 +37,14 @@ def resolve_config(name: str | Path) -> str:
     if '::' in name:
         return str(_resolve_zoo_name(name))
     path = Path(name).expanduser()
-    if path.is_file() and path.suffix in _CONFIG_SUFFIXES:
+    if path.is_file() and path.suffix in _SUFFIXES:
         return str(path)
-    if path.is_dir():
-        raise ValueError(f"config '{name}' is a folder; give a file in it")
-    if path.is_file():
-        raise ValueError(
-            f"config '{name}' cannot be read, because its name does not end "
-            f'in one of {", ".join(_CONFIG_SUFFIXES)}; give a config file')
-    raise ValueError(f"config '{name}' does not exist; {_path_advice(path)}")
+    if path.exists():
+        raise ValueError(f"config '{name}' is no file whose name ends in "
+                         f'{", ".join(_SUFFIXES)}; give one')
+    raise ValueError(f"config '{name}' does not exist; give a path, or a zoo "
+                     'name such as mmdet::retinanet/retinanet_r50_fpn_1x_coco'
+                     f'{_near_path(path)}')
 
 
 def load_config(name: str | Path) -> Config:
@@ -72,172 +62,95 @@ def load_config(name: str | Path) -> Config:
                          f'{type(error).__name__}: {error}') from error
 
 
-def psw_fragment(name: str | Path) -> dict:
-    """Returns the ``psw`` settings that ``--psw`` names.
+def known_methods() -> dict[str, Path]:
+    """The fragments that have a name, such as ``variants/pswa_late``.
+
+    They are beside the package in a checkout, and inside of it where it is
+    installed.
+    """
+    package = Path(__file__).resolve().parent
+    for root in (package.parent, package / '.mim'):
+        folder = root / 'configs' / '_base_' / 'methods'
+        if folder.is_dir():
+            return {
+                path.relative_to(folder).with_suffix('').as_posix(): path
+                for path in sorted(folder.rglob('*.py'))
+            }
+    return {}
+
+
+def load_fragment(name: str | Path) -> Config:
+    """Reads the settings that ``--with NAME`` adds to a config.
 
     Args:
-        name: ``pswa``, ``pwalks``, ``pswm``, or the path of a config file
-            that defines ``psw``.
+        name: One of :func:`known_methods`, or the path of such a file: a
+            config with ``psw``, ``custom_hooks`` and any other settings.
 
     Raises:
-        ValueError: No such technique or file, or a file without ``psw``.
+        ValueError: There is none, or it cannot be read.
     """
-    name = str(name)
-    if name.lower() in TECHNIQUES:
-        path = _fragment_folder() / f'{name.lower()}.py'
-    elif Path(name).expanduser().is_file():
-        path = Path(name)
-    else:
+    known = known_methods()
+    path = known.get(str(name).lower(), Path(name).expanduser())
+    if not path.exists():
         raise ValueError(
-            f"psw '{name}' is neither a technique nor a file; give "
-            f'{", ".join(TECHNIQUES)}, or the path of a file that defines psw'
-            f'{_did_you_mean(_close(name.lower(), TECHNIQUES))}')
-    psw = load_config(path).get('psw')
-    if not isinstance(psw, dict):
-        raise ValueError(f"'{path}' does not define psw; write in it, for "
-                         "example, psw = dict(type='PWALKS', last=0.25)")
-    return psw.to_dict()
+            f"'{name}' is neither a known method nor a file; give one of "
+            f'{", ".join(known)}, or the path of a file with the settings '
+            f'that it adds to the config{_near(str(name).lower(), known)}')
+    return load_config(path)
 
 
-def psw_name(name: str | Path) -> str:
-    """Returns what a run with this ``--psw`` is called: ``pwalks``."""
-    return Path(str(name)).stem.lower()
+def method_name(name: str | Path) -> str:
+    """Returns what a run with this fragment is called: ``pwalks``."""
+    return Path(name).stem.lower()
 
 
-def arm_fragment(name: str | Path) -> Config:
-    """Returns the settings that ``--arm`` names.
+def apply_fragments(cfg: Config, fragments: Sequence[Config],
+                    amp: bool = False,
+                    options: Mapping[str, Any] | None = None) -> None:
+    """Puts fragments, mixed precision and options into a config, in place.
 
-    Args:
-        name: The name of a file in ``configs/_base_/methods`` or
-            ``configs/_base_/methods``, or the path of such a file: a config
-            fragment with ``psw``, ``custom_hooks`` and any other settings.
-
-    Raises:
-        ValueError: No such arm or file.
-    """
-    name = str(name)
-    arms = known_arms()
-    if name in arms:
-        return load_config(arms[name])
-    if Path(name).expanduser().is_file():
-        return load_config(name)
-    raise ValueError(
-        f"arm '{name}' is neither known nor a file; give one of "
-        f'{", ".join(arms)}, or the path of a file with the settings that it '
-        f'adds to the config{_did_you_mean(_close(name, arms))}')
-
-
-def known_arms() -> dict[str, Path]:
-    """The arms that have a name, and their files."""
-    files = sorted(_fragment_folder().rglob('*.py'), key=lambda p: p.stem)
-    return {path.stem: path for path in files}
-
-
-def apply_arm(cfg: Config, arm: Config) -> None:
-    """Puts an arm's settings into a config, in place.
-
-    Its ``psw`` replaces that of the config; its hooks are left for
-    :func:`add_arm_hooks`; all else is merged as ``--cfg-options`` is.
-
-    Raises:
-        ValueError: As in :func:`apply_psw`.
-    """
-    rest = {key: value for key, value in arm.to_dict().items()
-            if key not in ('psw', 'custom_hooks')}
-    cfg.merge_from_dict(rest)
-    if 'psw' in arm:
-        set_psw(cfg, arm.psw)
-
-
-def add_arm_hooks(cfg: Config, arm: Config) -> None:
-    """Puts an arm's hooks behind those of a config, and PSWHook in front."""
-    own = [ConfigDict(hook) for hook in arm.get('custom_hooks', [])]
-    if own:
-        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *own]
-    if 'psw' in arm:
-        set_psw(cfg)
-        add_psw_hook(cfg)
-
-
-def apply_psw(cfg: Config, psw: Mapping) -> None:
-    """Puts PSW into a config, in place; an earlier psw is replaced.
+    The options come after the settings, so that they can change these, and
+    before the hooks, so that ``custom_hooks.0`` is the config's own first.
 
     Args:
-        cfg: A whole config, of any of the frameworks.
-        psw: The settings, ``dict(type='PWALKS', last=0.25)``.
+        cfg: A whole config, of any of the frameworks. A ``psw`` that it has
+            is replaced by a fragment's.
+        fragments: From :func:`load_fragment`. Their hooks are appended in
+            order, all else is merged as options are.
+        amp: Whether to train with mixed precision.
+        options: Those of ``--cfg-options``, with dotted keys.
 
     Raises:
-        ValueError: The config has no optimizer wrapper, or one that PSW does
-            not extend, or a FlexibleRunner.
+        ValueError: The fragments do not fit each other or the config.
     """
-    arm = Config(dict(psw=psw))
-    apply_arm(cfg, arm)
-    add_arm_hooks(cfg, arm)
+    _check_together(fragments)
+    psw = [fragment.psw for fragment in fragments if 'psw' in fragment]
+    for fragment in fragments:
+        settings = {key: value for key, value in fragment.to_dict().items()
+                    if key not in ('psw', 'custom_hooks')}
+        merge(cfg, settings, f"'{_name(fragment)}'")
+    if psw:
+        _set_psw(cfg, psw[0])
+    if amp:
+        for _, wrapper in optim_wrappers(cfg):
+            wrapper.setdefault('loss_scale', 'dynamic')
+    merge(cfg, options or {}, '--cfg-options')
+    if psw or amp:
+        _set_wrapper_types(cfg, bool(psw), amp)
+    _add_hooks(cfg, fragments, bool(psw))
 
 
-def set_psw(cfg: Config, psw: Mapping | None = None) -> None:
-    """Makes every optimizer wrapper of a config a PSW one, in place.
-
-    Args:
-        cfg: A whole config.
-        psw: The settings. None keeps what the wrappers have: to be called
-            after ``--cfg-options``, which may have changed their type.
+def merge(cfg: Config, settings: Mapping[str, Any], source: str) -> None:
+    """Merges settings into a config, in place, as mmengine does.
 
     Raises:
-        ValueError: As in :func:`apply_psw`.
+        ValueError: A key leads nowhere.
     """
-    check_strategy(cfg)
-    set_wrapper_types(cfg, PSW_WRAPPERS, 'PSW')
-    if psw is None:
-        return
-    for _, wrapper in optim_wrappers(cfg):
-        wrapper['psw'] = ConfigDict(psw)
-    if 'psw' in cfg:  # a leaf's own: the saved config should not contradict
-        cfg.psw = ConfigDict(psw)
-
-
-def check_strategy(cfg: Config) -> None:
-    """Refuses PSW where FSDP, DeepSpeed or the like trains.
-
-    To be called before anything is built: their packages may be missing.
-
-    Raises:
-        ValueError: The config's runner is a FlexibleRunner.
-    """
-    if _class_name(cfg.get('runner_type')) == 'FlexibleRunner':
-        from mmpsw.engine.averaging.strategies import refuse_flexible_runner
-        strategy = cfg.get('strategy') or {}
-        kind = strategy.get('type') or 'SingleDeviceStrategy'
-        raise refuse_flexible_runner(_class_name(kind))
-
-
-def add_psw_hook(cfg: Config) -> None:
-    """Puts PSWHook in front of a config's custom hooks, once."""
-    hooks = list(cfg.get('custom_hooks') or [])
-    if 'PSWHook' not in [_class_name(hook.get('type')) for hook in hooks]:
-        cfg.custom_hooks = [dict(type='mmpsw.PSWHook'), *hooks]
-
-
-def set_wrapper_types(cfg: Config, types: Mapping[str, str],
-                      feature: str) -> None:
-    """Replaces the type of each optimizer wrapper of a config, in place.
-
-    Args:
-        cfg: A whole config.
-        types: The new type for each known one.
-        feature: What asks for it, for the message.
-
-    Raises:
-        ValueError: A wrapper's type is not in ``types``.
-    """
-    for key, wrapper in optim_wrappers(cfg):
-        name = _class_name(wrapper.get('type') or 'OptimWrapper')
-        if name not in types:
-            raise ValueError(
-                f"{feature} cannot be used with {key}.type='{name}', because "
-                'it extends only OptimWrapper and AmpOptimWrapper; set '
-                f"--cfg-options {key}.type=OptimWrapper, or train without")
-        wrapper['type'] = types[name]
+    try:
+        cfg.merge_from_dict(dict(settings))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f'{source} does not fit the config: {error}') from error
 
 
 def optim_wrappers(cfg: Config) -> list[tuple[str, ConfigDict]]:
@@ -264,17 +177,15 @@ def optim_wrappers(cfg: Config) -> list[tuple[str, ConfigDict]]:
 
 def is_amp(wrapper: Mapping) -> bool:
     """Whether an optimizer wrapper's config asks for mixed precision."""
-    return _class_name(wrapper.get('type')) in ('AmpOptimWrapper',
-                                                'PSWAmpOptimWrapper')
+    return class_name(wrapper.get('type')) in _WRAPPERS[1::2]
 
 
 def is_psw(wrapper: Mapping) -> bool:
     """Whether an optimizer wrapper's config is one of PSW."""
-    return _class_name(wrapper.get('type')) in ('PSWOptimWrapper',
-                                                'PSWAmpOptimWrapper')
+    return class_name(wrapper.get('type')) in _WRAPPERS[2:]
 
 
-def _class_name(kind: object) -> str:
+def class_name(kind: object) -> str:
     """The bare class name of a ``type``, whose scope is one of ours.
 
     Configs in the newer style give the class itself.
@@ -282,99 +193,131 @@ def _class_name(kind: object) -> str:
     if not isinstance(kind, str):
         return getattr(kind, '__name__', str(kind))
     scope, _, name = kind.rpartition('.')
-    return name if scope.split('.')[0] in ('', *_WRAPPER_SCOPES) else kind
+    return name if scope.split('.')[0] in _SCOPES else kind
+
+
+def check_strategy(cfg: Config) -> None:
+    """Refuses PSW where FSDP, DeepSpeed or the like trains.
+
+    To be called before anything is built: their packages may be missing.
+
+    Raises:
+        ValueError: The config's runner is a FlexibleRunner.
+    """
+    if class_name(cfg.get('runner_type')) == 'FlexibleRunner':
+        from mmpsw.engine.averaging.strategies import refuse_flexible_runner
+        strategy = cfg.get('strategy') or {}
+        kind = strategy.get('type') or 'SingleDeviceStrategy'
+        raise refuse_flexible_runner(class_name(kind))
+
+
+def _check_together(fragments: Sequence[Config]) -> None:
+    for one, other in combinations(fragments, 2):
+        key = _conflict(one, other)
+        if key:
+            raise ValueError(
+                f"'{_name(one)}' and '{_name(other)}' cannot be used "
+                f'together, because both set {key}; leave one out')
+
+
+def _conflict(one: Mapping, other: Mapping, outer: str = '') -> str:
+    """The first key that both set, and not to the same; empty if none."""
+    for key in sorted(set(one.keys()) & set(other.keys()) - {'custom_hooks'}):
+        if f'{outer}{key}' == 'psw':  # a technique's settings are one whole
+            return 'psw'
+        if isinstance(one[key], dict) and isinstance(other[key], dict):
+            inner = _conflict(one[key], other[key], f'{outer}{key}.')
+            if inner:
+                return inner
+        elif one[key] != other[key]:
+            return f'{outer}{key}'
+    return ''
+
+
+def _name(fragment: Config) -> str:
+    return method_name(fragment.filename or 'a fragment')
+
+
+def _set_psw(cfg: Config, psw: Mapping) -> None:
+    for _, wrapper in optim_wrappers(cfg):
+        wrapper['psw'] = copy.deepcopy(psw)
+    if 'psw' in cfg:  # a leaf's own: the saved config should not contradict
+        cfg.psw = copy.deepcopy(psw)
+
+
+def _set_wrapper_types(cfg: Config, psw: bool, amp: bool) -> None:
+    if psw:
+        check_strategy(cfg)
+    for key, wrapper in optim_wrappers(cfg):
+        name = class_name(wrapper.get('type') or 'OptimWrapper')
+        if name not in _WRAPPERS:
+            raise ValueError(
+                f"{'PSW' if psw else '--amp'} cannot be used with "
+                f"{key}.type='{name}', because it extends only OptimWrapper "
+                f'and AmpOptimWrapper; set --cfg-options '
+                f'{key}.type=OptimWrapper, or train without')
+        prefix = 'mmpsw.PSW' if psw or 'PSW' in name else ''
+        infix = 'Amp' if amp or 'Amp' in name else ''
+        wrapper['type'] = f'{prefix}{infix}OptimWrapper'
+
+
+def _add_hooks(cfg: Config, fragments: Sequence[Config], psw: bool) -> None:
+    """Appends the fragments' hooks; PSWHook comes first, once."""
+    hooks = list(cfg.get('custom_hooks') or [])
+    for fragment in fragments:
+        hooks += copy.deepcopy(fragment.get('custom_hooks') or [])
+    known = [class_name(hook.get('type')) for hook in hooks]
+    if psw and 'PSWHook' not in known:
+        hooks.insert(0, ConfigDict(type='mmpsw.PSWHook'))
+    if hooks:
+        cfg.custom_hooks = hooks
 
 
 def _resolve_zoo_name(name: str) -> Path:
     package, _, inner = name.partition('::')
-    root = _zoo_folder(package, name)
-    for candidate in (root / inner, root / f'{inner}.py'):
-        if candidate.is_file():
-            return candidate
-    near = [f'{package}::{match}' for match in _close_zoo_names(root, inner)]
-    advice = _did_you_mean(near) or (
-        f'; its names are {package}::<folder>/<file>.py, for example '
-        f'{package}::{next(_zoo_names(root))}')
-    raise ValueError(f"{package} has no config '{inner}'{advice}")
-
-
-def _zoo_folder(package: str, name: str) -> Path:
     if package not in FRAMEWORKS:
-        near = _did_you_mean(_close(package, FRAMEWORKS)[:1])
-        raise ValueError(f"'{name}' names no known model zoo; give one of "
-                         f'{", ".join(FRAMEWORKS)}{near}')
+        raise ValueError(
+            f"'{name}' names no known model zoo; give one of "
+            f'{", ".join(FRAMEWORKS)}{_near(package, FRAMEWORKS)}')
+    root = _zoo(package)
+    if root is None:
+        raise ValueError(
+            f"'{name}' cannot be found, because {package} is not installed "
+            f'with its configs; pip install {FRAMEWORKS[package]}, or give '
+            "the config's path")
+    for path in (root / inner, root / f'{inner}.py'):
+        if path.is_file():
+            return path
+    # mmengine's names lead to fragments too, which nobody trains.
+    names = [f'{package}::{path.relative_to(root).as_posix()}'
+             for path in sorted(root.rglob('*.py'))
+             if '_base_' not in path.parts]
+    raise ValueError(
+        f"{package} has no config '{inner}'; its names are "
+        f'{package}::<folder>/<file>.py{_near(inner, names)}')
+
+
+def _zoo(package: str) -> Path | None:
+    """The folder of a framework's configs, where it is installed."""
     spec = find_spec(package)
-    if spec is None:
-        raise ValueError(f"'{name}' cannot be found, because {package} is not "
-                         f'installed; pip install {FRAMEWORKS[package]}')
-    root = Path(spec.origin).parent / '.mim' / 'configs'
-    if not root.is_dir():
-        raise ValueError(f"'{name}' cannot be found, because {root} does not "
-                         f'exist; reinstall {FRAMEWORKS[package]} from its '
-                         "wheel, or give the config's path")
-    return root
+    root = spec and Path(spec.origin).parent / '.mim' / 'configs'
+    return root if root and root.is_dir() else None
 
 
-def _zoo_names(root: Path) -> Iterator[str]:
-    """The configs below a zoo's folder, without the fragments."""
-    for path in sorted(root.rglob('*.py')):
-        if '_base_' not in path.parts:
-            yield path.relative_to(root).as_posix()
-
-
-def _close_zoo_names(root: Path, name: str) -> list[str]:
-    """The zoo's names nearest to a wrong one, whose folder may lack."""
-    names = list(_zoo_names(root))
-    stem = Path(name).stem
-    stems = {Path(other).stem: other for other in names}
-    if stem in stems:
-        return [stems[stem]]
-    near = _close(name.removesuffix('.py') + '.py', names)
-    near += [stems[other] for other in _close(stem, stems)]
-    return list(dict.fromkeys(near))[:2]
-
-
-def _path_advice(path: Path) -> str:
-    """What to do about a config's path that does not exist."""
+def _near_path(path: Path) -> str:
+    """What may be meant by a path that does not exist."""
     for package in FRAMEWORKS:
-        spec = find_spec(package)
-        root = spec and Path(spec.origin).parent / '.mim' / 'configs'
-        for inner in (path, path.with_name(path.name + '.py')):
+        root = _zoo(package)
+        for inner in (path, path.with_name(f'{path.name}.py')):
             # An absolute path would escape the zoo's folder.
             if root and not path.is_absolute() and (root / inner).is_file():
-                return f"did you mean '{package}::{inner.as_posix()}'?"
-    folder = path.parent
-    if not folder.is_dir():
-        return (f"nor does '{folder}'; give a path from the current "
-                'folder, or a zoo name such as '
-                'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
-    configs = [other for other in folder.iterdir()
-               if other.suffix in _CONFIG_SUFFIXES]
-    near = _close(path.stem, [other.stem for other in configs])
-    if near:
-        names = {other.stem: other.as_posix() for other in configs}
-        return f"did you mean '{names[near[0]]}'?"
-    return ('give the path of a config, or a zoo name such as '
-            'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+                return f"; did you mean '{package}::{inner.as_posix()}'?"
+    return _near(path.name, [other.as_posix() for other in path.parent.glob(
+        '*') if other.suffix in _SUFFIXES])
 
 
-def _close(name: str, names) -> list[str]:
-    return difflib.get_close_matches(name, list(names), n=2, cutoff=0.6)
-
-
-def _did_you_mean(near: list[str]) -> str:
-    quoted = ' or '.join(f"'{name}'" for name in near)
-    return f'; did you mean {quoted}?' if near else ''
-
-
-def _fragment_folder() -> Path:
-    """configs/_base_/methods of a checkout, or of an installed package."""
-    package = Path(__file__).resolve().parent
-    for root in (package.parent, package / '.mim'):
-        folder = root / 'configs' / '_base_' / 'methods'
-        if folder.is_dir():
-            return folder
-    raise ValueError(
-        f"the fragments of --psw are not beside the package '{package}'; "
-        'give the path of a file that defines psw, or install mmpsw from its '
-        'checkout with pip install -e .')
+def _near(name: str, others: Iterable[str]) -> str:
+    """Asks for the one whose last part is nearest; empty if none is near."""
+    stems = {Path(other).stem: other for other in others}
+    match = difflib.get_close_matches(Path(name).stem, stems, n=1)
+    return f"; did you mean '{stems[match[0]]}'?" if match else ''

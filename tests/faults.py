@@ -39,11 +39,12 @@ from mmengine.model import BaseModel  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
 
-from mmpsw import checkpoints, engine  # noqa: E402
+from mmpsw import checkpoints  # noqa: E402
 from mmpsw.checkpoints import PARTIAL  # noqa: E402
 from mmpsw.commands import train  # noqa: E402
 from mmpsw.commands.progress import Bars  # noqa: E402
 from mmpsw.engine.averaging import hook  # noqa: E402
+from mmpsw.runtime import saving  # noqa: E402
 
 UPDATES = 24
 KILLS = 6  # of a run, at most
@@ -167,7 +168,7 @@ class Process:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             if stock:
-                engine.save_safely = hook.save_safely = lambda runner: None
+                saving.save_safely = hook.save_safely = lambda runner: None
             status = train.main(argv)
         except BaseException:
             traceback.print_exc()

@@ -10,59 +10,23 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmpsw import configs
 
-STOCK = [
-    'mmdet::retinanet/retinanet_r18_fpn_1x_coco',
+STOCK = [  # of each zoo some that differ in what PSW touches
     'mmdet::retinanet/retinanet_r50_fpn_amp-1x_coco',
     'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
-    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco',
     'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco',
     'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco',
-    'mmdet::atss/atss_r50_fpn_1x_coco',
-    'mmdet::gfl/gfl_r50_fpn_1x_coco',
     'mmdet::yolox/yolox_tiny_8xb8-300e_coco',
-    'mmdet::yolo/yolov3_mobilenetv2_8xb24-320-300e_coco',
-    'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco',
-    'mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco',
     'mmdet::detr/detr_r50_8xb2-150e_coco',
     'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024',
-    'mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024',
-    'mmseg::unet/unet-s5-d16_fcn_4xb4-40k_drive-64x64',
     'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512',
-    'mmseg::fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024',
-    'mmseg::bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024',
     'mmseg::bisenetv2/bisenetv2_fcn_4xb4-amp-160k_cityscapes-1024x1024',
     'mmseg::hrnet/fcn_hr18s_4xb2-40k_cityscapes-512x1024',
-    'mmseg::mobilenet_v3/mobilenet-v3-d8_lraspp_4xb4-320k_cityscapes-512x1024',
-    'mmseg::stdc/stdc1_4xb12-80k_cityscapes-512x1024',
-    'mmseg::ccnet/ccnet_r50-d8_4xb2-40k_cityscapes-512x1024',
-    'mmseg::icnet/icnet_r18-d8_4xb2-80k_cityscapes-832x832',
-    'mmpretrain::resnet/resnet18_8xb16_cifar10',
     'mmpretrain::resnet/resnet50_8xb32_in1k',
-    'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k',
-    'mmpretrain::shufflenet_v2/shufflenet-v2-1x_16xb64_in1k',
     'mmpretrain::efficientnet/efficientnet-b0_8xb32_in1k',
-    'mmpretrain::convnext/convnext-tiny_32xb128_in1k',
     'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k',
     'mmpretrain::deit/deit-tiny_4xb256_in1k',
-    'mmpretrain::regnet/regnetx-400mf_8xb128_in1k',
-    'mmpretrain::seresnet/seresnet50_8xb32_in1k',
     'mmpretrain::lenet/lenet5_mnist',
-    'mmpretrain::repvgg/repvgg-A0_8xb32_in1k',
 ]
-
-
-def surgery_undone(cfg, stock):
-    """The config with the PSW entries put back to the stock ones."""
-    cfg = copy.deepcopy(cfg)
-    assert cfg.custom_hooks[0] == dict(type='mmpsw.PSWHook')
-    cfg.custom_hooks = cfg.custom_hooks[1:]
-    if 'custom_hooks' not in stock:
-        cfg.pop('custom_hooks')
-    cfg.optim_wrapper.pop('psw')
-    cfg.optim_wrapper.pop('type')
-    if 'type' in stock.optim_wrapper:
-        cfg.optim_wrapper.type = stock.optim_wrapper.type
-    return cfg
 
 
 def groups(wrapper):
@@ -74,22 +38,31 @@ def groups(wrapper):
     return type(wrapper.optimizer), settings
 
 
+def apply(cfg, *names, **more):
+    configs.apply_fragments(
+        cfg, [configs.load_fragment(name) for name in names], **more)
+    return cfg
+
+
 @pytest.mark.parametrize('name', STOCK)
 def test_every_technique_reaches_a_stock_config(name):
     stock = configs.load_config(name)
     amp = configs.is_amp(stock.optim_wrapper)
     init_default_scope(stock.default_scope)
     model = MODELS.build(copy.deepcopy(stock.model))  # some write in it
-    for technique, cls in dict(
-            pswa='PSWA', pwalks='PWALKS', pswm='PSWM').items():
-        cfg = copy.deepcopy(stock)
-        configs.apply_psw(cfg, configs.psw_fragment(technique))
+    for technique in ('pswa', 'pwalks', 'pswm'):
+        cfg = apply(copy.deepcopy(stock), technique)
         kind = 'PSWAmpOptimWrapper' if amp else 'PSWOptimWrapper'
-        assert cfg.optim_wrapper.type == f'mmpsw.{kind}'
-        assert cfg.optim_wrapper.psw.type == cls
-        assert surgery_undone(cfg, stock).to_dict() == stock.to_dict()
+        psw = configs.load_fragment(technique).psw
+        assert psw.type == technique.upper()
+        expected = copy.deepcopy(stock)
+        expected.merge_from_dict(
+            dict(optim_wrapper=dict(type=f'mmpsw.{kind}', psw=psw),
+                 custom_hooks=[dict(type='mmpsw.PSWHook'),
+                               *stock.get('custom_hooks', [])]))
+        assert cfg.to_dict() == expected.to_dict()
         if amp:
-            continue  # can only be built where there is an accelerator
+            continue  # the stock one needs an accelerator
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         assert type(wrapper).__name__ == 'PSWOptimWrapper'
         assert groups(wrapper) == groups(
@@ -123,10 +96,10 @@ def test_a_path_is_itself(tmp_path):
     ('retinanet/retinanet_r50_fpn_1x_coco.py',
      "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'?"),
     ('lenet/lenet5_mnist', "did you mean 'mmpretrain::lenet/lenet5_mnist.py'"),
-    ('nowhere/at_all.py', "nor does 'nowhere'"),
+    ('nowhere/at_all.py', 'does not exist; give a path, or a zoo name'),
     ('mine.py', "did you mean 'mime.py'?"),
-    ('folder', 'is a folder'),
-    ('notes.txt', 'does not end in one of .py'),
+    ('folder', 'is no file whose name ends in .py, .json'),
+    ('notes.txt', 'is no file whose name ends in .py, .json'),
     ('broken.py', 'SyntaxError'),
     ('checkpoint.pth', 'zoo name such as'),
 ])
@@ -156,40 +129,120 @@ def test_a_framework_that_is_not_installed_says_what_to_install():
                             text=True)
     assert result.stderr.splitlines()[-1] == (
         "ValueError: 'mmseg::unet/x' cannot be found, because mmseg is not "
-        'installed; pip install mmsegmentation')
+        "installed with its configs; pip install mmsegmentation, or give the "
+        "config's path")
 
 
-def test_fragments():
-    assert configs.psw_fragment('pswa') == {'type': 'PSWA'}
-    assert configs.psw_fragment('PWALKS') == {'type': 'PWALKS', 'last': 0.25}
-    assert configs.psw_fragment('pswm') == {'type': 'PSWM', 'momentum': 0.5}
+# Fragments
+
+SGD = dict(type='SGD', lr=0.1)
 
 
-def test_a_fragment_of_the_users(tmp_path):
-    path = tmp_path / 'mine.py'
-    path.write_text("psw = dict(type='PSWM', momentum='polyak', last=7)\n")
-    assert configs.psw_fragment(path) == {
-        'type': 'PSWM', 'momentum': 'polyak', 'last': 7}
-    assert configs.psw_name(path) == 'mine'
+def config(**settings):
+    return Config(dict(optim_wrapper=dict(type='OptimWrapper', optimizer=SGD),
+                       **settings))
+
+
+def fragment(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def test_fragments_have_the_names_of_their_files():
+    known = configs.known_methods()
+    assert {'pswa', 'pwalks', 'pswm', 'control', 'ema', 'swa', 'lawa',
+            'lookahead', 'switch_ema', 'baseline',
+            'variants/pswa_late'} <= set(known)
+    assert configs.load_fragment('PWALKS').psw == dict(type='PWALKS',
+                                                       last=0.25)
+    assert configs.method_name('variants/pswa_late') == 'pswa_late'
+    assert configs.method_name('/there/Mine.py') == 'mine'
+
+
+def test_an_installed_package_has_its_fragments_inside(tmp_path, monkeypatch):
+    folder = tmp_path / 'mmpsw' / '.mim' / 'configs' / '_base_' / 'methods'
+    folder.mkdir(parents=True)
+    fragment(folder / 'pswa.py', "psw = dict(type='PSWA')")
+    monkeypatch.setattr(configs, '__file__',
+                        str(tmp_path / 'mmpsw' / 'configs.py'))
+    assert configs.known_methods() == dict(pswa=folder / 'pswa.py')
 
 
 @pytest.mark.parametrize('name, message', [
     ('pwalk', "did you mean 'pwalks'"),
-    ('ema', 'give pswa, pwalks, pswm, or the path of a file'),
-    ('empty.py', 'does not define psw'),
+    ('pswa_late', "did you mean 'variants/pswa_late'"),
+    ('zzz', 'give one of baseline, control, ema'),
+    ('broken.py', 'SyntaxError'),
 ])
 def test_a_wrong_fragment(name, message, tmp_path, monkeypatch):
-    (tmp_path / 'empty.py').write_text('a = 1\n')
     monkeypatch.chdir(tmp_path)
+    fragment(tmp_path / 'broken.py', 'a = = 1')
     with pytest.raises(ValueError, match=message):
-        configs.psw_fragment(name)
+        configs.load_fragment(name)
 
 
-PSW = dict(type='PSWA', period=2)
-SGD = dict(type='SGD', lr=0.1)
+def test_the_baseline_adds_nothing():
+    cfg = config(custom_hooks=[dict(type='A')], psw=1)
+    before = cfg.to_dict()
+    assert apply(cfg, 'baseline').to_dict() == before
+
+
+def test_several_compose_in_order(tmp_path):
+    one = fragment(tmp_path / 'one.py', """
+custom_hooks = [dict(type='One')]
+model = dict(a=1, head=dict(b=2))
+optim_wrapper = dict(optimizer=dict(type='mine.Adam'))""")
+    other = fragment(tmp_path / 'other.py', """
+custom_hooks = [dict(type='Two'), dict(type='Three')]
+model = dict(a=1, head=dict(c=3))""")
+    cfg = config(custom_hooks=[dict(type='Stock')],
+                 model=dict(a=0, d=4, head=dict(b=0)))
+    apply(cfg, one, 'pwalks', other)
+    assert [hook.type for hook in cfg.custom_hooks
+            ] == ['mmpsw.PSWHook', 'Stock', 'One', 'Two', 'Three']
+    assert cfg.model == dict(a=1, d=4, head=dict(b=2, c=3))
+    assert cfg.optim_wrapper == dict(
+        type='mmpsw.PSWOptimWrapper', psw=dict(type='PWALKS', last=0.25),
+        optimizer=dict(type='mine.Adam', lr=0.1))
+
+
+@pytest.mark.parametrize('first, second, message', [
+    ("psw = dict(type='PSWA')", "psw = dict(type='PSWA')", 'both set psw;'),
+    ('model = dict(a=dict(b=1))', 'model = dict(a=dict(b=2))',
+     'both set model.a.b;'),
+    ('model = dict(a=dict(b=1))', 'model = dict(a=2)', 'both set model.a;'),
+])
+def test_what_does_not_compose(first, second, message, tmp_path):
+    names = [fragment(tmp_path / 'one.py', first),
+             fragment(tmp_path / 'other.py', second)]
+    with pytest.raises(ValueError) as info:
+        apply(config(), *names)
+    assert str(info.value) == (
+        f"'one' and 'other' cannot be used together, because {message} leave "
+        'one out')
+
+
+def test_a_fragment_that_does_not_fit(tmp_path):
+    name = fragment(tmp_path / 'deep.py', 'model = dict(a=dict(b=1))')
+    with pytest.raises(ValueError, match="'deep' does not fit the config"):
+        apply(config(model=dict(a=3)), name)
+
+
+def test_options_come_after_settings_and_before_hooks():
+    cfg = apply(
+        config(custom_hooks=[dict(type='A', n=1)]), 'pswa', 'ema', amp=True,
+        options={'optim_wrapper.psw.period': 3, 'custom_hooks.0.n': 2,
+                 'optim_wrapper.loss_scale': 512})
+    assert cfg.optim_wrapper.psw == dict(type='PSWA', period=3)
+    assert cfg.optim_wrapper.type == 'mmpsw.PSWAmpOptimWrapper'
+    assert cfg.optim_wrapper.loss_scale == 512
+    assert [hook.type for hook in cfg.custom_hooks
+            ] == ['mmpsw.PSWHook', 'A', 'EMAHook']
+    assert cfg.custom_hooks[1].n == 2
 
 
 @pytest.mark.parametrize('given, expected', [
+    (None, 'mmpsw.PSWOptimWrapper'),
     ('OptimWrapper', 'mmpsw.PSWOptimWrapper'),
     ('mmengine.OptimWrapper', 'mmpsw.PSWOptimWrapper'),
     ('mmdet.OptimWrapper', 'mmpsw.PSWOptimWrapper'),
@@ -201,29 +254,22 @@ SGD = dict(type='SGD', lr=0.1)
 ])
 def test_wrapper_types(given, expected):
     cfg = Config(dict(optim_wrapper=dict(type=given, optimizer=SGD)))
-    configs.apply_psw(cfg, PSW)
+    apply(cfg, 'pswa')
     assert cfg.optim_wrapper.to_dict() == dict(
-        type=expected, optimizer=SGD, psw=PSW)
-
-
-def test_a_wrapper_without_a_type_is_a_plain_one():
-    cfg = Config(dict(optim_wrapper=dict(optimizer=SGD)))
-    configs.apply_psw(cfg, PSW)
-    assert cfg.optim_wrapper.type == 'mmpsw.PSWOptimWrapper'
+        type=expected, optimizer=SGD, psw=dict(type='PSWA'))
 
 
 def test_an_earlier_psw_is_replaced_whole():
+    before = dict(type='PWALKS', last=3)
     cfg = Config(
         dict(
-            psw=dict(type='PWALKS', last=3),
+            psw=before,
             optim_wrapper=dict(
-                type='mmpsw.PSWOptimWrapper',
-                optimizer=SGD,
-                psw=dict(type='PWALKS', last=3)),
+                type='mmpsw.PSWOptimWrapper', optimizer=SGD, psw=before),
             custom_hooks=[dict(type='EMAHook'),
                           dict(type='mmpsw.PSWHook')]))
-    configs.apply_psw(cfg, PSW)
-    assert cfg.optim_wrapper.psw == cfg.psw == PSW
+    apply(cfg, 'pswa')
+    assert cfg.optim_wrapper.psw == cfg.psw == dict(type='PSWA')
     assert [hook.type for hook in cfg.custom_hooks
             ] == ['EMAHook', 'mmpsw.PSWHook']
 
@@ -235,19 +281,20 @@ def test_each_wrapper_of_several_gets_its_own_psw():
                 constructor='Mine',
                 generator=dict(type='OptimWrapper', optimizer=SGD),
                 critic=dict(type='AmpOptimWrapper', optimizer=SGD))))
-    configs.apply_psw(cfg, PSW)
+    apply(cfg, 'pswa', options={'optim_wrapper.critic.psw.period': 2})
     outer = cfg.optim_wrapper
     assert outer.constructor == 'Mine' and 'psw' not in outer
     assert outer.generator.type == 'mmpsw.PSWOptimWrapper'
     assert outer.critic.type == 'mmpsw.PSWAmpOptimWrapper'
-    assert outer.generator.psw == outer.critic.psw == PSW
-    assert outer.generator.psw is not outer.critic.psw
-    assert cfg.custom_hooks == [dict(type='mmpsw.PSWHook')]
+    assert outer.generator.psw == dict(type='PSWA')
+    assert outer.critic.psw == dict(type='PSWA', period=2)
+
+
+APEX = dict(type='ApexOptimWrapper', optimizer=SGD)
 
 
 @pytest.mark.parametrize('optim_wrapper, message', [
-    (dict(type='ApexOptimWrapper', optimizer=SGD),
-     "optim_wrapper.type='ApexOptimWrapper', because it extends only"),
+    (APEX, "optim_wrapper.type='ApexOptimWrapper', because it extends only"),
     (dict(type='DeepSpeedOptimWrapper', optimizer=SGD),
      'set --cfg-options optim_wrapper.type=OptimWrapper'),
     (dict(type='other.OptimWrapper', optimizer=SGD), 'other.OptimWrapper'),
@@ -256,7 +303,12 @@ def test_each_wrapper_of_several_gets_its_own_psw():
     (None, 'has no optim_wrapper with an optimizer'),
 ])
 def test_a_wrapper_that_psw_does_not_extend(optim_wrapper, message):
-    cfg = Config(dict(optim_wrapper=optim_wrapper))
     with pytest.raises(ValueError) as info:
-        configs.apply_psw(cfg, PSW)
+        apply(Config(dict(optim_wrapper=optim_wrapper)), 'pswa')
     assert message in str(info.value)
+
+
+def test_the_option_that_this_advises_helps():
+    cfg = apply(Config(dict(optim_wrapper=dict(APEX))), 'pswa',
+                options={'optim_wrapper.type': 'OptimWrapper'})
+    assert cfg.optim_wrapper.type == 'mmpsw.PSWOptimWrapper'

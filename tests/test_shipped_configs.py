@@ -1,4 +1,4 @@
-"""Each leaf is its stock baseline, but for the PSW entries."""
+"""Each leaf is its stock baseline with a technique, and nothing else."""
 import ast
 import copy
 import functools
@@ -11,7 +11,7 @@ from mmpsw import configs
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 LEAVES = sorted(
-    path for technique in configs.TECHNIQUES
+    path for technique in ('pswa', 'pwalks', 'pswm')
     for path in CONFIGS.glob(f'[a-z]*/*_{technique}.py'))
 BASELINES = [
     'mmdet::retinanet/retinanet_r50_fpn_1x_coco',
@@ -25,9 +25,9 @@ BASELINES = [
     'mmseg::unet/unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024',
     'mmpretrain::resnet/resnet50_8xb32_in1k',
     'mmpretrain::resnet/resnet18_8xb16_cifar10',
-    'cls/resnet18_8xb16_cifar100',
-    'cls/vgg16bn_8xb16_cifar10',
-    'cls/vgg16bn_8xb16_cifar100',
+    f'{CONFIGS}/cls/resnet18_8xb16_cifar100.py',
+    f'{CONFIGS}/cls/vgg16bn_8xb16_cifar10.py',
+    f'{CONFIGS}/cls/vgg16bn_8xb16_cifar100.py',
 ]
 
 
@@ -44,87 +44,40 @@ def load(path):
 def plain(node):
     """A config as dicts, without the marks that inheritance leaves."""
     if isinstance(node, dict):
-        return {
-            key: plain(value)
-            for key, value in node.items() if key != '_scope_'
-        }
+        return {key: plain(value) for key, value in node.items()
+                if key != '_scope_'}
     if isinstance(node, (list, tuple)):
         return [plain(item) for item in node]
     return node
 
 
-def without_psw(cfg):
-    """A config as dicts, without the four PSW entries."""
-    cfg = plain(cfg.to_dict() if isinstance(cfg, Config) else cfg)
-    cfg.pop('psw', None)
-    for key in ('psw', 'type'):
-        cfg['optim_wrapper'].pop(key, None)
-    hooks = [
-        hook for hook in cfg.pop('custom_hooks', None) or []
-        if hook['type'] != 'mmpsw.PSWHook'
-    ]
-    return {**cfg, 'custom_hooks': hooks}
-
-
 def baseline_of(leaf):
     """The first base that a leaf names, resolved."""
-    for node in ast.parse(leaf.read_text()).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id == '_base_':
-            name = ast.literal_eval(node.value)[0]
-            return configs.resolve_config(name if '::' in name else leaf.parent /
-                                      name)
-    raise AssertionError(f'{leaf} has no _base_')
-
-
-def resolve(name):
-    return configs.resolve_config(name if '::' in name else CONFIGS /
-                              f'{name}.py')
+    name = next(
+        ast.literal_eval(node.value)[0]
+        for node in ast.parse(leaf.read_text()).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == '_base_')
+    return configs.resolve_config(
+        name if '::' in name else leaf.parent / name)
 
 
 @pytest.mark.parametrize('leaf', LEAVES, ids=lambda path: path.stem)
-def test_a_leaf_differs_in_the_psw_entries_only(leaf):
-    technique = leaf.stem.rpartition('_')[2]
-    cfg = load(leaf)
-    stock = load(baseline_of(leaf))
-    assert without_psw(cfg) == without_psw(stock)
-    assert stock.optim_wrapper.get('type', 'OptimWrapper') == 'OptimWrapper'
-    assert cfg.optim_wrapper.type == 'mmpsw.PSWOptimWrapper'
-    assert plain(cfg.optim_wrapper.psw) == configs.psw_fragment(technique)
-    assert plain(cfg.custom_hooks)[0] == {'type': 'mmpsw.PSWHook'}
+def test_a_leaf_is_its_baseline_with_the_technique(leaf):
+    cfg, stock = load(leaf), load(baseline_of(leaf))
+    assert 'psw' not in str(stock.to_dict()).lower()
+    fragment = configs.load_fragment(leaf.stem.rpartition('_')[2])
+    configs.apply_fragments(stock, [fragment])
+    assert plain(cfg.to_dict()) == plain({**stock.to_dict(),
+                                          'psw': fragment.psw})
 
 
 def test_there_is_a_leaf_for_every_baseline():
-    assert {resolve(name)
-            for name in BASELINES} <= {baseline_of(leaf)
-                                       for leaf in LEAVES}
-
-
-@pytest.mark.parametrize('name', BASELINES)
-def test_an_option_makes_of_the_baseline_what_the_leaf_says(name):
-    leaf = next(leaf for leaf in LEAVES if baseline_of(leaf) == resolve(name))
-    for technique in configs.TECHNIQUES:
-        cfg = load(resolve(name))
-        configs.apply_psw(cfg, configs.psw_fragment(technique))
-        expected = load(leaf)
-        expected.pop('psw')
-        expected.optim_wrapper.psw = configs.psw_fragment(technique)
-        assert plain(cfg.to_dict()) == plain(expected.to_dict())
+    assert {configs.resolve_config(name) for name in BASELINES
+            } <= {baseline_of(leaf) for leaf in LEAVES}
 
 
 @pytest.mark.parametrize(
     'path', sorted(CONFIGS.rglob('*.py')), ids=lambda path: path.stem)
 def test_a_config_can_be_read(path):
-    # The baseline's arm adds nothing, which is what a baseline is.
+    # The baseline's fragment adds nothing, which is what a baseline is.
     assert len(load(path)) > 0 or path.stem == 'baseline'
-
-
-def test_fragments_hold_psw_alone():
-    fragments = {
-        technique: load(CONFIGS / f'_base_/methods/{technique}.py')
-        for technique in configs.TECHNIQUES
-    }
-    assert {name: cfg.to_dict() for name, cfg in fragments.items()} == {
-        'pswa': {'psw': {'type': 'PSWA'}},
-        'pwalks': {'psw': {'type': 'PWALKS', 'last': 0.25}},
-        'pswm': {'psw': {'type': 'PSWM', 'momentum': 0.5}},
-    }

@@ -1,4 +1,4 @@
-"""Trains a config: ``python tools/train.py CONFIG [--psw pwalks]``."""
+"""Trains a config: ``python tools/train.py CONFIG [--with pwalks]``."""
 import sys
 
 from mmpsw.commands.train import main

@@ -1,5 +1,8 @@
-"""What is looked at before a run starts, so that it does not fail later."""
-import logging
+"""What is looked at before a run starts, so that it does not fail later.
+
+Each check raises a ValueError, or a FileNotFoundError, whose one sentence says
+what is wrong, why, and what to do instead. ``cfg`` is a whole config.
+"""
 import os.path as osp
 import re
 from collections.abc import Iterator
@@ -7,30 +10,77 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.dist import is_main_process
-from mmengine.logging import print_log
 from torch import nn
 
-from mmpsw import checkpoints
+from mmpsw import checkpoints, configs
+from mmpsw.checkpoints import is_local
 from mmpsw.commands.launch import has_accelerator
-from mmpsw.configs import is_amp, optim_wrappers
 from mmpsw.models import unwrapped
 
 # Dataset classes of mmpretrain that fetch their files themselves.
 _SELF_FETCHING = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
+# Hooks that put an average into the model to validate it.
+_AVERAGING_HOOKS = ('EMAHook', 'SwitchEMAHook', 'EpochAverageHook')
+_STOCK_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'ApexOptimWrapper')
+
+
+def check_psw(cfg: Config) -> None:
+    """Looks whether ``psw`` has its wrapper, and no other average beside."""
+    averages = [hook.get('type') for hook in cfg.get('custom_hooks') or []]
+    averages = [name for name in map(configs.class_name, averages)
+                if name in _AVERAGING_HOOKS]
+    for key, wrapper in configs.optim_wrappers(cfg):
+        if configs.is_psw(wrapper):
+            configs.check_strategy(cfg)
+        _check_wrapper(key, wrapper)
+        if wrapper.get('psw', {}).get('write_back') is False:
+            averages.insert(0, f'{key}.psw.write_back=False')
+    if len(averages) > 1:
+        raise ValueError(
+            f'{averages[0]} and {averages[1]} cannot be used together, '
+            'because both put their average into the model to validate it; '
+            'leave out one of the methods, or remove it from custom_hooks')
+
+
+def _check_wrapper(key: str, wrapper: dict) -> None:
+    name = configs.class_name(wrapper.get('type') or 'OptimWrapper')
+    if 'psw' in wrapper and name in _STOCK_WRAPPERS:
+        raise ValueError(
+            f"{key}.psw cannot be used with {key}.type='{name}', which does "
+            'not average; add --with pswa, pwalks or pswm, or set '
+            f'{key}.type=mmpsw.PSWOptimWrapper')
+    if configs.is_psw(wrapper) and not isinstance(wrapper.get('psw'), dict):
+        raise ValueError(
+            f'{key}.type={name} needs {key}.psw, which says how to average; '
+            f"write psw=dict(type='PWALKS', last=0.25), or --with pwalks")
+
+
+def check_amp(cfg: Config, asked: bool = False) -> None:
+    """Refuses mmengine's mixed precision on a CPU.
+
+    Args:
+        cfg: A whole config.
+        asked: Whether ``--amp`` was given.
+    """
+    for key, wrapper in configs.optim_wrappers(cfg):
+        if (configs.is_amp(wrapper) and not configs.is_psw(wrapper)
+                and not has_accelerator()):
+            instead = ('leave out --amp' if asked else
+                       f"use {key}.type='OptimWrapper', without loss_scale "
+                       'and dtype')
+            raise ValueError(
+                f"{key}.type='{wrapper['type']}' (mixed precision) needs an "
+                f'accelerator, but torch sees none; {instead}, or train '
+                '--with pwalks, pswa or pswm, whose wrapper does it on a CPU '
+                'in bfloat16')
 
 
 def check_data(cfg: Config, *phases: str) -> None:
-    """Looks for the files of a config's data sets.
-
-    To be called before anything is downloaded or built.
+    """Looks for the files of a config's data sets, before any download.
 
     Args:
         cfg: A whole config.
         phases: Of 'train', 'val' and 'test', those that will run.
-
-    Raises:
-        FileNotFoundError: A file or folder is missing.
     """
     for phase in phases:
         key = f'{phase}_dataloader'
@@ -39,18 +89,123 @@ def check_data(cfg: Config, *phases: str) -> None:
         _check_evaluator(cfg, f'{phase}_evaluator')
 
 
+def _datasets(node: object, key: str) -> Iterator[tuple[str, dict]]:
+    """The data sets in a dataloader, out of their wrappers."""
+    if isinstance(node, (list, tuple)):
+        for index, item in enumerate(node):
+            yield from _datasets(item, f'{key}.{index}')
+    elif isinstance(node, dict):
+        inner = [name for name in ('dataset', 'datasets') if name in node]
+        for name in inner:
+            yield from _datasets(node[name], f'{key}.{name}')
+        if not inner:
+            yield key, node
+
+
+def _check_dataset(key: str, dataset: dict) -> None:
+    """Looks for the paths that a data set names, as BaseDataset joins them."""
+    if (configs.class_name(dataset.get('type')) in _SELF_FETCHING
+            and dataset.get('download', True)):
+        return
+    root = dataset.get('data_root') or ''
+    prefix = dataset.get('data_prefix') or {}
+    prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
+    # The root comes last: the name of a missing file says more.
+    paths = [osp.join(root, part) for part in
+             (dataset.get('ann_file'), *prefixes)
+             if isinstance(part, str) and part]
+    for path in [*paths, root]:
+        if path and is_local(path) and not osp.exists(path):
+            raise FileNotFoundError(
+                f"{key}: '{path}' does not exist; put the data set at "
+                f"data_root='{root}', or set its place with --cfg-options "
+                f'{key}.data_root=FOLDER')
+
+
+def _check_evaluator(cfg: Config, key: str) -> None:
+    evaluators = cfg.get(key) or []
+    if isinstance(evaluators, dict):
+        evaluators = [evaluators]
+    for evaluator in evaluators:
+        path = evaluator.get('ann_file')
+        if path and is_local(path) and not osp.exists(path):
+            raise FileNotFoundError(
+                f"{key}: '{path}' does not exist; put the annotations there, "
+                f'or set their place with --cfg-options {key}.ann_file=FILE')
+
+
+def check_work_dir(cfg: Config, overwrite: bool) -> None:
+    """Refuses to overwrite checkpoints that this run does not continue."""
+    work_dir, source = Path(cfg.work_dir), cfg.get('load_from')
+    if work_dir.exists() and not work_dir.is_dir():
+        raise ValueError(f"--work-dir '{work_dir}' is a file; give a folder")
+    continues = cfg.get('resume') and (
+        source is None or Path(source).resolve().parent == work_dir.resolve())
+    old = sorted(work_dir.glob('*.pth'))
+    if old and not overwrite and not continues:
+        raise ValueError(
+            f"'{work_dir}' holds checkpoints of an earlier run "
+            f'({old[0].name}), which this run would overwrite; add --resume '
+            'to continue that run, --work-dir for another folder, or '
+            '--overwrite')
+
+
+def make_work_dir(cfg: Config) -> None:
+    """Makes the work dir, after all else was looked at, and holds it."""
+    from mmpsw.runtime.saving import hold_work_dir
+    try:
+        hold_work_dir(cfg.work_dir)
+    except OSError as error:
+        raise ValueError(
+            f"--work-dir '{cfg.work_dir}' cannot be written, because the "
+            f"system says '{error.strerror}'; give another folder") from error
+
+
+def find_start(cfg: Config) -> list[str]:
+    """Looks at the checkpoint with which a run starts, or finds it, in place.
+
+    ``--resume`` without a path takes the newest readable checkpoint of the
+    work dir, by iteration. A resumed run has the seed of its checkpoint,
+    unless it was given one: mmengine does so too, but has made its data
+    samplers before.
+
+    Returns:
+        What was chosen and what was skipped, to be logged.
+    """
+    resume, notes = bool(cfg.get('resume')), []
+    if cfg.get('load_from'):
+        check_checkpoint(cfg.load_from, resume)
+    elif resume:
+        cfg.load_from, notes = _newest(cfg.work_dir)
+    path = _local_source(cfg)
+    randomness = cfg.get('randomness') or {}
+    if resume and path and randomness.get('seed') is None:
+        seed = checkpoints.read(path, whole=False)['meta'].get('seed')
+        cfg.randomness = {**randomness, 'seed': seed}
+    return notes
+
+
+def _newest(work_dir: str) -> tuple[str | None, list[str]]:
+    newest, skipped = checkpoints.newest_readable(work_dir)
+    if newest is None and skipped:  # a run from the start would replace them
+        raise ValueError(
+            f"no checkpoint in '{work_dir}' can be read: {skipped[0]}; give "
+            'another --work-dir, or --overwrite without --resume')
+    if newest is None:
+        return None, []
+    notes = [f'Skipped: {problem}' for problem in skipped]
+    return str(newest), [
+        *notes, f'Resuming from {newest}, the newest readable checkpoint']
+
+
 def check_checkpoint(path: str, resume: bool = False) -> None:
     """Looks into a checkpoint; addresses are left to mmengine.
 
     Args:
         path: Its path or address.
-        resume: Whether a training is to go on from it.
-
-    Raises:
-        FileNotFoundError: There is none.
-        ValueError: It cannot be read as data, or holds something else.
+        resume: Whether a run is to go on from it.
     """
-    if not _is_local(path):
+    if not is_local(path):
         return
     if not osp.isfile(osp.expanduser(path)):
         raise FileNotFoundError(
@@ -59,24 +214,11 @@ def check_checkpoint(path: str, resume: bool = False) -> None:
     content = checkpoints.read(osp.expanduser(path))
     if resume:
         checkpoints.check_resumable(path, content)
-    weights = content
-    if isinstance(content, dict):
-        weights = content.get('state_dict', content)
-    if not isinstance(weights, dict):
-        raise ValueError(
-            f"checkpoint '{path}' holds no weights, but a "
-            f'{type(weights).__name__}; give one that mmengine has saved')
+    checkpoints.weights(path, content)
 
 
 def check_pretrained(node: Any) -> None:
-    """Looks into the checkpoints that parts of a model begin with.
-
-    Args:
-        node: A config's ``model``, or a part of it.
-
-    Raises:
-        FileNotFoundError, ValueError: As :func:`check_checkpoint`.
-    """
+    """Looks into the checkpoints that parts of a model begin with."""
     if isinstance(node, (list, tuple)):
         for item in node:
             check_pretrained(item)
@@ -86,37 +228,15 @@ def check_pretrained(node: Any) -> None:
         check_pretrained(list(node.values()))
 
 
-def keep_seed(cfg: Config) -> None:
-    """Gives a resumed run, without a seed, that of its checkpoint, in place.
-
-    mmengine does so too, but has made its data samplers before.
-    """
-    path = _source(cfg)
-    seeded = (cfg.get('randomness') or {}).get('seed') is not None
-    if seeded or not cfg.get('resume') or path is None:
-        return
-    seed = checkpoints.read(path, whole=False)['meta'].get('seed')
-    if seed is not None:
-        cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
-
-
 def check_fit(cfg: Config, model: nn.Module) -> None:
-    """Compares the names and shapes of a checkpoint's weights.
+    """Compares the weights in ``load_from`` with those of a model.
 
     mmengine loads however few of them fit, and goes on with random others.
-
-    Args:
-        cfg: A whole config, its ``resume`` and ``load_from`` set.
-        model: What was built from it.
-
-    Raises:
-        ValueError: They are those of another model.
     """
-    path = _source(cfg)
+    path = _local_source(cfg)
     if path is None:
         return
-    content = checkpoints.read(path, whole=False)
-    weights = content.get('state_dict', content)
+    weights = checkpoints.weights(path, checkpoints.read(path, whole=False))
     held = {re.sub('^module.', '', name): w for name, w in weights.items()}
     problem = _misfit(held, unwrapped(model), bool(cfg.get('resume')))
     if problem is not None:
@@ -126,107 +246,10 @@ def check_fit(cfg: Config, model: nn.Module) -> None:
             'it was trained with')
 
 
-def find_resume_point(cfg: Config) -> None:
-    """Passes by what cannot be read, where a run resumes by itself, in place.
-
-    Raises:
-        ValueError: The work dir has checkpoints, and none can be read:
-            starting anew would overwrite them.
-    """
-    if not cfg.get('resume') or cfg.get('load_from'):
-        return
-    newest, skipped = checkpoints.newest_readable(cfg.work_dir)
-    named = _last_checkpoint(cfg.work_dir)
-    if named and _is_local(named):
-        problem = checkpoints.why_not_resumable(named)
-        if problem is not None and problem not in skipped:
-            skipped.append(problem)
-    if not skipped and (newest is None or named):
-        return
-    if newest is None:
-        raise ValueError(
-            f"no checkpoint in '{cfg.work_dir}' can be read: {skipped[0]}; "
-            'give another --work-dir, or --overwrite without --resume')
-    if is_main_process():
-        for reason in skipped:
-            print_log(f'Skipped: {reason}', 'current', logging.WARNING)
-        print_log(f'Resuming from {newest}, the newest that can be read',
-                  'current', logging.WARNING)
-    cfg.load_from = str(newest)
-
-
-def check_work_dir(cfg: Config, overwrite: bool) -> None:
-    """Refuses to overwrite the checkpoints of an earlier run.
-
-    Args:
-        cfg: A whole config, its ``work_dir`` and ``resume`` set.
-        overwrite: Whether the user asked for it.
-
-    Raises:
-        ValueError: There are checkpoints, and this run does not continue
-            them.
-    """
-    work_dir = Path(cfg.work_dir)
-    if work_dir.exists() and not work_dir.is_dir():
-        raise ValueError(f"--work-dir '{work_dir}' is a file; give a folder")
-    old = sorted(work_dir.glob('*.pth'))
-    if overwrite or not old or _continues(cfg):
-        return
-    raise ValueError(
-        f"'{work_dir}' holds checkpoints of an earlier run ({old[0].name}), "
-        'which this run would overwrite; add --resume to continue that run, '
-        '--work-dir for another folder, or --overwrite')
-
-
-def check_amp(cfg: Config) -> None:
-    """Refuses mixed precision where there is nothing to run it on.
-
-    Raises:
-        ValueError: The config, or ``--amp``, asks for it on a CPU.
-    """
-    if has_accelerator():
-        return
-    for key, wrapper in optim_wrappers(cfg):
-        if is_amp(wrapper):
-            raise ValueError(
-                f"{key}.type='{wrapper['type']}' (mixed precision) needs an "
-                'accelerator, but torch sees none; train without --amp, from '
-                'a config without it, or on a machine with a GPU')
-
-
-def fit_to_cpu(cfg: Config) -> None:
-    """Makes a distributed config run on CPUs, in place.
-
-    DDP must not be given device ids there, NCCL and SyncBN do not exist.
-    """
-    if cfg.launcher == 'none' or has_accelerator():
-        return
-    cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
-    cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel',
-        device_ids=None,
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False))
-    count = _unsync_batch_norm(cfg.model)
-    if count and is_main_process():
-        print_log(
-            f'{count} SyncBN settings became BN: each process normalises by '
-            'its own batch, as a CPU has no synchronised batch norm',
-            'current')
-
-
-def _last_checkpoint(work_dir: str) -> str:
-    """What mmengine resumes from by itself; empty where it starts anew."""
-    pointer = Path(work_dir, 'last_checkpoint')
-    return pointer.read_text().strip() if pointer.is_file() else ''
-
-
-def _source(cfg: Config) -> str | None:
+def _local_source(cfg: Config) -> str | None:
     """The local checkpoint from which a run will start, if any."""
     path = cfg.get('load_from')
-    if cfg.get('resume') and not path:
-        path = _last_checkpoint(cfg.work_dir)
-    return osp.expanduser(path) if path and _is_local(path) else None
+    return osp.expanduser(path) if path and is_local(path) else None
 
 
 def _misfit(held: dict, model: nn.Module, resume: bool) -> str | None:
@@ -245,85 +268,3 @@ def _misfit(held: dict, model: nn.Module, resume: bool) -> str | None:
             return (f"'{name}' in it has the shape {tuple(held[name].shape)} "
                     f'instead of {tuple(parameter.shape)}')
     return None
-
-
-def _continues(cfg: Config) -> bool:
-    """Whether the run resumes from the work dir itself."""
-    if not cfg.get('resume'):
-        return False
-    source = cfg.get('load_from')
-    return source is None or (Path(source).resolve().parent
-                              == Path(cfg.work_dir).resolve())
-
-
-def _datasets(node: object, key: str) -> Iterator[tuple[str, dict]]:
-    """The data sets in a dataloader, out of their wrappers."""
-    if isinstance(node, (list, tuple)):
-        for index, item in enumerate(node):
-            yield from _datasets(item, f'{key}.{index}')
-    elif isinstance(node, dict):
-        inner = [name for name in ('dataset', 'datasets') if name in node]
-        for name in inner:
-            yield from _datasets(node[name], f'{key}.{name}')
-        if not inner:
-            yield key, node
-
-
-def _check_dataset(key: str, dataset: dict) -> None:
-    if _fetches_itself(dataset):
-        return
-    root = dataset.get('data_root') or ''
-    for path in _dataset_paths(dataset):
-        if _is_local(path) and not osp.exists(path):
-            raise FileNotFoundError(
-                f"{key}: '{path}' does not exist; put the data set at "
-                f"data_root='{root}', or set its place with --cfg-options "
-                f'{key}.data_root=FOLDER')
-
-
-def _dataset_paths(dataset: dict) -> list[str]:
-    """The paths that a data set names, joined as BaseDataset does.
-
-    The root comes last: the name of a missing file says more.
-    """
-    root = dataset.get('data_root') or ''
-    prefix = dataset.get('data_prefix') or {}
-    prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
-    named = [dataset.get('ann_file'), *prefixes]
-    parts = [part for part in named if isinstance(part, str) and part]
-    return [osp.join(root, part) for part in parts] + [root] * bool(root)
-
-
-def _fetches_itself(dataset: dict) -> bool:
-    name = dataset.get('type')
-    name = getattr(name, '__name__', str(name)).rpartition('.')[2]
-    return name in _SELF_FETCHING and dataset.get('download', True)
-
-
-def _check_evaluator(cfg: Config, key: str) -> None:
-    evaluators = cfg.get(key) or []
-    if isinstance(evaluators, dict):
-        evaluators = [evaluators]
-    for evaluator in evaluators:
-        path = evaluator.get('ann_file')
-        if path and _is_local(path) and not osp.exists(path):
-            raise FileNotFoundError(
-                f"{key}: '{path}' does not exist; put the annotations there, "
-                f'or set their place with --cfg-options {key}.ann_file=FILE')
-
-
-def _is_local(path: str) -> bool:
-    return '://' not in path and not path.startswith('s3:')
-
-
-def _unsync_batch_norm(node: object) -> int:
-    """Turns SyncBN into BN in a model's config; returns how many."""
-    if isinstance(node, (list, tuple)):
-        return sum(_unsync_batch_norm(item) for item in node)
-    if not isinstance(node, dict):
-        return 0
-    count = sum(_unsync_batch_norm(item) for item in node.values())
-    if node.get('type') in ('SyncBN', 'MMSyncBN'):
-        node['type'] = 'BN'
-        count += 1
-    return count

@@ -1,12 +1,18 @@
 """The set-up of a run, as the stock tools do it."""
 import os
 from argparse import Namespace
+from pathlib import Path
 
 import torch
 from mmengine import device
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+
+from mmpsw import configs
+from mmpsw.commands import options
 
 # What each launcher sets for its processes, and how to start it.
 _LAUNCHER_SIGNS = {
@@ -16,53 +22,58 @@ _LAUNCHER_SIGNS = {
 }
 
 
-class ConfigError(ValueError):
-    """A ValueError that the building of a config's parts raised."""
+def set_up(cfg: Config, args: Namespace) -> None:
+    """Sets what a run needs besides its config, in place.
+
+    The work dir is the option's, else the config's, else named after the
+    config and the fragments.
+
+    Raises:
+        ValueError: The process was not started by ``--launcher``.
+    """
+    methods = map(configs.method_name, getattr(args, 'methods', ()))
+    name = '_'.join([Path(cfg.filename).stem, *methods])
+    cfg.work_dir = (args.work_dir or cfg.get('work_dir')
+                    or os.path.join('./work_dirs', name))
+    _set_launcher(cfg, args)
+    set_dataloader_defaults(cfg, has_accelerator())
+    if cfg.launcher != 'none' and not has_accelerator():
+        _fit_to_cpus(cfg)
 
 
 def build_runner(cfg: Config) -> Runner:
     """Builds the runner of a config as the stock tools do.
 
     Raises:
-        ConfigError: A part of the config has a wrong value.
+        ValueError: A part of the config has a wrong value, and says so.
     """
-    _join_cpu_processes(cfg)
+    if (cfg.get('launcher') == 'pytorch' and not has_accelerator()
+            and not torch.distributed.is_initialized()):
+        torch.distributed.init_process_group('gloo')  # mmengine sets a GPU
     try:
         if 'runner_type' in cfg:
             return RUNNERS.build(cfg)
         return Runner.from_cfg(cfg)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        if options.raised_on_purpose(error):
+            raise ValueError(str(error)) from error
+        raise
 
 
-def set_work_dir(cfg: Config, args: Namespace, stem: str) -> None:
-    """Sets the work dir: the option's, else the config's, else by name."""
-    if args.work_dir is not None:
-        cfg.work_dir = args.work_dir
-    elif cfg.get('work_dir') is None:
-        cfg.work_dir = os.path.join('./work_dirs', stem)
+def leave_processes() -> None:
+    """Leaves the process group, all at once.
 
-
-def set_launcher(cfg: Config, args: Namespace) -> None:
-    """Sets the launcher.
-
-    Raises:
-        ValueError: The process was not started by it.
+    A gloo process that still listens when its peer is gone aborts.
     """
-    cfg.launcher = args.launcher
-    if args.launcher == 'none':
-        return
-    if args.launcher != 'pytorch' and not has_accelerator():
-        raise ValueError(
-            f'--launcher {args.launcher} needs accelerators, but torch sees '
-            'none; several CPU processes run with bash tools/dist_train.sh '
-            'CONFIG PROCESSES')
-    variable, command = _LAUNCHER_SIGNS[args.launcher]
-    if variable not in os.environ:
-        raise ValueError(
-            f'--launcher {args.launcher} cannot be used, because {variable} '
-            f'is not in the environment; start the processes with {command}')
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def has_accelerator() -> bool:
+    """Whether there is a device that mmengine can autocast on."""
+    return (device.is_cuda_available() or device.is_npu_available()
+            or device.is_mlu_available() or device.is_musa_available())
 
 
 def set_dataloader_defaults(cfg: Config, accelerator: bool) -> None:
@@ -83,24 +94,47 @@ def set_dataloader_defaults(cfg: Config, accelerator: bool) -> None:
             loader['persistent_workers'] = False
 
 
-def has_accelerator() -> bool:
-    """Whether there is a device that mmengine can autocast on."""
-    return (device.is_cuda_available() or device.is_npu_available()
-            or device.is_mlu_available() or device.is_musa_available())
+def _set_launcher(cfg: Config, args: Namespace) -> None:
+    cfg.launcher = args.launcher
+    if args.launcher == 'none':
+        return
+    if args.launcher != 'pytorch' and not has_accelerator():
+        raise ValueError(
+            f'--launcher {args.launcher} needs accelerators, but torch sees '
+            'none; several CPU processes run with bash tools/dist_train.sh '
+            'CONFIG PROCESSES')
+    variable, command = _LAUNCHER_SIGNS[args.launcher]
+    if variable not in os.environ:
+        raise ValueError(
+            f'--launcher {args.launcher} cannot be used, because {variable} '
+            f'is not in the environment; start the processes with {command}')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
 
-def _join_cpu_processes(cfg: Config) -> None:
-    """Joins torchrun's processes where mmengine, which sets a GPU, fails."""
-    if (cfg.get('launcher') == 'pytorch' and not has_accelerator()
-            and not torch.distributed.is_initialized()):
-        torch.distributed.init_process_group('gloo')
+def _fit_to_cpus(cfg: Config) -> None:
+    """DDP must not be given device ids, NCCL and SyncBN do not exist."""
+    cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False))
+    count = _unsync_batch_norm(cfg.model)
+    if count and is_main_process():
+        print_log(
+            f'{count} SyncBN settings became BN: each process normalises by '
+            'its own batch, as a CPU has no synchronised batch norm',
+            'current')
 
 
-def leave_processes() -> None:
-    """Leaves the process group, all at once.
-
-    A gloo process that still listens when its peer is gone aborts.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+def _unsync_batch_norm(node: object) -> int:
+    """Turns SyncBN into BN in a model's config; returns how many."""
+    if isinstance(node, (list, tuple)):
+        return sum(_unsync_batch_norm(item) for item in node)
+    if not isinstance(node, dict):
+        return 0
+    count = sum(_unsync_batch_norm(item) for item in node.values())
+    if node.get('type') in ('SyncBN', 'MMSyncBN'):
+        node['type'] = 'BN'
+        count += 1
+    return count

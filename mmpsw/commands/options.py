@@ -2,11 +2,10 @@
 
 Nothing here imports torch: ``--help``, and a wrong option, cost no time.
 """
+import dis
 import math
-import os
 import pickle
 import sys
-import traceback
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +13,13 @@ from urllib.error import URLError
 
 from mmengine.config import Config, DictAction
 
+from mmpsw import configs
+
 LAUNCHERS = ('pytorch', 'slurm', 'mpi')
-_PACKAGE = str(Path(__file__).parents[1]) + os.sep
+_PACKAGE = Path(__file__).resolve().parents[1]
+# Scripts in tools/ are ours too.
+_OURS = tuple(f'{path}/' for path in (_PACKAGE, _PACKAGE.parent / 'tools'))
+_RAISE = dis.opmap['RAISE_VARARGS']
 
 
 class ConfigOptions(DictAction):
@@ -90,17 +94,29 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
+def merge_options(cfg: Config, args: Namespace) -> None:
+    """Merges ``--cfg-options`` into a config.
+
+    Raises:
+        ValueError: A key leads nowhere.
+    """
+    configs.merge(cfg, args.cfg_options, '--cfg-options')
+
+
 def report_errors(command: Callable[[], None]) -> int:
     """Runs a command; ends with a line on stderr where a user went wrong.
 
     Returns:
-        int: The exit status: 0, or 2 after an error that was reported. Other
-        exceptions go on, with their traceback.
+        int: The exit status: 0; 2 after an error that was reported; 130 after
+        Ctrl-C. Other exceptions go on, with their traceback.
     """
     try:
         from mmpsw import checkpoints  # torch comes with it
         with checkpoints.data_only():
             command()
+    except KeyboardInterrupt as interruption:
+        print(str(interruption) or 'interrupted', file=sys.stderr)
+        return 130
     except Exception as error:
         if not is_user_error(error):
             raise
@@ -112,39 +128,39 @@ def report_errors(command: Callable[[], None]) -> int:
 def is_user_error(error: BaseException) -> bool:
     """Whether an exception needs no traceback to be understood.
 
-    A file that is missing, a download that failed, a file that torch does
-    not load as data, and a ValueError or OSError of this package. Elsewhere
-    these may be a bug, whose traceback must stay.
+    A file that is missing or forbidden, a download that failed, a file that
+    torch does not load as data, and a ValueError or OSError that a ``raise``
+    of ours made. All others may be a bug, whose traceback must stay.
     """
-    if isinstance(error, (FileNotFoundError, URLError,
+    if isinstance(error, (FileNotFoundError, PermissionError, URLError,
                           pickle.UnpicklingError)):
         return True
     return isinstance(error, (ValueError, OSError)) and any(
-        _raised_here(cause) for cause in _causes(error))
+        raised_on_purpose(cause, _OURS) for cause in _causes(error))
 
 
-def merge_options(cfg: Config, args: Namespace) -> None:
-    """Merges ``--cfg-options`` into a config.
+def raised_on_purpose(error: BaseException,
+                      files: tuple[str, ...] = ('', )) -> bool:
+    """Whether a ``raise`` made an exception, and not what was called there.
 
-    Raises:
-        ValueError: A key leads nowhere.
+    Args:
+        error: An exception that was caught.
+        files: How the path of the file with the ``raise`` begins.
     """
-    try:
-        cfg.merge_from_dict(args.cfg_options)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError('--cfg-options does not fit the config: '
-                         f'{error}') from error
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None:
+        return False
+    code = place.tb_frame.f_code
+    return (code.co_code[place.tb_lasti] == _RAISE
+            and code.co_filename.startswith(files))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _raised_here(error: BaseException) -> bool:
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and frames[-1].filename.startswith(_PACKAGE)
 
 
 def _one_line(error: BaseException) -> str:

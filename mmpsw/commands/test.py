@@ -2,8 +2,6 @@
 import copy
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
@@ -50,37 +48,30 @@ def test(args: Namespace) -> dict:
             option, the config, the checkpoint or the data is wrong.
     """
     from mmpsw.commands import checks, launch
-    from mmpsw.checkpoints import allow_resume
     cfg = build_config(args)
     checks.check_checkpoint(args.checkpoint)
     checks.check_data(cfg, 'test')
-    allow_resume()
+    checks.make_work_dir(cfg)
     runner = launch.build_runner(cfg)
     checks.check_fit(cfg, runner.model)
-    if args.out and cfg.get('default_scope') != 'mmseg':
-        runner.test_evaluator.metrics.append(_results_dump(cfg, args.out))
     metrics = runner.test()
     launch.leave_processes()
     return metrics
 
 
 def build_config(args: Namespace) -> Config:
-    """Builds the config that the command line describes.
+    """Loads the config that the command line names, and transforms it.
 
     Raises:
         ValueError: The config or an option is wrong.
     """
-    from mmpsw.commands import checks, launch
+    from mmpsw.commands import launch
     cfg = configs.load_config(args.config)
     options.merge_options(cfg, args)
     if cfg.get('test_dataloader') is None:
         raise ValueError(f"config '{args.config}' has no test_dataloader; "
                          'add one, with test_cfg and test_evaluator')
-    stem = Path(configs.resolve_config(args.config)).stem
-    launch.set_work_dir(cfg, args, stem)
-    launch.set_launcher(cfg, args)
-    launch.set_dataloader_defaults(cfg, launch.has_accelerator())
-    checks.fit_to_cpu(cfg)
+    launch.set_up(cfg, args)
     cfg.load_from = args.checkpoint
     cfg.resume = False
     if args.show or args.show_dir:
@@ -155,18 +146,17 @@ def _innermost(dataset: ConfigDict) -> ConfigDict:
 
 
 def _set_out(cfg: Config, out: str) -> None:
-    """Checks ``--out``, and hands it to mmseg's own metric."""
-    if cfg.get('default_scope') == 'mmseg':
-        cfg.test_evaluator['output_dir'] = out
-        cfg.test_evaluator['keep_results'] = True
-    elif not out.endswith(('.pkl', '.pickle')):
+    """Adds a metric that writes the predictions; mmseg's own does it."""
+    scope = cfg.get('default_scope')
+    if scope == 'mmseg':
+        cfg.test_evaluator.update(output_dir=out, keep_results=True)
+        return
+    if not out.endswith(('.pkl', '.pickle')):
         raise ValueError(f"--out '{out}' does not end in .pkl; give the name "
                          'of a pickle file for the predictions')
-
-
-def _results_dump(cfg: Config, out: str) -> Any:
-    if cfg.get('default_scope') == 'mmdet':
-        from mmdet.evaluation import DumpDetResults as Dump
-    else:
-        from mmengine.evaluator import DumpResults as Dump
-    return Dump(out_file_path=out)
+    kind = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'DumpResults'
+    metrics = cfg.test_evaluator
+    cfg.test_evaluator = [
+        *([metrics] if isinstance(metrics, dict) else metrics),
+        dict(type=kind, out_file_path=out)
+    ]

@@ -1,10 +1,9 @@
-"""Trains a config of mmdet, mmseg or mmpretrain, with or without PSW.
+"""Trains a config of mmdet, mmseg or mmpretrain, with or without a method.
 
 What imports torch comes late: ``--help``, and a wrong option, cost no time.
 """
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmengine.config import Config
 
@@ -22,26 +21,33 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Reads the command line (``sys.argv`` by default)."""
     parser = ArgumentParser(
         prog='train.py',
-        description='Train a stock or own config, with or without PSW.')
+        description='Train a stock or own config, as it is or with a method.')
     options.add_config(parser)
-    averaging = parser.add_mutually_exclusive_group()
-    averaging.add_argument(
+    parser.add_argument(
+        '--with',
+        nargs='+',
+        action='extend',
+        default=[],
+        dest='methods',
+        metavar='NAME',
+        help='methods that are added to the config: '
+        f'{", ".join(configs.known_methods())}, or the path of a file with '
+        'settings such as theirs')
+    parser.add_argument(
         '--psw',
-        metavar='TECHNIQUE',
-        help='pswa, pwalks, pswm, or the path of a file that defines psw')
-    averaging.add_argument(
-        '--arm',
-        help='an arm of a comparison: a name from configs/_base_/methods (ema, '
-        'swa, lawa, lookahead, ...), or the path of a file with the settings '
-        'that it adds to the config')
+        nargs=1,
+        action='extend',
+        dest='methods',
+        metavar='NAME',
+        help='the same, for one method')
     parser.add_argument('--seed', type=int, help='the random seed')
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help="continue from a checkpoint; without one, from the work dir's "
-        'latest')
+        help='continue from a checkpoint; without one, from the newest '
+        'readable one of the work dir, by iteration')
     parser.add_argument(
         '--overwrite',
         action='store_true',
@@ -62,87 +68,71 @@ def train(args: Namespace) -> None:
     Raises:
         ValueError, FileNotFoundError: Before anything is downloaded or
             built, where an option, the config or the data is wrong.
+        KeyboardInterrupt: Ctrl-C was pressed; it says when.
     """
-    from mmpsw.checkpoints import allow_resume
     from mmpsw.commands import checks, launch
-    from mmpsw.runtime import RandomStateHook, save_safely
     cfg = build_config(args)
-    if any(configs.is_psw(wrapper) for _, wrapper in configs.optim_wrappers(cfg)):
-        configs.check_strategy(cfg)
-    checks.check_amp(cfg)
-    checks.check_work_dir(cfg, args.overwrite)
-    checks.find_resume_point(cfg)
-    if cfg.get('load_from'):
-        checks.check_checkpoint(cfg.load_from, bool(cfg.get('resume')))
-    checks.check_pretrained(cfg.get('model'))
-    checks.keep_seed(cfg)
-    checks.check_data(cfg, 'train', 'val')
-    allow_resume()
+    notes = verify(cfg, args)
     runner = launch.build_runner(cfg)
     checks.check_fit(cfg, runner.model)
-    # Not in the config, which stays what the user wrote.
-    runner.register_hook(RandomStateHook(), priority='VERY_HIGH')
-    save_safely(runner)
-    runner.train()
+    for note in notes:
+        runner.logger.warning(note)
+    _add_hooks(runner)
+    try:
+        runner.train()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f'interrupted at iteration {runner.iter}; '
+                                '--resume goes on') from None
     launch.leave_processes()
 
 
 def build_config(args: Namespace) -> Config:
-    """Builds the config that the command line describes.
-
-    PSW and AMP come before ``--cfg-options``, so that these can change their
-    keys, and PSW's hook after, so that ``custom_hooks.0`` is the stock
-    config's own first hook.
+    """Loads the config that the command line names, and transforms it.
 
     Raises:
         ValueError: The config or an option is wrong.
     """
-    from mmpsw.commands import checks, launch
+    from mmpsw.commands import launch
     cfg = configs.load_config(args.config)
-    arm = _arm(args)
-    configs.apply_arm(cfg, arm)
-    if args.amp:
-        _set_amp(cfg)
-    options.merge_options(cfg, args)
-    configs.add_arm_hooks(cfg, arm)
-    launch.set_work_dir(cfg, args, _stem(args))
-    launch.set_launcher(cfg, args)
-    launch.set_dataloader_defaults(cfg, launch.has_accelerator())
-    checks.fit_to_cpu(cfg)
-    _set_seed(cfg, args.seed)
-    _set_resume(cfg, args.resume)
+    fragments = [configs.load_fragment(name) for name in args.methods]
+    configs.apply_fragments(cfg, fragments, args.amp, args.cfg_options)
+    launch.set_up(cfg, args)
+    if args.seed is not None:
+        cfg.randomness = {**cfg.get('randomness', {}), 'seed': args.seed}
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
         _set_auto_scale_lr(cfg)
     return cfg
 
 
-def _stem(args: Namespace) -> str:
-    stem = Path(configs.resolve_config(args.config)).stem
-    arm = args.psw or args.arm
-    return stem if arm is None else f'{stem}_{configs.psw_name(arm)}'
+def verify(cfg: Config, args: Namespace) -> list[str]:
+    """Looks at all that can be wrong, and finds where a resumed run begins.
+
+    Returns:
+        What the log should say of that.
+
+    Raises:
+        ValueError, FileNotFoundError: Something is wrong. Nothing was made.
+    """
+    from mmpsw.commands import checks
+    checks.check_psw(cfg)
+    checks.check_amp(cfg, args.amp)
+    checks.check_work_dir(cfg, args.overwrite)
+    notes = checks.find_start(cfg)
+    checks.check_pretrained(cfg.get('model'))
+    checks.check_data(cfg, 'train', 'val')
+    checks.make_work_dir(cfg)
+    return notes
 
 
-def _arm(args: Namespace) -> Config:
-    if args.psw is not None:
-        return Config(dict(psw=configs.psw_fragment(args.psw)))
-    return Config() if args.arm is None else configs.arm_fragment(args.arm)
-
-
-def _set_amp(cfg: Config) -> None:
-    configs.set_wrapper_types(cfg, configs.AMP_WRAPPERS, '--amp')
-    for _, wrapper in configs.optim_wrappers(cfg):
-        wrapper.setdefault('loss_scale', 'dynamic')
-
-
-def _set_seed(cfg: Config, seed: int | None) -> None:
-    if seed is not None:
-        cfg.randomness = {**cfg.get('randomness', {}), 'seed': seed}
-
-
-def _set_resume(cfg: Config, resume: str | None) -> None:
-    if resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if resume == 'auto' else resume
+def _add_hooks(runner) -> None:
+    """Not in the config, which stays what the user wrote."""
+    from mmpsw.runtime.random_state import RandomStateHook
+    from mmpsw.runtime.saving import save_safely
+    runner.register_hook(RandomStateHook(), priority='VERY_HIGH')
+    save_safely(runner)
 
 
 def _set_auto_scale_lr(cfg: Config) -> None:

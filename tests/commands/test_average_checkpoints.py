@@ -96,25 +96,36 @@ def test_named_files_keep_their_order_without_numbers():
     assert result['meta']['sources'] == ['b.pth', 'a.pth']
 
 
+def test_a_buffer_that_masks_is_the_last_ones():
+    for index, seen in enumerate([torch.inf, 2.], start=1):
+        save(f'epoch_{index}.pth', [float(index)],
+             mask=torch.tensor([0., -torch.inf]), lowest=torch.tensor(seen))
+    state_dict = mean('.')['state_dict']
+    assert state_dict['weight'].tolist() == [1.5]
+    assert state_dict['mask'].tolist() == [0., -torch.inf]
+    assert state_dict['lowest'].item() == 2.
+
+
 def test_an_existing_file_stays_unless_asked_for(capsys):
     save('a.pth', [1.])
     Path('out.pth').write_bytes(b'mine')
     assert '--overwrite' in refusal(capsys, 'a.pth', '--out', 'out.pth')
     assert Path('out.pth').read_bytes() == b'mine'
     assert mean('a.pth', '--overwrite')['meta']['count'] == 1
-    assert not list(Path().glob('.*.tmp'))
+    assert not list(Path().glob('.*'))
 
 
 @pytest.mark.parametrize('argv, message', [
     (['no'], "checkpoint 'no' does not exist"),
     (['.', '--last', '3'], '--last 3 is not possible with 2 checkpoints'),
-    (['.', '--last', '0'], 'give 1 to 2'),
     (['epoch_1.pth', 'more.pth'], "'more.pth' has 'bias'"),
     (['more.pth', 'epoch_1.pth'], "'epoch_1.pth' lacks 'bias'"),
     (['epoch_1.pth', 'wide.pth'], "'weight' in shape (2,)"),
     (['epoch_1.pth', 'nan.pth'], 'not finite'),
+    (['epoch_1.pth', 'inf.pth'], "values in 'weight' that are not finite"),
+    (['nan_buffer.pth'], "values in 'running_var' that are not finite"),
     (['text.pth'], "'text.pth' is not loaded, because it is no checkpoint"),
-    (['list.pth'], "'list.pth' has no state_dict"),
+    (['list.pth'], "'list.pth' holds no weights, but a list"),
     (['empty'], 'neither epoch_*.pth'),
     (['mixed'], 'both epoch_*.pth'),
     (['.', '--recalibrate', 'no.py'], "config 'no.py' does not exist"),
@@ -124,7 +135,9 @@ def test_refusals_write_nothing(argv, message, capsys):
         save(name, [1.])
     save('more.pth', [1.], bias=torch.ones(1))
     save('wide.pth', [1., 2.])
-    save('nan.pth', [float('nan')])
+    save('nan.pth', [torch.nan])
+    save('inf.pth', [torch.inf])
+    save('nan_buffer.pth', [1.], running_var=torch.tensor([torch.nan]))
     Path('text.pth').write_text('no checkpoint')
     torch.save([1], 'list.pth')
     for name in ('empty', 'mixed'):

@@ -1,13 +1,17 @@
 """tools/train.py: what its options make of a config, and how it refuses."""
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
-from mmpsw.commands import checks, launch, train
+from mmpsw.commands import checks, launch, options, train
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
@@ -61,13 +65,17 @@ def test_without_options_a_stock_config_stays_as_it_is():
     assert cfg.work_dir == './work_dirs/retinanet_r50_fpn_1x_coco'
 
 
-def test_psw_is_in_the_work_dirs_name(tmp_path):
+def test_the_methods_are_in_the_work_dirs_name(tmp_path):
     mine = tmp_path / 'Mine.py'
     mine.write_text("psw = dict(type='PSWA')\n")
     prefix = './work_dirs/retinanet_r50_fpn_1x_coco_'
-    assert build(RETINANET, '--psw', 'pswa').work_dir == prefix + 'pswa'
-    assert build(RETINANET, '--psw', str(mine)).work_dir == prefix + 'mine'
-    assert build(RETINANET, '--psw', 'pswa', '--work-dir',
+    for argv, name in [(['--psw', 'pswa'], 'pswa'), (['--psw', mine], 'mine'),
+                       (['--with', 'pwalks', 'ema'], 'pwalks_ema'),
+                       (['--psw', 'pwalks', '--with', 'ema'], 'pwalks_ema'),
+                       (['--with', 'variants/pswa_late'], 'pswa_late'),
+                       (['--with', 'baseline'], 'baseline')]:
+        assert build(RETINANET, *map(str, argv)).work_dir == prefix + name
+    assert build('--psw', 'pswa', RETINANET, '--work-dir',
                  'here').work_dir == 'here'
 
 
@@ -182,6 +190,16 @@ def refusal(capsys, *argv):
      'FlexibleRunner with FSDPStrategy, because its FSDP.optim_state_dict'),
     ([FSDP, '--cfg-options', 'optim_wrapper.type=mmpsw.PSWOptimWrapper'],
      'FlexibleRunner with FSDPStrategy'),
+    ([RETINANET, '--with', 'pswa', 'pwalks'],
+     "'pswa' and 'pwalks' cannot be used together, because both set psw"),
+    ([RTMDET, '--with', 'control'],
+     'optim_wrapper.psw.write_back=False and EMAHook cannot be used together'),
+    ([RETINANET, '--with', 'ema', 'swa'], 'EMAHook and EpochAverageHook'),
+    ([RTMDET, '--with', 'switch_ema'], 'EMAHook and SwitchEMAHook'),
+    ([RETINANET, '--cfg-options', 'optim_wrapper.psw.x=1'],
+     "optim_wrapper.psw cannot be used with optim_wrapper.type='Optim"),
+    ([RETINANET, '--cfg-options',
+      'optim_wrapper.type=mmpsw.PSWOptimWrapper'], 'needs optim_wrapper.psw'),
 ])
 def test_one_line_before_anything_is_made(argv, message, tmp_path, capsys,
                                           monkeypatch):
@@ -193,14 +211,30 @@ def test_one_line_before_anything_is_made(argv, message, tmp_path, capsys,
     assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
+AMP = 'mmdet::retinanet/retinanet_r50_fpn_amp-1x_coco'
+
+
+@needs_cpu
+@pytest.mark.parametrize('argv, instead', [
+    ([RETINANET, '--amp'], 'leave out --amp, or train --with pwalks'),
+    ([AMP], "use optim_wrapper.type='OptimWrapper', without loss_scale"),
+])
+def test_stock_mixed_precision_needs_an_accelerator(argv, instead, capsys):
+    line = refusal(capsys, *argv)
+    assert "optim_wrapper.type='AmpOptimWrapper'" in line and instead in line
+
+
 @needs_cpu
 @pytest.mark.parametrize('argv', [
-    [RETINANET, '--amp'],
-    [RETINANET, '--amp', '--psw', 'pswa'],
-    ['mmdet::retinanet/retinanet_r50_fpn_amp-1x_coco'],
-])
-def test_mixed_precision_needs_an_accelerator(argv, capsys):
-    assert 'needs an accelerator' in refusal(capsys, *argv)
+    ['--amp', '--psw', 'pwalks', *EPOCHS],
+    [*EPOCHS, 'optim_wrapper.type=mmpsw.PSWAmpOptimWrapper',
+     'optim_wrapper.psw.type=PSWA', 'optim_wrapper.psw.period=5',
+     'optim_wrapper.psw.by_epoch=False', 'optim_wrapper.psw.buffers=keep'],
+], ids=['option', 'config'])
+def test_ours_trains_on_a_cpu_in_bfloat16(argv, folder):
+    assert run(CLS, '--work-dir', 'run', *argv, 'train_cfg.max_epochs=1') == 0
+    log = logs(Path('run'))
+    assert 'PSWAmpOptimWrapper' in log and 'psw/samples' in log
 
 
 def test_a_loader_of_its_own_files_may_lack_them(folder):
@@ -242,6 +276,47 @@ def test_a_bug_keeps_its_traceback(folder):
         run(CLS, *EPOCHS, 'train_cfg.no_such_argument=1')
 
 
+def command(code, file):
+    """A command whose code stands in this file."""
+    return lambda: exec(compile(code, file, 'exec'), {})
+
+
+RAISE = "raise ValueError('a wrong value')"
+
+
+@pytest.mark.parametrize('code', [
+    "int('x')", "'ab'.index('c')", 'a, b = 1, 2, 3', "open('/')"])
+def test_an_accident_inside_of_mmpsw_is_a_bug(code):
+    with pytest.raises((ValueError, OSError)) as info:
+        options.report_errors(command(code, train.__file__))
+    assert info.traceback[-1].path == Path(train.__file__)
+
+
+def test_what_is_raised_on_purpose_is_a_sentence(capsys):
+    assert options.report_errors(command(RAISE, train.__file__)) == 2
+    assert capsys.readouterr().err == 'error: a wrong value\n'
+    with pytest.raises(ValueError):
+        options.report_errors(command(RAISE, '/elsewhere.py'))
+
+    def registry():  # older mmengine puts the class's name in front
+        try:
+            command(RAISE, train.__file__)()
+        except ValueError as error:
+            raise type(error)(f'class A: {error}')  # noqa: B904
+
+    assert options.report_errors(registry) == 2
+    assert capsys.readouterr().err == 'error: class A: a wrong value\n'
+
+
+@pytest.mark.parametrize('work_dir', ['/proc/run', 'file/run'])
+def test_a_work_dir_that_cannot_be_written(work_dir, folder, capsys):
+    Path('file').write_text('')
+    line = refusal(capsys, CLS, '--work-dir', work_dir, *EPOCHS)
+    assert re.fullmatch(
+        f"error: --work-dir '{work_dir}' cannot be written, because the "
+        "system says '[A-Z][a-z ]+'; give another folder", line)
+
+
 def test_the_command_itself(tmp_path):
     result = subprocess.run(
         [sys.executable, ROOT / 'tools' / 'train.py', RETINANET, '--psw',
@@ -254,6 +329,17 @@ def test_the_command_itself(tmp_path):
     assert result.stderr.startswith('error: train_dataloader.dataset: ')
     assert 'data/coco' in result.stderr and 'Traceback' not in result.stderr
     assert not (tmp_path / 'work_dirs').exists()
+
+
+def test_help_does_not_wait_for_torch():
+    code = ('import sys\n'
+            'from mmpsw.commands import average_checkpoints, test, train\n'
+            'for command in (average_checkpoints, test, train):\n'
+            '    try: command.main(["--help"])\n'
+            '    except SystemExit: pass\n'
+            'sys.exit("torch" in sys.modules)')
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT,
+                   stdout=subprocess.DEVNULL)
 
 
 # Training
@@ -281,12 +367,29 @@ def test_training_resuming_and_refusing(config, small, first, last, folder,
     }
 
     (work_dir / last).unlink()
-    (work_dir / 'last_checkpoint').write_text(str(work_dir / first))
     assert run(*argv, '--resume') == 0
     again = torch.load(work_dir / last, weights_only=True)['state_dict']
-    assert whole.keys() == again.keys()
-    assert f'resumed from the latest checkpoint {work_dir / first}' in logs(
-        work_dir).replace('Auto ', '')
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert f'/{first}, the newest readable checkpoint' in logs(work_dir)
+
+
+class PressCtrlC(Hook):
+    """In the second of two epochs of four iterations."""
+
+    def after_train_iter(self, runner, batch_idx, **kwargs):
+        if runner.iter == 5:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c(folder, capsys, monkeypatch):
+    monkeypatch.setitem(HOOKS.module_dict, 'PressCtrlC', PressCtrlC)
+    Path('press.py').write_text("custom_hooks = [dict(type='PressCtrlC')]")
+    argv = [CLS, '--psw', 'pwalks', '--work-dir', 'run', *EPOCHS]
+    assert run(*argv[:3], '--with', 'press.py', *argv[3:]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        'interrupted at iteration 5; --resume goes on')
+    assert run(*argv, '--resume') == 0
+    assert Path('run/epoch_2.pth').is_file()
 
 
 def test_a_stock_run_resumes(folder):
