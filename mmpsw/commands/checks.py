@@ -5,6 +5,7 @@ what is wrong, why, and what to do instead. ``cfg`` is a whole config.
 """
 import os.path as osp
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,10 @@ def make_work_dir(cfg: Config) -> None:
     """Makes the work dir, after all else was looked at, and holds it."""
     from mmpsw.runtime.saving import hold_work_dir
     try:
-        hold_work_dir(cfg.work_dir)
+        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=cfg.work_dir).close()
+        if cfg.launcher == 'none':  # of several processes, one does so later
+            hold_work_dir(cfg.work_dir)
     except OSError as error:
         raise ValueError(
             f"--work-dir '{cfg.work_dir}' cannot be written, because the "

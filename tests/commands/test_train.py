@@ -29,7 +29,7 @@ SEG = str(CONFIGS / 'seg' / 'unet_fcn_digits.py')
 SMALL = [
     '--cfg-options', 'train_dataloader.num_workers=0',
     'val_dataloader.num_workers=0', 'test_dataloader.num_workers=0',
-    'train_dataloader.batch_size=4', 'default_hooks.logger.interval=1',
+    'train_dataloader.batch_size=2', 'default_hooks.logger.interval=1',
     'train_dataloader.dataset.indices=16', 'val_dataloader.dataset.indices=4'
 ]
 EPOCHS = [*SMALL, 'train_cfg.max_epochs=2']

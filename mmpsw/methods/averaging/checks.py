@@ -57,7 +57,8 @@ def check_window(technique: Technique, schedule: Schedule) -> None:
         what, instead = 'The period holds', 'use a longer period.'
         if last is not None:
             what = f'last={last!r} is a window of'
-            instead = 'for the whole period, use last=1.0 (a float).'
+            instead = ('use a larger last (1.0, a float, is the whole '
+                       'period), or a longer period.')
         raise ValueError(
             f'{what} one update only, and the mean of one sample is that '
             f'sample, so that nothing would ever change: {instead}')
