@@ -21,7 +21,7 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmpsw',
-    locations=['mmpsw.engine', 'mmpsw.analysis'])
+    locations=['mmpsw.engine'])
 MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
