@@ -21,7 +21,7 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmpsw',
-    locations=['mmpsw.engine', 'mmpsw.runtime', 'mmpsw.analysis'])
+    locations=['mmpsw.engine', 'mmpsw.runtime'])
 MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,

@@ -1,10 +1,8 @@
-"""The folders and files in which commands leave their results."""
-import csv
-from collections.abc import Iterable, Sequence
+"""The folders in which scripts leave their results."""
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-__all__ = ['out_folder', 'write_csv']
+__all__ = ['out_folder']
 
 
 def out_folder(path: str | Path,
@@ -30,15 +28,3 @@ def out_folder(path: str | Path,
                          '--overwrite')
     out.mkdir(parents=True, exist_ok=True)
     return out
-
-
-def write_csv(path: str | Path, header: Sequence[str],
-              rows: Iterable[Sequence[Any]]) -> Path:
-    """Write a table, and its folder where it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.writer(file, lineterminator='\n')
-        writer.writerow(header)
-        writer.writerows(rows)
-    return path

@@ -36,13 +36,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from mmengine.model import BaseModel  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import track  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.data import Dataset  # noqa: E402
 
 from mmpsw import checkpoints  # noqa: E402
 from mmpsw.checkpoints import PARTIAL  # noqa: E402
 from mmpsw.commands import train  # noqa: E402
-from mmpsw.commands.progress import Bars  # noqa: E402
 from mmpsw.engine.averaging import hook  # noqa: E402
 from mmpsw.runtime import saving  # noqa: E402
 
@@ -353,9 +354,9 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix='faults'))
     campaign = Campaign(folder, args.seed, args.stock_saving)
     begin = time.monotonic()
-    with Bars() as bars:
-        for number in bars.parts(range(args.runs), 'runs'):
-            campaign.run(number)
+    for number in track(range(args.runs), 'runs',
+                        console=Console(stderr=True)):
+        campaign.run(number)
     tally = campaign.tally
     print('| runs | faults | resumes | losses | minutes |')
     print('| --- | --- | --- | --- | --- |')

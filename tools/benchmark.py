@@ -1,7 +1,479 @@
-"""Measures what averaging costs: ``benchmark.py sample|step|growth``."""
-import sys
+"""Measures what averaging the weights costs.
 
-from mmpsw.commands.benchmark import main
+    benchmark.py sample [CONFIG]      a sample beside peers and a flat pass
+    benchmark.py step [CONFIG ...]    training steps without and with averaging
+
+Operations and bytes are counted. Times are of rounds in which everything runs
+once, in an order that changes; ratios are within a round.
+"""
+import argparse
+import platform
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import MMLogger
+from mmengine.model import ExponentialMovingAverage, StochasticWeightAverage
+from mmengine.optim import OptimWrapper
+from mmengine.structures import InstanceData, PixelData
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mmpsw import configs
+from mmpsw.commands import options
+from mmpsw.engine import PSWOptimWrapper
+from mmpsw.engine.averaging.buffers import owned_buffers
+from mmpsw.engine.peers import LatestWeightAverage
+from mmpsw.methods.averaging import PSWA, PSWM, PeriodicResampler, Technique
+from mmpsw.models import build_model
+from mmpsw.results import out_folder
+
+MODELS = ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+          'mmseg::unet/unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024.py',
+          'mmpretrain::resnet/resnet50_8xb32_in1k.py')
+FLAT, SAMPLE, BASELINE = 'flat lerp_', 'PSW sample', 'baseline'
+CONTROL = 'PSW control, two swaps'
+DEFAULT_OUT = Path('work_dirs/benchmark')
+QUARTILES = [0.5, 0.25, 0.75]
+OVERWRITING = ('copy_', '_foreach_copy_', 'zero_', 'fill_', '_foreach_zero_')
+
+Call = Callable[[], Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the script; returns the exit status."""
+    args = parse_args(argv)
+    return options.report_errors(lambda: args.command(args))
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line (``sys.argv`` by default)."""
+    number = options.at_least(1)
+    parser = argparse.ArgumentParser(
+        prog='benchmark.py', description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar='sample|step')
+    sample = commands.add_parser(
+        'sample', help='a sample, a resampling and a swap, beside peers')
+    sample.add_argument('config', nargs='?', help='whose model is averaged: a '
+                        'path or a zoo name (default: made parameters)')
+    sample.add_argument('--params', type=number, default=25_000_000,
+                        help='made parameters (default: 25e6)')
+    sample.add_argument('--tensors', type=number, default=161,
+                        help='... in so many tensors (default: 161)')
+    sample.add_argument('--dtype', default='float32', choices=[
+        'float32', 'bfloat16', 'float16', 'float64'], help='of the weights')
+    step = commands.add_parser(
+        'step', help='a training step with and without averaging')
+    step.add_argument('configs', nargs='*', default=MODELS, help='paths or '
+                      'zoo names (default: RetinaNet R50, UNet, ResNet-50)')
+    step.add_argument('--size', type=number, default=64,
+                      help='height and width of the images (default: 64)')
+    step.add_argument('--batch-size', type=number, default=2,
+                      help='images in a batch (default: 2)')
+    step.add_argument('--period', type=options.at_least(8), default=20,
+                      help='steps between two resamplings (default: 20, much '
+                      'less than in any real run)')
+    for sub, command, repeats in ((sample, run_sample, 50),
+                                  (step, run_step, 10)):
+        sub.set_defaults(command=command)
+        sub.add_argument('--repeats', type=number, default=repeats,
+                         help='rounds (default: %(default)s)')
+        options.add_out(sub, 'work_dirs/benchmark')
+    return parser.parse_args(argv)
+
+
+def run_sample(args: argparse.Namespace) -> None:
+    """Measures one sample of each kind."""
+    if args.params < args.tensors:
+        raise ValueError(f'--params {args.params} cannot fill --tensors '
+                         f'{args.tensors}; give more, or fewer tensors')
+    cfg = args.config and configs.load_config(args.config)
+    out = out_folder(args.out or DEFAULT_OUT, ['sample.csv'], args.overwrite)
+    dtype = getattr(torch, args.dtype)
+    if cfg:
+        model = build_model(cfg).to(dtype)
+    else:
+        size, larger = divmod(args.params, args.tensors)
+        model = nn.ParameterList(
+            torch.ones(size + (i < larger), dtype=dtype, device=get_device())
+            for i in range(args.tensors))
+    report(sample_costs(model, args.repeats), out / 'sample.csv')
+
+
+def run_step(args: argparse.Namespace) -> None:
+    """Measures steps of each config."""
+    every = {name: configs.load_config(name) for name in args.configs}
+    out = out_folder(args.out or DEFAULT_OUT, ['step.csv'], args.overwrite)
+    MMLogger.get_current_instance().setLevel('WARNING')  # no resamplings
+    report(pd.concat([
+        step_costs(cfg, args.batch_size, args.size, args.period,
+                   args.repeats).assign(config=name)
+        for name, cfg in every.items()]), out / 'step.csv')
+
+
+def sample_costs(model: nn.Module, repeats: int) -> pd.DataFrame:
+    """What a sample costs, of ours and of the peers that are installed.
+
+    Returns:
+        DataFrame: For each the ``operations`` dispatched, the bytes read and
+        written ``bytes_per_weight``, and the times of :func:`timed`.
+    """
+    averaged = resampler(model, PSWA(), 2).tensors
+    weights = sum(tensor.numel() for tensor in averaged)
+    mean, live = (torch.ones(weights, device=averaged[0].device)
+                  for _ in range(2))
+    built = {FLAT: (lambda: mean.lerp_(live, 0.01), nothing),
+             'flat copy_': (lambda: mean.copy_(live), nothing)}
+    rows, missing = [], []
+    for name, (package, build) in CONTENDERS.items():
+        if package and find_spec(package) is None:
+            missing.append(dict(name=name, note='not installed'))
+        else:
+            built[name] = build(model)
+    times = timed(interleaved(built, track_rounds(repeats, 'samples')), FLAT)
+    for name, (call, prepare) in built.items():
+        prepare()
+        with Counted() as count:
+            call()
+        rows.append(dict(name=name, operations=len(count.operations),
+                         bytes_per_weight=count.bytes / weights))
+    return pd.DataFrame(rows + missing).merge(times, how='left').assign(
+        weights=weights)
+
+
+def step_costs(cfg: Config, batch_size: int, size: int, period: int,
+               repeats: int) -> pd.DataFrame:
+    """What a training step costs, with and without averaging.
+
+    All arms train one model on one batch of noise, and take their steps in
+    turn. Times are means over a period, which ends with a resampling (SWA: has
+    one sample).
+
+    Returns:
+        DataFrame: The times of :func:`timed`, and ``megabytes``: the peak
+        that an arm and its steps hold beside the model, on a GPU.
+    """
+    set_input_size(cfg, size)
+    model = build_model(cfg)
+    batch = synthetic_batch(cfg, batch_size, size)
+    built, peaks = {}, {}
+    for name, build in arms(model, batch, period).items():
+        if torch.cuda.is_available():
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+        step = build()
+        for _ in range(period):
+            step()
+        if torch.cuda.is_available():
+            peaks[name] = (torch.cuda.max_memory_allocated() - before) / 1e6
+        built[name] = (step, nothing)
+    times = interleaved(built, track_rounds(repeats * period,
+                                            Path(cfg.filename).stem))
+    table = timed(times.groupby(times.index // period).mean(), BASELINE)
+    return table.assign(megabytes=table.name.map(peaks))
+
+
+def interleaved(calls: Mapping[str, tuple[Call, Call]],
+                rounds: Iterable[int]) -> pd.DataFrame:
+    """Times all calls once a round, in an order that changes.
+
+    Args:
+        calls (Dict[str, Tuple]): What is timed, and what runs before it and
+            is not timed.
+        rounds (Iterable[int]): Its length is the number of rounds, behind
+            three that do not count.
+
+    Returns:
+        DataFrame: Seconds: a column for each call, a row for each round.
+    """
+    order, shuffle = list(calls), random.Random(0).shuffle
+
+    def one_round() -> dict[str, float]:
+        shuffle(order)
+        return {name: seconds(*calls[name]) for name in order}
+
+    for _ in range(3):
+        one_round()
+    return pd.DataFrame([one_round() for _ in rounds])[list(calls)]
+
+
+def seconds(call: Call, prepare: Call) -> float:
+    """How long one call takes, with what it left a GPU to do."""
+    prepare()
+    synchronize()
+    begin = time.perf_counter()
+    call()
+    synchronize()
+    return time.perf_counter() - begin
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def timed(times: pd.DataFrame, base: str) -> pd.DataFrame:
+    """Medians and quartiles of the times, and of their ratios in a round."""
+    ratios = times.div(times[base], axis=0)
+    table = pd.concat([times.quantile(QUARTILES).T,
+                       ratios.quantile(QUARTILES).T], axis=1)
+    table.columns = ['seconds', 'seconds_q1', 'seconds_q3',
+                     'ratio', 'ratio_q1', 'ratio_q3']
+    return table.rename_axis('name').reset_index()
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations, and the bytes that they read and write.
+
+    An operation reads its tensors, and writes those that its schema marks as
+    changed and those that it makes; a copy, or ``out=``, does not read what
+    it overwrites, and ``empty`` writes nothing. Views are no operations.
+
+    Attributes:
+        operations (List[str]): Their names, in order.
+        bytes (int): Read and written.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.operations: list[str] = []
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (),
+                           kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.partition('::')[2]
+        if func.is_view or name in ('detach', 'alias'):
+            return result
+        self.operations.append(name)
+        if name.startswith(('empty', 'new_empty')):
+            return result
+        arguments = func._schema.arguments
+        values = {a.name: v for a, v in zip(arguments, args)} | (kwargs or {})
+        for argument in arguments:
+            info = argument.alias_info
+            written = info is not None and info.is_write
+            read = not (written and (argument.is_out or name in OVERWRITING))
+            self.bytes += _size(values.get(argument.name)) * (written + read)
+        given = set(map(id, tree_leaves((args, kwargs))))
+        self.bytes += _size([made for made in tree_leaves(result)
+                             if id(made) not in given])
+        return result
+
+
+def _size(value: Any) -> int:
+    return sum(leaf.nbytes for leaf in tree_leaves(value)
+               if isinstance(leaf, Tensor) and leaf.device.type != 'meta')
+
+
+def resampler(model: nn.Module, technique: Technique, period: int,
+              **keys: Any) -> PeriodicResampler:
+    """One that averages a model's weights and buffers."""
+    return PeriodicResampler(
+        torch.optim.SGD(model.parameters(), lr=0.), technique, period,
+        buffers=model.buffers(), **keys)
+
+
+def nothing() -> None:
+    """What most calls need before they are timed."""
+
+
+def _sample(model: nn.Module) -> tuple[Call, Call]:
+    """In the midst of a window that never ends."""
+    return resampler(model, PSWA(), 1 << 40).step, nothing
+
+
+def _resampling(technique: Technique) -> Callable:
+    """The last update of a period: the second sample, and the rest."""
+
+    def build(model: nn.Module) -> tuple[Call, Call]:
+        step = resampler(model, technique, 2).step
+        return step, step
+
+    return build
+
+
+def _control(model: nn.Module) -> tuple[Call, Call]:
+    averaging = resampler(model, PSWA(), 2, write_back=False)
+    averaging.step()
+    averaging.step()
+
+    def swap() -> None:
+        with averaging.averaged():
+            pass
+
+    return swap, nothing
+
+
+def _averaged(kind: Callable, **keys: Any) -> Callable:
+    """torch's AveragedModel, and those that have its interface."""
+
+    def build(model: nn.Module) -> tuple[Call, Call]:
+        average = kind(model, **keys)
+        return lambda: average.update_parameters(model), nothing
+
+    return build
+
+
+def _timm(model: nn.Module) -> tuple[Call, Call]:
+    from timm.utils import ModelEmaV3
+    average = ModelEmaV3(model)
+    return lambda: average.update(model), nothing
+
+
+def _ema_pytorch(model: nn.Module) -> tuple[Call, Call]:
+    from ema_pytorch import EMA
+    return EMA(model, update_after_step=0, update_every=1,
+               include_online_model=False, use_foreach=True).update, nothing
+
+
+def _lightning(model: nn.Module) -> tuple[Call, Call]:
+    from lightning.pytorch import LightningModule
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+    callback, wrapped = EMAWeightAveraging(), LightningModule()
+    wrapped.model = model
+    callback.setup(None, wrapped, 'fit')
+    average = callback._average_model
+    return lambda: average.update_parameters(wrapped), nothing
+
+
+# The package that is needed, and what builds the call for a model.
+CONTENDERS: dict[str, tuple[str | None, Callable]] = {
+    SAMPLE: (None, _sample),
+    'PSWA sample + resampling': (None, _resampling(PSWA())),
+    'PSWM sample + resampling': (None, _resampling(PSWM())),
+    CONTROL: (None, _control),
+    'torch AveragedModel': (None, _averaged(
+        AveragedModel, multi_avg_fn=get_ema_multi_avg_fn())),
+    'mmengine EMA': (None, _averaged(ExponentialMovingAverage)),
+    'mmengine SWA': (None, _averaged(StochasticWeightAverage)),
+    'timm ModelEmaV3': ('timm', _timm),
+    'ema-pytorch': ('ema_pytorch', _ema_pytorch),
+    'Lightning EMA': ('lightning', _lightning),
+    'LAWA, k = 10': (None, _averaged(LatestWeightAverage, last=10)),
+}
+
+
+def arms(model: nn.Module, batch: dict,
+         period: int) -> dict[str, Callable[[], Call]]:
+    """What builds the training step of each arm."""
+
+    def sgd() -> torch.optim.Optimizer:
+        # So small a rate that noise for data does no harm to the weights.
+        return torch.optim.SGD(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=1e-6, momentum=0.9, weight_decay=1e-4)
+
+    def baseline() -> Call:
+        wrapper = OptimWrapper(sgd())
+        return lambda: model.train_step(batch, wrapper)
+
+    def psw(**technique: Any) -> Call:
+        wrapper = PSWOptimWrapper(
+            sgd(), dict(technique, period=period, by_epoch=False))
+        wrapper.attach(buffers=owned_buffers(model, [('', wrapper)])[''])
+        return lambda: model.train_step(batch, wrapper)
+
+    def averaged(kind: type, interval: int) -> Call:
+        step, average, counts = baseline(), kind(model), count(1)
+
+        def train() -> None:
+            step()
+            if next(counts) % interval == 0:
+                average.update_parameters(model)
+
+        return train
+
+    return {
+        BASELINE: baseline,
+        'PSWA': partial(psw, type='PSWA'),
+        'PWALKS, last=0.25': partial(psw, type='PWALKS', last=0.25),
+        'PSWM': partial(psw, type='PSWM'),
+        'EMA of EMAHook': partial(averaged, ExponentialMovingAverage, 1),
+        'SWA, once a period': partial(
+            averaged, StochasticWeightAverage, period),
+    }
+
+
+def set_input_size(cfg: Config, size: int) -> None:
+    """mmseg pads a batch to the size that its config says."""
+    for holder in (cfg, cfg.model):
+        preprocessor = holder.get('data_preprocessor') or {}
+        if preprocessor.get('size') is not None:
+            preprocessor['size'] = (size, size)
+
+
+def synthetic_batch(cfg: Config, batch_size: int, size: int) -> dict:
+    """Noise with labels, as a data loader of the config would give it.
+
+    Raises:
+        ValueError: The config is of none of the three frameworks.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in configs.FRAMEWORKS:
+        raise ValueError(
+            f"a config with default_scope='{scope}' cannot be timed, because "
+            'only the batches of mmdet, mmseg and mmpretrain are known; give '
+            'one of theirs')
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (batch_size, 3, size, size),
+                           generator=generator, dtype=torch.uint8)
+    return dict(inputs=images if scope == 'mmpretrain' else list(images),
+                data_samples=[_sample_of(scope, size) for _ in images])
+
+
+def _sample_of(scope: str, size: int) -> Any:
+    """An image's labels: class 0, a box in the middle, or all background."""
+    if scope == 'mmpretrain':
+        from mmpretrain.structures import DataSample
+        return DataSample().set_gt_label(0)
+    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'),
+                           (size, size))
+    if scope == 'mmseg':
+        from mmseg.structures import SegDataSample
+        labels = torch.zeros(1, size, size, dtype=torch.long)
+        return SegDataSample(metainfo=shapes,
+                             gt_sem_seg=PixelData(data=labels))
+    from mmdet.structures import DetDataSample
+    boxes = torch.tensor([[0.25, 0.25, 0.75, 0.75]]) * size
+    return DetDataSample(
+        metainfo=dict(shapes, scale_factor=(1., 1.)),
+        gt_instances=InstanceData(bboxes=boxes, labels=torch.tensor([0])))
+
+
+def report(table: pd.DataFrame, path: Path) -> None:
+    """Write a table with the machine in it, and print it."""
+    device = (torch.cuda.get_device_name() if torch.cuda.is_available() else
+              f'{platform.machine()} CPU, {torch.get_num_threads()} threads')
+    table.assign(device=device, torch=torch.__version__).to_csv(
+        path, index=False)
+    print(f'{device}; times are medians, ratio is to the first row, with the '
+          'quartiles q1 and q3')
+    print(table.drop(columns=['seconds_q1', 'seconds_q3']).to_string(
+        index=False, na_rep='', float_format='{:.4g}'.format))
+    print(path)
+
+
+def track_rounds(count: int, description: str) -> Iterable[int]:
+    """Shows the progress on stderr, with the time left."""
+    return track(range(count), description, console=Console(stderr=True))
+
 
 if __name__ == '__main__':
     sys.exit(main())

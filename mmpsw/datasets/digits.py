@@ -17,34 +17,30 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from rich.progress import track
 
-CLASSES = tuple('0123456789')
-"""Class names, in the order of their labels."""
-
-VERSION = 1
-"""To be raised whenever the files change for the same parameters."""
-
+# Raise the version whenever the files change for the same parameters.
+_MADE_BY = dict(generator='mmpsw.datasets.digits', version=1)
 _PARAMETERS = 'parameters.json'
+_LEAST = dict(train=1, val=1, size=64, seed=0)
 _SCENE_DIGITS = (4, 11)  # digits tried per scene, [low, high)
 _TILE = (16, 45)  # a digit's height in a scene in pixels, [low, high)
+_SINGLE_TILE = (22, 29)  # ... and in a classification image
+_SINGLE_SIZE = 32  # pixels, the side of a classification image
 _TILT = 12  # degrees to either side
 _GAP = 2  # pixels between the boxes of two digits
 _INKED = 102  # of 255: a pixel with at least this much ink is the digit's
-_CLS_SIZE = 32  # pixels, the side of a classification image
 
 
-@dataclass(frozen=True)
-class Digits:
+class Digits(NamedTuple):
     """Handwritten samples of one split.
 
-    Args:
+    Attributes:
         images: (N, 8, 8) uint8, ink from 0 to 255.
         labels: (N, ) int, the digit.
         samples: (N, ) int, the index in scikit-learn's data set.
@@ -53,44 +49,6 @@ class Digits:
     images: np.ndarray
     labels: np.ndarray
     samples: np.ndarray
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One image with its annotations.
-
-    Args:
-        image: (H, W, 3) uint8, RGB.
-        seg_map: (H, W) uint8, 0 for the background and 1 + digit.
-        objects: COCO annotations without ids: category_id, bbox (x, y, w,
-            h in pixels), area (pixels), iscrowd, and the handwritten
-            sample's index as ``sample``.
-    """
-
-    image: np.ndarray
-    seg_map: np.ndarray
-    objects: list[dict[str, Any]]
-
-
-def load_split(split: str) -> Digits:
-    """The handwritten samples of ``'train'`` or ``'val'``.
-
-    The last fifth of each class is for validation. The file is ordered by
-    writer, so a cut keeps most writers on one side, which a shuffle would
-    not.
-    """
-    # Imported here because it takes a second that most users of this
-    # package need not wait for.
-    from sklearn.datasets import load_digits
-    data = load_digits()
-    chosen = []
-    for label in range(len(CLASSES)):
-        members = np.flatnonzero(data.target == label)
-        cut = len(members) * 4 // 5
-        chosen.append(members[:cut] if split == 'train' else members[cut:])
-    samples = np.sort(np.concatenate(chosen))
-    images = np.rint(data.images[samples] * (255 / 16)).astype(np.uint8)
-    return Digits(images, data.target[samples], samples)
 
 
 def generate(root: str | os.PathLike,
@@ -118,31 +76,29 @@ def generate(root: str | os.PathLike,
     Raises:
         ValueError: For a parameter out of range, or when ``root`` holds
             something that this function has not written.
-
-    Example:
-        >>> generate('data/digits')
-        PosixPath('data/digits')
     """
     root = Path(root)
-    counts = dict(train=train, val=val)
-    parameters = dict(
-        generator='mmpsw.datasets.digits', version=VERSION, size=size,
-        seed=seed, **counts)
-    _check_parameters(parameters)
+    parameters = dict(train=train, val=val, size=size, seed=seed)
+    for name, least in _LEAST.items():
+        if parameters[name] < least:
+            raise ValueError(
+                f'{name}={parameters[name]} is out of range: the digits data '
+                f'set needs {name} >= {least}.')
     found = _read_parameters(root)
-    if found == parameters:
+    if found == {**_MADE_BY, **parameters}:
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     draft = root.with_name(f'.{root.name}.draft-{os.getpid()}')
     try:
-        for number, (split, count) in enumerate(counts.items()):
+        for number, split in enumerate(('train', 'val')):
             digits = load_split(split)
-            scenes = _scenes(digits, count, size, seed, number)
-            scenes = track(scenes, f'digits: {split} scenes', count,
-                           disable=not progress)
+            scenes = track(
+                scenes_of(digits, parameters[split], size, (seed, number, 0)),
+                f'digits: {split} scenes', parameters[split],
+                disable=not progress)
             _write_scenes(draft, split, scenes)
-            _write_singles(draft, split, digits, seed, number)
-        _write_json(draft / _PARAMETERS, parameters)
+            _write_singles(draft / 'cls' / split, digits, (seed, number, 1))
+        _write_json(draft / _PARAMETERS, {**_MADE_BY, **parameters})
         if found is not None:
             shutil.rmtree(root)
         draft.rename(root)
@@ -151,45 +107,39 @@ def generate(root: str | os.PathLike,
     return root
 
 
-def _check_parameters(parameters: dict[str, Any]) -> None:
-    for name, least in dict(train=1, val=1, size=64, seed=0).items():
-        if parameters[name] < least:
-            raise ValueError(
-                f'{name}={parameters[name]} is out of range: the digits data '
-                f'set needs {name} >= {least}.')
+def load_split(split: str) -> Digits:
+    """The handwritten samples of ``'train'`` or ``'val'``.
+
+    The last fifth of each class is for validation. The file is ordered by
+    writer, so a cut keeps most writers on one side, which a shuffle would
+    not.
+    """
+    from sklearn.datasets import load_digits  # which takes a second
+    data = load_digits()
+    chosen = []
+    for label in range(10):
+        members = np.flatnonzero(data.target == label)
+        cut = len(members) * 4 // 5
+        chosen.append(members[:cut] if split == 'train' else members[cut:])
+    samples = np.sort(np.concatenate(chosen))
+    images = np.rint(data.images[samples] * (255 / 16)).astype(np.uint8)
+    return Digits(images, data.target[samples], samples)
 
 
-def _read_parameters(root: Path) -> dict[str, Any] | None:
-    """What ``root`` was made with; None where there is nothing yet."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return None
-    try:
-        found = json.loads((root / _PARAMETERS).read_text())
-        ours = found['generator'] == 'mmpsw.datasets.digits'
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise ValueError(
-            f'{root} is not overwritten, because it holds something else '
-            f'than a generated digits data set (no {_PARAMETERS} of it). '
-            'Choose another folder or move that one away.')
-    return found
+def scenes_of(digits: Digits, count: int, size: int,
+              key: tuple[int, ...]) -> Iterator[tuple]:
+    """Scenes, each from a generator of its own: none depends on the count.
 
-
-def _generators(count: int, *key: int) -> Iterator[np.random.Generator]:
-    """One generator an item, so that item i does not depend on count."""
+    Yields:
+        (size, size, 3) uint8, RGB; (size, size) uint8, 0 for the background
+        and 1 + digit; and COCO annotations without ids, with the handwritten
+        sample's index as ``sample``.
+    """
     for index in range(count):
-        yield np.random.default_rng((*key, index))
+        yield _compose(digits, size, np.random.default_rng((*key, index)))
 
 
-def _scenes(digits: Digits, count: int, size: int, seed: int,
-            split: int) -> Iterator[Scene]:
-    for rng in _generators(count, seed, split, 0):
-        yield compose_scene(digits, size, rng)
-
-
-def compose_scene(digits: Digits, size: int,
-                  rng: np.random.Generator) -> Scene:
+def _compose(digits: Digits, size: int, rng: np.random.Generator) -> tuple:
     """Lay a few digits on a texture, with no two boxes touching."""
     image = _texture(size, rng)
     seg_map = np.zeros((size, size), np.uint8)
@@ -197,9 +147,9 @@ def compose_scene(digits: Digits, size: int,
     objects = []
     for _ in range(rng.integers(*_SCENE_DIGITS)):
         choice = rng.integers(len(digits.labels))
-        ink = _draw_ink(digits.images[choice], rng.integers(*_TILE), rng)
-        height, width = ink.shape
+        ink = _draw_ink(digits.images[choice], _TILE, rng)
         y, x = _place(ink, size, rng)
+        height, width = ink.shape
         around = np.s_[max(y - _GAP, 0):y + height + _GAP,
                        max(x - _GAP, 0):x + width + _GAP]
         if occupied[around].any():
@@ -207,17 +157,13 @@ def compose_scene(digits: Digits, size: int,
         window = np.s_[y:y + height, x:x + width]
         occupied[window] = True
         _apply_ink(image[window], ink, rng)
-        label = int(digits.labels[choice])
-        mask = ink >= _INKED
+        label, mask = int(digits.labels[choice]), ink >= _INKED
         seg_map[window][mask] = 1 + label
-        objects.append(
-            dict(
-                category_id=label,
-                bbox=[x, y, width, height],
-                area=int(mask.sum()),
-                iscrowd=0,
-                sample=int(digits.samples[choice])))
-    return Scene(image, seg_map, objects)
+        objects.append(dict(
+            category_id=label, bbox=[x, y, width, height],
+            area=int(mask.sum()), iscrowd=0,
+            sample=int(digits.samples[choice])))
+    return image, seg_map, objects
 
 
 def _texture(size: int, rng: np.random.Generator) -> np.ndarray:
@@ -234,14 +180,14 @@ def _texture(size: int, rng: np.random.Generator) -> np.ndarray:
     return texture.clip(0, 255).astype(np.uint8)
 
 
-def _draw_ink(image: np.ndarray, height: int,
+def _draw_ink(image: np.ndarray, heights: tuple[int, int],
               rng: np.random.Generator) -> np.ndarray:
     """Enlarge and tilt an 8x8 digit: (h, w) uint8, cut to what is inked."""
-    width = max(int(height) * int(rng.integers(75, 111)) // 100, 1)
+    height = int(rng.integers(*heights))
+    width = height * int(rng.integers(75, 111)) // 100
     # The border leaves room for the tilt and for the cubic's overshoot.
     tile = Image.fromarray(np.pad(image, 2))
-    tile = tile.resize((width * 12 // 8, int(height) * 12 // 8),
-                       Image.BICUBIC)
+    tile = tile.resize((width * 12 // 8, height * 12 // 8), Image.BICUBIC)
     tile = tile.rotate(int(rng.integers(-_TILT, _TILT + 1)), Image.BICUBIC)
     ink = np.asarray(tile)
     rows = np.flatnonzero((ink >= _INKED).any(1))
@@ -266,43 +212,52 @@ def _apply_ink(image: np.ndarray, ink: np.ndarray,
     image[:] = (image * (255 - alpha) + colour * alpha) // 255
 
 
-def _write_scenes(root: Path, split: str, scenes: Iterator[Scene]) -> None:
+def _read_parameters(root: Path) -> dict[str, Any] | None:
+    """What ``root`` was made with; None where there is nothing yet."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return None
+    try:
+        found = json.loads((root / _PARAMETERS).read_text())
+        ours = found['generator'] == _MADE_BY['generator']
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise ValueError(
+            f'{root} is not overwritten, because it holds something else '
+            f'than a generated digits data set (no {_PARAMETERS} of it). '
+            'Choose another folder or move that one away.')
+    return found
+
+
+def _write_scenes(root: Path, split: str, scenes: Iterator[tuple]) -> None:
     images, annotations = [], []
-    for index, scene in enumerate(scenes):
+    for index, (image, seg_map, objects) in enumerate(scenes):
         name = f'{index:05d}.png'
-        height, width = scene.seg_map.shape
-        images.append(
-            dict(id=index, file_name=f'{split}_{name}', width=width,
-                 height=height))
+        height, width = seg_map.shape
+        images.append(dict(id=index, file_name=f'{split}_{name}', width=width,
+                           height=height))
         annotations += [
             dict(id=len(annotations) + i, image_id=index, **obj)
-            for i, obj in enumerate(scene.objects, start=1)
+            for i, obj in enumerate(objects, start=1)
         ]
-        image = root / 'det/images' / f'{split}_{name}'
-        _write_png(image, scene.image)
-        _write_png(root / 'seg/ann_dir' / split / name, scene.seg_map)
-        # Copied, because encoding again takes longer.
-        copy = root / 'seg/img_dir' / split / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(image, copy)
-    categories = [dict(id=i, name=name) for i, name in enumerate(CLASSES)]
+        _write_png(root / 'det/images' / f'{split}_{name}', image)
+        _write_png(root / 'seg/img_dir' / split / name, image)
+        _write_png(root / 'seg/ann_dir' / split / name, seg_map)
+    categories = [dict(id=i, name=str(i)) for i in range(10)]
     _write_json(
         root / 'det/annotations' / f'instances_{split}.json',
         dict(images=images, annotations=annotations, categories=categories))
 
 
-def _write_singles(root: Path, split: str, digits: Digits, seed: int,
-                   number: int) -> None:
+def _write_singles(root: Path, digits: Digits, key: tuple[int, ...]) -> None:
     """One image for each handwritten sample, named by the sample's index."""
-    count = len(digits.labels)
-    for i, rng in enumerate(_generators(count, seed, number, 1)):
-        image = _texture(_CLS_SIZE, rng)
-        ink = _draw_ink(digits.images[i], rng.integers(22, 29), rng)
-        y, x = _place(ink, _CLS_SIZE, rng)
+    for index, (digit, label, sample) in enumerate(zip(*digits)):
+        rng = np.random.default_rng((*key, index))
+        image = _texture(_SINGLE_SIZE, rng)
+        ink = _draw_ink(digit, _SINGLE_TILE, rng)
+        y, x = _place(ink, _SINGLE_SIZE, rng)
         _apply_ink(image[y:y + ink.shape[0], x:x + ink.shape[1]], ink, rng)
-        name = f'{digits.samples[i]:04d}.png'
-        _write_png(
-            root / 'cls' / split / CLASSES[digits.labels[i]] / name, image)
+        _write_png(root / str(label) / f'{sample:04d}.png', image)
 
 
 def _write_png(path: Path, array: np.ndarray) -> None:

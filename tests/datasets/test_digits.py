@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
+from scripts import script
 from sklearn.datasets import load_digits
 
-from mmpsw.commands.make_digits import main
 from mmpsw.datasets import digits, generate
 
 SMALL = dict(train=12, val=6, size=96, progress=False)
@@ -47,7 +47,7 @@ def test_scenes_follow_the_seed_and_not_the_count():
     train = digits.load_split('train')
 
     def first(count, seed):
-        return next(digits._scenes(train, count, 64, seed, 0)).image
+        return next(digits.scenes_of(train, count, 64, (seed, 0, 0)))[0]
 
     np.testing.assert_array_equal(first(1, 0), first(5, 0))
     assert (first(1, 0) != first(1, 1)).mean() > 0.5
@@ -173,6 +173,7 @@ def test_parameter_out_of_range_is_refused(tmp_path, name, value):
 
 
 def test_command_says_where_the_data_is(root, capsys):
+    main = script('make_digits.py').main
     small = ['--train=12', '--val=6', '--size=96']
     assert main([f'--root={root}', *small]) == 0
     assert capsys.readouterr().out == (

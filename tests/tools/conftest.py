@@ -1,4 +1,4 @@
-"""A tiny training on generated digits, with a checkpoint at each update."""
+"""A tiny run on generated digits, with a checkpoint at each update."""
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,9 @@ CONFIG = str(
 SMALL = [
     '--cfg-options', 'model.backbone.stem_channels=4',
     'model.backbone.base_channels=4', 'model.head.in_channels=32',
-    'train_dataloader.batch_size=4',
+    'train_dataloader.batch_size=4', 'train_dataloader.num_workers=0',
     'train_dataloader.dataset.indices=16', 'val_dataloader.num_workers=0',
-    'val_dataloader.persistent_workers=False',
     'val_dataloader.dataset.indices=8', 'test_dataloader.num_workers=0',
-    'test_dataloader.persistent_workers=False',
     'test_dataloader.dataset.indices=8', 'train_cfg.max_epochs=2'
 ]
 
@@ -46,6 +44,12 @@ def control_run(tmp_path_factory):
             'default_hooks.checkpoint.max_keep_ckpts=-1'
         ]) == 0
     return folder
+
+
+@pytest.fixture
+def config():
+    """The config of the run, and the options that make it small."""
+    return CONFIG, SMALL
 
 
 @pytest.fixture

@@ -1,1 +1,0 @@
-"""What sampling costs, counted and measured beside what peers cost."""
