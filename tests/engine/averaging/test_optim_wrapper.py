@@ -9,7 +9,6 @@ from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import nn
 from toy import Points, Toy, runner
 
-import mmpsw
 from mmpsw.engine import PSWHook, PSWOptimWrapper
 from mmpsw.methods.averaging import PSWA, PWALKS, PeriodicResampler
 
@@ -371,15 +370,11 @@ def test_resuming_a_stock_checkpoint_warns_and_goes_on(tmp_path, caplog):
     assert run.optim_wrapper.resampler.resamplings == 4
 
 
-def test_names_with_scope_and_bare():
+def test_names_need_their_scope():
     assert HOOKS.get('mmpsw.PSWHook') is PSWHook
-    assert type(HOOKS.build(dict(type='PSWHook'))) is PSWHook
     assert OPTIM_WRAPPERS.get('mmpsw.PSWOptimWrapper') is PSWOptimWrapper
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
-    wrapper = dict(type='PSWOptimWrapper', psw=dict(type='PSWA'))
-    assert type(OPTIM_WRAPPERS.build(
-        wrapper, default_args=dict(optimizer=optimizer))) is PSWOptimWrapper
-    assert mmpsw.PSWHook is PSWHook
+    assert HOOKS.get('PSWHook') is None
+    assert OPTIM_WRAPPERS.get('PSWOptimWrapper') is None
 
 
 @pytest.mark.parametrize('psw, message', [
