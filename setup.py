@@ -63,8 +63,8 @@ with TemporaryDirectory() as scratch:
         package_data={
             # Where mmengine looks for `_base_ = 'mmpsw::...'`, and mim for
             # tools: links in a checkout, what they lead to in a wheel.
-            'mmpsw': ['.mim/configs/**/*.py', '.mim/tools/**/*.py',
-                      '.mim/tools/*_train.sh'],
+            'mmpsw': ['.mim/*.yml', '.mim/configs/**/*.py',
+                      '.mim/tools/**/*.py', '.mim/tools/*_train.sh'],
             'mmpsw.compare': ['*.html'],
         },
         install_requires=REQUIRES,

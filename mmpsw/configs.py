@@ -5,6 +5,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.config.utils import MODULE2PACKAGE
+
+# mmengine has a fixed list of packages for `_base_ = 'mmdet::...'`. It is told
+# a module, because the metadata of an editable install lie elsewhere.
+MODULE2PACKAGE['mmpsw'] = 'mmpsw.configs'
 
 # The frameworks whose zoos have names, and what pip calls them.
 FRAMEWORKS = {

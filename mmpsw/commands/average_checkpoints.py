@@ -261,3 +261,7 @@ def _build_model(cfg: Config, state_dict: StateDict) -> nn.Module:
                          'give the config that they were trained with'
                          ) from error
     return model.to(get_device()).train()
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -170,3 +170,7 @@ def _results_dump(cfg: Config, out: str) -> Any:
     else:
         from mmengine.evaluator import DumpResults as Dump
     return Dump(out_file_path=out)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
