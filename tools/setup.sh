@@ -82,8 +82,14 @@ find_python() {
         found="$found${found:+, }$base is $version"
     done
     stop "Python 3.10, 3.11 or 3.12 with its module venv (python3-venv on" \
-        "Debian and Ubuntu) is needed; tried ${names[*]} (${found:-none of" \
-        "them runs}). Install one, or name it with PYTHON=..."
+        "Debian and Ubuntu) is needed; tried ${names[*]}" \
+        "(${found:-none of them runs}). Install one, or name it with" \
+        "PYTHON=..."
+}
+
+make_venv() {
+    find "$venv/" -mindepth 1 -maxdepth 1 ! -path "$stamp" ! -path "$log" \
+        -exec rm -rf {} + && "$base" -m venv "$venv"
 }
 
 # Compiles and links one small extension, as mmcv does.
@@ -267,9 +273,8 @@ main() {
             "compiled; 8 GB on the disk, with what pip keeps"
         : >"$stamp"
         find_python
-        find "$venv/" -mindepth 1 -maxdepth 1 ! -path "$venv/.mmpsw-stamp" \
-            -exec rm -rf {} +
-        run "Making $venv on $base" "$base" -m venv "$venv"
+        : >"$log"
+        run "Making $venv on $base" make_venv
     fi
 
     # Where wheels of mmcv are kept. The file's name says the rest.
