@@ -5,6 +5,7 @@
 
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from setuptools import find_packages, setup
 
@@ -17,51 +18,66 @@ def read_version() -> str:
     return re.search(r"^__version__ = '(.+)'$", text, re.MULTILINE)[1]
 
 
-def read_readme() -> str:
-    """Returns the long description."""
-    readme = HERE / 'README.md'
-    return readme.read_text(encoding='utf-8') if readme.exists() else ''
-
-
 # Why these bounds: tests/README.md, 'What we depend on'.
-MMCV = 'mmcv>=2.0.0rc4,<2.2'  # what mmdet and mmseg themselves accept
+REQUIRES = [
+    'torch>=2.6,<3',
+    'mmengine>=0.10.2,<0.11',
+    'numpy>=1.23,<3',
+    'packaging>=21,<28',
+    'rich>=12,<16',
+    # mmengine imports pkg_resources for `_base_ = 'mmdet::...'`
+    'setuptools>=78.1.1,<81',
+    # What a comparison needs. No extra: who misses one of them would learn
+    # that when the runs, which take hours, are over.
+    'jinja2>=3.1.6,<4',
+    'matplotlib>=3.5,<4',
+    'pandas>=2.1,<4',
+    'scipy>=1.10,<2',
+    'tabulate>=0.9,<1',
+]
 
+MMCV = 'mmcv>=2.0.0rc4,<2.2'  # what mmdet and mmseg themselves accept
 EXTRAS = {
     'det': [MMCV, 'mmdet>=3.0,<3.4'],
     # mmsegmentation imports ftfy and regex without declaring them
     'seg': [MMCV, 'mmsegmentation>=1.0,<1.3', 'ftfy>=6,<7',
             'regex>=2022.1.18,<2028'],
     'cls': [MMCV, 'mmpretrain>=1.0,<1.3'],
-    # the embedded data set and the plots
-    'tools': ['scikit-learn>=1.5,<2', 'matplotlib>=3.5,<4'],
-    'tests': ['hypothesis>=6,<7', 'pytest>=7.4,<10', 'pytest-timeout>=2.1,<3'],
+    # the embedded data set of the quickstart
+    'tools': ['scikit-learn>=1.5,<2'],
+    'tests': ['hypothesis>=6,<7', 'pytest>=7.4,<10', 'pytest-timeout>=2.1,<3',
+              'pytest-xdist>=3.3,<4'],
 }
 
-setup(
-    name='mmpsw',
-    version=read_version(),
-    description='Periodic sampling over model weights for OpenMMLab',
-    long_description=read_readme(),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    python_requires='>=3.10,<3.13',
-    packages=find_packages(include=['mmpsw', 'mmpsw.*']),
-    package_data={'mmpsw.compare': ['report.html']},
-    install_requires=[
-        'torch>=2.1,<3',
-        'mmengine>=0.10.2,<0.11',
-        'numpy>=1.23,<3',
-        'packaging>=21,<28',
-        'rich>=12,<16',
-        # mmengine imports pkg_resources for `_base_ = 'mmdet::...'`
-        'setuptools>=78.1.1,<81',
-    ],
-    extras_require=EXTRAS,
-    classifiers=[
-        'Operating System :: POSIX :: Linux',
-        'Programming Language :: Python :: 3.10',
-        'Programming Language :: Python :: 3.11',
-        'Programming Language :: Python :: 3.12',
-        'Topic :: Scientific/Engineering :: Artificial Intelligence',
-    ],
-)
+# Not beside the sources, where the next wheel would find what is gone by then.
+with TemporaryDirectory() as scratch:
+    setup(
+        name='mmpsw',
+        version=read_version(),
+        description='Periodic sampling over model weights for OpenMMLab',
+        long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+        long_description_content_type='text/markdown',
+        license='Apache-2.0',
+        python_requires='>=3.10,<3.13',
+        packages=find_packages(include=['mmpsw', 'mmpsw.*']),
+        package_data={
+            # Where mmengine looks for `_base_ = 'mmpsw::...'`, and mim for
+            # tools: links in a checkout, what they lead to in a wheel.
+            'mmpsw': ['.mim/*.yml', '.mim/configs/**/*.py',
+                      '.mim/tools/**/*.py', '.mim/tools/*_train.sh'],
+            'mmpsw.compare': ['*.html'],
+        },
+        install_requires=REQUIRES,
+        extras_require=EXTRAS,
+        options={
+            'build': {'build_base': scratch},
+            'egg_info': {'egg_base': scratch},
+        },
+        classifiers=[
+            'Operating System :: POSIX :: Linux',
+            'Programming Language :: Python :: 3.10',
+            'Programming Language :: Python :: 3.11',
+            'Programming Language :: Python :: 3.12',
+            'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        ],
+    )

@@ -5,7 +5,7 @@ from packaging.specifiers import SpecifierSet
 
 __all__ = ['SUPPORTED', 'check_mmengine', 'check_torch']
 
-SUPPORTED = dict(torch='>=2.1,<3', mmengine='>=0.10.2,<0.11')
+SUPPORTED = dict(torch='>=2.6,<3', mmengine='>=0.10.2,<0.11')
 
 
 def check_torch() -> None:

@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.config.utils import MODULE2PACKAGE
+
+# mmengine has a fixed list of packages for `_base_ = 'mmdet::...'`. It is told
+# a module, because the metadata of an editable install lie elsewhere.
+MODULE2PACKAGE['mmpsw'] = 'mmpsw.configs'
 
 # The frameworks whose zoos have names, and what pip calls them.
 FRAMEWORKS = {

@@ -1,27 +1,174 @@
-"""What is required, what is imported, and what is said about versions."""
+"""What is required, imported, packaged, and said about versions."""
+import ast
 import importlib.metadata
+import re
+import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mmpsw import compatibility
 
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ('mmpsw', 'configs', 'tools', 'setup.py', 'pyproject.toml',
+           'README.md', 'LICENSE')
+# Modules that are called otherwise than the requirement that brings them
+BROUGHT_BY = {'PIL': 'matplotlib', 'cv2': 'mmengine', 'mmseg':
+              'mmsegmentation', 'sklearn': 'scikit-learn', 'yaml': 'mmengine'}
 
-def run(code):
+
+def run(code, **kwargs):
     return subprocess.run([sys.executable, '-c', code],
                           capture_output=True,
                           text=True,
-                          check=True).stdout
+                          check=True,
+                          **kwargs).stdout
 
 
-def test_setup_requires_what_the_package_checks():
-    required = importlib.metadata.requires('mmpsw')
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    """A copy of what is packaged: the checkout is not built in."""
+    folder = tmp_path_factory.mktemp('source')
+    for name in SOURCES:
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, folder)
+        else:
+            shutil.copytree(ROOT / name, folder / name, symlinks=True)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def wheel(source):
+    before = sorted(source.rglob('*'))
+    subprocess.run([
+        sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-index',
+        '--no-build-isolation', '-w', source.parent / 'dist', source
+    ], check=True, capture_output=True)
+    assert sorted(source.rglob('*')) == before  # nothing is left behind
+    return zipfile.ZipFile(*(source.parent / 'dist').glob('mmpsw-*.whl'))
+
+
+@pytest.fixture(scope='module')
+def installed(wheel, tmp_path_factory):
+    """What PYTHONPATH must be, to have mmpsw installed without ``-e``."""
+    folder = tmp_path_factory.mktemp('site')
+    wheel.extractall(folder)
+    return folder
+
+
+def requirements(wheel):
+    """All that is required, and all that some extra requires."""
+    name = next(n for n in wheel.namelist() if n.endswith('/METADATA'))
+    lines = re.findall('^Requires-Dist: (.*)$', wheel.read(name).decode(),
+                       re.MULTILINE)
+    all_of_them = [Requirement(line) for line in lines]
+    plain = [one for one in all_of_them if one.marker is None]
+    return plain, [one for one in all_of_them if one.marker is not None]
+
+
+def test_the_wheel_holds_configs_and_tools_and_no_results(wheel):
+    names = set(wheel.namelist())
+    kept = [path.relative_to(ROOT) for folder in ('configs', 'tools')
+            for path in (ROOT / folder).rglob('*.py')
+            if '__pycache__' not in path.parts]
+    assert {f'mmpsw/.mim/{path}' for path in kept} <= names
+    others = {f'mmpsw/.mim/{name}' for name in (
+        'model-index.yml', 'tools/dist_train.sh', 'tools/slurm_train.sh')}
+    assert others <= names
+    assert len([n for n in names if '/.mim/' in n]) == len(kept) + len(others)
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel):
+    kept = {str(path.relative_to(ROOT)) for path in
+            (ROOT / 'mmpsw').rglob('*.*') if path.is_file()}
+    kept = {name for name in kept if not name.endswith(('.pyc', '.md'))}
+    assert kept <= set(wheel.namelist())
+
+
+FOREIGN = """
+_base_ = ['mmpretrain::resnet/resnet18_8xb16_cifar10.py',
+          'mmpsw::_base_/methods/pwalks.py']
+"""
+
+
+@pytest.mark.parametrize('how', ['installed', 'checkout'])
+def test_a_foreign_config_inherits_our_fragment(how, installed, tmp_path):
+    pytest.importorskip('mmpretrain')
+    (tmp_path / 'foreign.py').write_text(FOREIGN)
+    site = installed if how == 'installed' else ROOT
+    printed = run(
+        'import mmpsw.configs\n'
+        'from mmengine.config import Config\n'
+        'from mmpsw.engine.averaging.settings import Settings\n'
+        'cfg = Config.fromfile("foreign.py")\n'
+        'technique = Settings.from_config(cfg.psw).technique\n'
+        'print(mmpsw.__file__, technique, cfg.model.backbone.type)',
+        cwd=tmp_path, env={'PYTHONPATH': str(site)})
+    assert printed.split() == [
+        str(site / 'mmpsw/__init__.py'), 'PWALKS(last=0.25)', 'ResNet_CIFAR'
+    ]
+
+
+@pytest.mark.parametrize('command', ['train', 'test', 'compare'])
+def test_an_installed_command_says_how_it_is_used(command, installed,
+                                                  tmp_path):
+    result = subprocess.run(
+        [sys.executable, '-m', f'mmpsw.commands.{command}', '--help'],
+        cwd=tmp_path, env={'PYTHONPATH': str(installed)},
+        capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, '')
+    assert f'usage: {command}.py' in result.stdout
+
+
+def test_what_is_imported_is_declared(wheel):
+    plain, extra = requirements(wheel)
+    declared = {canonicalize_name(one.name) for one in plain + extra}
+    missing = {}
+    for path in (ROOT / 'mmpsw').rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for name in {name.split('.')[0] for name in names}:
+                if (name not in sys.stdlib_module_names | {'mmpsw'} and
+                        BROUGHT_BY.get(name, name) not in declared):
+                    missing.setdefault(name, []).append(path.name)
+    assert missing == {}
+
+
+def test_a_comparison_needs_no_extra(wheel):
+    plain, _ = requirements(wheel)
+    assert {'jinja2', 'matplotlib', 'pandas', 'scipy', 'tabulate'} <= {
+        one.name for one in plain
+    }
+
+
+def test_the_package_checks_what_setup_requires(wheel):
+    plain, _ = requirements(wheel)
+    required = {one.name: one.specifier for one in plain}
     for package, versions in compatibility.SUPPORTED.items():
-        lines = [r for r in required if r.startswith(package)]
-        assert len(lines) == 1
-        specifiers = lines[0].removeprefix(package).split(',')
-        assert set(specifiers) == set(versions.split(','))
+        assert required[package] == versions
+
+
+def test_the_pins_are_what_setup_requires(wheel):
+    """Who takes our pins gets no environment that setup.py refuses."""
+    lines = (ROOT / 'tools/requirements.txt').read_text().splitlines()
+    pins = [Requirement(line) for line in lines if re.match(r'\w', line)]
+    plain, extra = requirements(wheel)
+    for one in plain + extra:
+        for pin in pins:
+            if canonicalize_name(pin.name) == canonicalize_name(one.name):
+                version = str(pin.specifier).removeprefix('==')
+                assert one.specifier.contains(version), (one, pin)
+    pinned = {canonicalize_name(pin.name) for pin in pins}
+    assert {canonicalize_name(one.name) for one in plain} <= pinned
 
 
 def test_the_core_imports_nothing_of_openmmlab():
@@ -47,18 +194,20 @@ def test_help_does_not_wait_for_torch(tool):
     assert f'mmpsw.commands.{tool}' in modules and 'torch' not in modules
 
 
-def test_custom_imports_and_names_of_the_package():
-    code = ('from mmengine.registry import HOOKS; import mmpsw; '
-            'hook = HOOKS.build(dict(type="PSWHook", recalibrate_batches=7)); '
-            'print(type(hook), hook.recalibrate_batches)')
-    assert run(code) == "<class 'mmpsw.engine.averaging.hook.PSWHook'> 7\n"
-    assert 'PSWHook' in run('import mmpsw; print(mmpsw.PSWHook)')
-    assert 'PSWHook' in run('from mmengine.registry import HOOKS; '
-                            'print(HOOKS.get("mmpsw.PSWHook"))')
+def test_a_type_imports_itself():
+    code = ('from mmengine.registry import *\n'
+            'for registry, name in [(DATASETS, "NoisyLabels"),\n'
+            '                       (OPTIM_WRAPPERS, "PSWOptimWrapper"),\n'
+            '                       (HOOKS, "PSWHook")]:\n'
+            '    print(registry.get(f"mmpsw.{name}").__module__)')
+    assert run(code).split() == [
+        'mmpsw.datasets.label_noise', 'mmpsw.engine.averaging.optim_wrapper',
+        'mmpsw.engine.averaging.hook'
+    ]
 
 
 @pytest.mark.parametrize('package, version, check', [
-    ('torch', '2.0.1', compatibility.check_torch),
+    ('torch', '2.5.1', compatibility.check_torch),
     ('mmengine', '0.9.1', compatibility.check_mmengine),
     ('mmengine', '0.11.0', compatibility.check_mmengine),
 ])
@@ -71,7 +220,7 @@ def test_versions_that_are_not_supported(monkeypatch, package, version, check):
         f'{package}{compatibility.SUPPORTED[package]}.')
 
 
-@pytest.mark.parametrize('version', ['2.1.0', '2.11.0+cu130', '2.12.0a0'])
+@pytest.mark.parametrize('version', ['2.6.0', '2.11.0+cu130', '2.12.0a0'])
 def test_versions_that_are_supported(monkeypatch, version):
     monkeypatch.setattr(importlib.metadata, 'version', lambda name: version)
     compatibility.check_torch()

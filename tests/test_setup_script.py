@@ -3,7 +3,6 @@
 The script itself runs, on machines that lack something: a PATH that holds
 only some programs, an interpreter that reports another version.
 """
-
 import os
 import re
 import shutil
@@ -15,10 +14,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / 'tools' / 'setup.sh'
 # What a machine without Python and compiler still has.
-PROGRAMS = ('awk basename bash cat cp cut dirname env find flock grep head '
-            'mkdir mktemp mv nproc rm sed sha256sum sleep tail tr uname wc')
+PROGRAMS = ('awk bash cat cp cut dirname env find flock grep head ls mkdir '
+            'mktemp mv nproc rm sed sha256sum sleep tail tee uname')
+STAMP = '.mmpsw-stamp'
 
 
 class Machine:
@@ -29,8 +28,7 @@ class Machine:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.bin = folder / 'bin'
-        self.venv = folder / 'venv'
+        self.bin, self.venv = folder / 'bin', folder / 'venv'
         self.env = {
             'PATH': str(self.bin),
             'HOME': str(folder),
@@ -56,20 +54,21 @@ class Machine:
             *sys.version_info)
         self.program(name, f'PYTHONPATH={folder} exec {base} "$@"')
 
-    def setup(self, *args: str, **env: str) -> subprocess.CompletedProcess:
+    def setup(self, *args: str, script: Path = ROOT / 'tools/setup.sh',
+              **env: str) -> subprocess.CompletedProcess:
         """Runs the script here."""
-        return subprocess.run(
-            ['bash', str(SCRIPT), *args],
-            env={**self.env, **env},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120)
+        return subprocess.run(['bash', str(script), *args],
+                              env={**self.env, **env},
+                              stdin=subprocess.DEVNULL, capture_output=True,
+                              text=True, timeout=120)
 
-    def left(self) -> set[str]:
-        """Returns what is in the environment's folder, but for the lock."""
-        found = os.listdir(self.venv) if self.venv.exists() else []
-        return set(found) - {'.mmpsw-lock'}
+    def stops(self, *args: str, **env: str) -> str:
+        """Runs the script; returns the sentence with which it stops."""
+        result = self.setup(*args, **env)
+        assert result.returncode == 1
+        said = re.findall(r'^\[mmpsw\] Stopped: (.*)$', result.stderr, re.M)
+        assert len(said) == 1, result.stderr
+        return said[0]
 
 
 @pytest.fixture
@@ -77,99 +76,70 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def reason(result: subprocess.CompletedProcess) -> str:
-    """Returns the one sentence with which the script stopped."""
-    assert result.returncode == 1
-    lines = re.findall(r'^\[mmpsw\] Stopped: (.*)$', result.stderr, re.M)
-    assert len(lines) == 1, result.stderr
-    return lines[0]
-
-
 def test_no_python(machine: Machine) -> None:
-    said = reason(machine.setup())
-    assert 'Python 3.10, 3.11 or 3.12 is needed' in said
-    assert 'none of them runs' in said
-    assert machine.left() == set()
+    said = machine.stops()
+    assert 'Python 3.10, 3.11 or 3.12 with its module venv' in said
+    assert '(none of them runs)' in said
+    assert os.listdir(machine.venv) == [STAMP]
 
 
-@pytest.mark.parametrize('version', ['(3, 9, 18)', '(3, 13, 0)'])
-def test_wrong_python_is_named(machine: Machine, version: str) -> None:
-    machine.python('python3', f'import sys; sys.version_info = {version}')
-    said = reason(machine.setup())
-    major_minor = '.'.join(re.findall(r'\d+', version)[:2])
-    assert f'python3 is {major_minor}' in said
-    assert machine.left() == set()
-
-
-def test_shim_that_fails_is_passed_over(machine: Machine) -> None:
-    machine.program('python3', 'echo "command not found" >&2; exit 127')
-    machine.python('python3.11', 'import sys; sys.version_info = (3, 9, 1)')
-    assert '(python3.11 is 3.9)' in reason(machine.setup())
+@pytest.mark.parametrize('patch, found', [
+    ('import sys; sys.version_info = (3, 9, 18)', '3.9'),
+    ('import sys; sys.version_info = (3, 13, 0)', '3.13'),
+    ('import sys; sys.modules["ensurepip"] = None',
+     '{}.{} without the module venv'.format(*sys.version_info)),
+])
+def test_a_python_that_does_not_do(machine, patch, found) -> None:
+    machine.program('python3', 'exit 127')  # a shim: passed over
+    machine.python('python3.11', patch)
+    assert f'(python3.11 is {found})' in machine.stops()
 
 
 def test_only_the_named_python_is_tried(machine: Machine) -> None:
     machine.python('python3')
-    said = reason(machine.setup(PYTHON='python3.99'))
-    assert 'tried python3.99 ' in said
+    assert 'tried python3.99 ' in machine.stops(PYTHON='python3.99')
 
 
-def test_no_venv_module(machine: Machine) -> None:
-    machine.python('python3', 'import sys; sys.modules["ensurepip"] = None')
-    said = reason(machine.setup())
-    assert 'has no venv module' in said
-    assert 'python{}.{}-venv'.format(*sys.version_info) in said
-    assert machine.left() == set()
-
-
-def test_compiler_that_fails(machine: Machine) -> None:
+@pytest.mark.parametrize('compiler, reason', [
+    (None, 'c++: command not found'),
+    ('echo "cannot find crt1.o" >&2; exit 1', 'cannot find crt1.o'),
+])
+def test_no_compiler(machine, compiler, reason) -> None:
+    """It is looked for before torch is downloaded."""
     machine.python('python3')
-    machine.program('gcc', 'exit 0')
-    machine.program('g++', 'echo "cannot find crt1.o" >&2; exit 1')
-    said = reason(machine.setup())
-    # Without headers the test stops earlier, and rightly.
-    assert 'cannot find crt1.o' in said or 'headers of this Python' in said
-    assert machine.left() == set()
+    if compiler:
+        machine.program('c++', compiler)
+    said = machine.stops()
+    assert 'mmcv has to be compiled' in said and said.endswith(reason)
 
 
-def test_unfinished_set_up_is_not_trusted(machine: Machine) -> None:
-    """It starts over, and stops because mmcv can't be compiled here."""
+def test_an_interrupted_set_up_starts_over(machine: Machine) -> None:
     machine.python('python3')
-    machine.venv.mkdir()
-    (machine.venv / '.mmpsw-unfinished').touch()
-    (machine.venv / 'half-made').mkdir()
-    said = reason(machine.setup())
-    assert 'mmcv has to be compiled, and gcc with g++ is missing' in said
-    assert machine.left() == set()
+    (machine.venv / 'half-made').mkdir(parents=True)
+    (machine.venv / STAMP).touch()
+    assert 'mmcv has to be compiled' in machine.stops()
+    assert not (machine.venv / 'half-made').exists()
+    assert (machine.venv / STAMP).read_text() == ''
 
 
 def test_somebody_elses_folder_is_left_alone(machine: Machine) -> None:
     machine.python('python3')
     machine.venv.mkdir()
     (machine.venv / 'precious').write_text('mine')
-    said = reason(machine.setup())
-    assert 'was not made by this script' in said
-    assert (machine.venv / 'precious').read_text() == 'mine'
+    assert 'was not made by this script' in machine.stops()
     assert os.listdir(machine.venv) == ['precious']
 
 
 def test_check_changes_nothing(machine: Machine) -> None:
-    result = machine.setup('--check')
-    assert result.returncode == 1
-    assert 'not up to date' in result.stdout
+    assert 'not up to date' in machine.stops('--check')
     assert not machine.venv.exists()
+    assert 'unknown option --chekc' in machine.stops('--chekc')
 
 
-def test_unknown_option(machine: Machine) -> None:
-    assert 'unknown option --chekc' in reason(machine.setup('--chekc'))
-
-
-@pytest.mark.skipif(
-    shutil.which('flock') is None, reason='the lock needs flock')
-def test_second_set_up_waits_for_the_first(machine: Machine) -> None:
+def test_a_second_set_up_waits_for_the_first(machine: Machine) -> None:
     machine.venv.mkdir()
-    lock = machine.venv / '.mmpsw-lock'
     holder = subprocess.Popen(
-        ['flock', str(lock), 'sh', '-c', 'echo held; exec sleep 2'],
+        ['flock', machine.venv / STAMP, 'sh', '-c', 'echo held; sleep 2'],
         stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b'held\n'
     start = time.monotonic()
@@ -177,56 +147,28 @@ def test_second_set_up_waits_for_the_first(machine: Machine) -> None:
     assert time.monotonic() - start > 1
     holder.wait()
     assert 'is at work' in result.stdout
-    assert 'Python 3.10, 3.11 or 3.12 is needed' in reason(result)
 
 
-def own_environment() -> dict[str, str]:
-    return {**os.environ, 'MMPSW_VENV': sys.prefix}
-
-
-def is_up_to_date() -> bool:
-    check = ['bash', str(SCRIPT), '--check']
-    result = subprocess.run(check, env=own_environment(), capture_output=True)
-    return result.returncode == 0
-
-
-@pytest.mark.skipif(
-    not is_up_to_date(), reason='these tests run outside of the set-up')
-def test_nothing_is_done_twice() -> None:
+def test_nothing_is_done_twice_until_the_pins_change(machine, tmp_path):
+    copy = tmp_path / 'checkout'
+    (copy / 'tools').mkdir(parents=True)
+    for name in ('tools/setup.sh', 'tools/requirements.txt', 'setup.py'):
+        shutil.copy(ROOT / name, copy / name)
+    (machine.venv / 'bin').mkdir(parents=True)
+    (machine.venv / 'bin/python').symlink_to(sys.executable)
+    # The stamp that the script itself would write at its end
+    script = copy / 'tools/setup.sh'
+    functions = script.read_text().partition('\nmain "$@"')[0]
+    stamp = tmp_path / 'stamp.sh'
+    stamp.write_text(functions.replace('${BASH_SOURCE[0]}', str(script)) +
+                     '\nnew_stamp >"$stamp"\n')
+    assert machine.setup(script=stamp).returncode == 0
     start = time.monotonic()
-    result = subprocess.run(
-        ['bash', str(SCRIPT)],
-        env=own_environment(),
-        capture_output=True,
-        text=True)
+    result = machine.setup(script=script)
     assert time.monotonic() - start < 3
     assert (result.returncode, result.stdout, result.stderr) == (0, '', '')
-
-
-@pytest.mark.skipif(
-    not is_up_to_date(), reason='these tests run outside of the set-up')
-def test_changed_pins_are_noticed(tmp_path: Path) -> None:
-    copy = tmp_path / 'checkout'
-    for name in ('tools/setup.sh', 'tools/requirements.txt', 'setup.py',
-                 'mmpsw/version.py'):
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, copy / name)
-    venv = copy / '.venv'
-    shutil.copytree(
-        sys.prefix,
-        venv,
-        symlinks=True,
-        ignore=shutil.ignore_patterns('lib', 'lib64', 'share', 'include'))
-    stamp = venv / '.mmpsw-stamp'
-    stamp.write_text(stamp.read_text().replace(sys.prefix, str(venv)).replace(
-        f'checkout {ROOT}', f'checkout {copy}'))
-
-    def check() -> int:
-        command = ['bash', str(copy / 'tools' / 'setup.sh'), '--check']
-        env = {k: v for k, v in os.environ.items() if k != 'MMPSW_VENV'}
-        return subprocess.run(command, env=env, capture_output=True).returncode
-
-    assert check() == 0
-    with open(copy / 'tools' / 'requirements.txt', 'a') as pins:
+    assert machine.setup('--check', script=script).returncode == 0
+    assert machine.setup('--check', script=script, FORCE_CUDA='1').returncode
+    with open(copy / 'tools/requirements.txt', 'a') as pins:
         pins.write('another==1.0\n')
-    assert check() == 1
+    assert machine.setup('--check', script=script).returncode == 1

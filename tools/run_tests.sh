@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Sets everything up (tools/setup.sh), then runs the tests. Arguments go to
-# pytest, and paths in them are relative to the checkout:
+# Sets everything up (tools/setup.sh), then runs the tests, as many at once as
+# there are cores. Arguments go to pytest, and paths in them are relative to
+# the checkout:
 #
 #     bash tools/run_tests.sh -x -k pswa
+#     bash tools/run_tests.sh -n 0 --pdb      one after the other
 
 set -euo pipefail
 
@@ -15,4 +17,5 @@ cd "$root"
 # The tests' models are so small that more threads only wait for each other,
 # all the more where other work shares the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$venv/bin/python" -m pytest tests "$@"
+# A file's tests stay together, because they share what its fixtures train.
+exec "$venv/bin/python" -m pytest tests -n "$(nproc)" --dist loadfile "$@"

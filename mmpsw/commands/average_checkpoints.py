@@ -151,3 +151,7 @@ def _recalibrate(weights: dict, cfg: configs.Config, batches: int) -> None:
         print('no batch norm to recalibrate in this model')
     weights.update((key, value.cpu())
                    for key, value in model.state_dict().items())
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -245,3 +245,7 @@ def report_on(grid: grids.Grid) -> None:
     parser = ArgumentParser()
     report.add_options(parser)
     report.report(parser.parse_args([str(grid.work_dir)]))
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

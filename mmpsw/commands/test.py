@@ -160,3 +160,7 @@ def _set_out(cfg: Config, out: str) -> None:
         *([metrics] if isinstance(metrics, dict) else metrics),
         dict(type=kind, out_file_path=out)
     ]
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

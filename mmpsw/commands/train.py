@@ -144,3 +144,7 @@ def _set_auto_scale_lr(cfg: Config) -> None:
             'auto_scale_lr.base_batch_size=16 to the batch size that its '
             'learning rate is meant for')
     cfg.auto_scale_lr.enable = True
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

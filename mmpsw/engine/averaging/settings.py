@@ -63,6 +63,8 @@ class Settings:
             raise ValueError(
                 f'psw={psw!r} does not say which technique to use: use '
                 "psw=dict(type='PSWA'), 'PWALKS' or 'PSWM'.")
+        # mmengine adds it to what is inherited from `mmpsw::_base_/...`.
+        psw = {key: psw[key] for key in psw if key != '_scope_'}
         common = set(cls.__dataclass_fields__) - {'technique'}
         own = {key: psw[key] for key in psw if key not in common}
         keys = {key: psw[key] for key in psw if key in common}
