@@ -70,18 +70,13 @@ def load_config(name: str | Path) -> Config:
 def known_methods() -> dict[str, Path]:
     """The fragments that have a name, such as ``variants/pswa_late``.
 
-    They are beside the package in a checkout, and inside of it where it is
-    installed.
+    They are in the package's ``.mim``, which in a checkout is a link.
     """
-    package = Path(__file__).resolve().parent
-    for root in (package.parent, package / '.mim'):
-        folder = root / 'configs' / '_base_' / 'methods'
-        if folder.is_dir():
-            return {
-                path.relative_to(folder).with_suffix('').as_posix(): path
-                for path in sorted(folder.rglob('*.py'))
-            }
-    return {}
+    folder = Path(__file__).parent / '.mim' / 'configs' / '_base_' / 'methods'
+    return {
+        path.relative_to(folder).with_suffix('').as_posix(): path
+        for path in sorted(folder.rglob('*.py'))
+    }
 
 
 def load_fragment(name: str | Path) -> Config:
