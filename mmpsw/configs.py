@@ -133,6 +133,10 @@ def known_arms() -> dict[str, Path]:
     return {path.stem: path for path in files}
 
 
+# interim: the commands' branch has its own
+known_methods, load_fragment = known_arms, arm_fragment
+
+
 def apply_arm(cfg: Config, arm: Config) -> None:
     """Puts an arm's settings into a config, in place.
 

@@ -30,7 +30,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         metavar='TECHNIQUE',
         help='pswa, pwalks, pswm, or the path of a file that defines psw')
     averaging.add_argument(
-        '--arm',
+        '--with',  # interim: the commands' branch has its own
+        dest='arm',
         help='an arm of a comparison: a name from configs/_base_/methods (ema, '
         'swa, lawa, lookahead, ...), or the path of a file with the settings '
         'that it adds to the config')
