@@ -205,12 +205,11 @@ def train_grid(grid: grids.Grid, jobs: int | None = None,
           f'{"epochs" if grid.by_epoch() else "iterations"} each; a seed has '
           'the same data order in all arms\n'
           f'Everything is written to {grid.work_dir}/', flush=True)
-    with training.Progressing(grid) as bar:
-        failures = training.train(grid, bar, jobs, gpus)
-    if failures:
-        if len(failures) < len(grid.cells):
+    failed = training.train(grid, jobs, gpus)
+    if failed:
+        if len(failed) < len(grid.cells):
             report_on(grid)
-        raise training.TrainingError(training.explain(failures))
+        raise training.TrainingError(training.explain(grid, failed))
     return grid
 
 
@@ -238,21 +237,27 @@ def report(args: Namespace) -> None:
     from mmpsw.compare import comparison, table
     from mmpsw.compare import report as reports
     from mmpsw.compare.notes import notes
-    out = args.out or _default_out(args.work_dirs)
-    reports.check_out_dir(out)
     c = comparison.read(args.work_dirs, args.metric, args.rule, args.baseline)
-    config = args.config or _config(args.work_dirs)
+    # Known where all of it comes from grids of one config.
+    known = {plan['config'] for plan in c.plans.values()}
+    config = args.config or (known.pop() if len(known) == 1 and len(
+        c.plans) == len(args.work_dirs) else None)
+    only = Path(args.work_dirs[0])
+    is_grid = (len(args.work_dirs) == 1 and only.is_dir()
+               and only != c.first.folder)
+    out = args.out or (only / 'report' if is_grid else _DEFAULT_OUT)
     zoo, reason = _published(args, config, c)
     remarks = [*notes(c), *reason]
-    numbers = reports.write_report(
-        c, out, args.title or _title(args.work_dirs, config, c), remarks, zoo,
-        _commands(args))
+    title = args.title or (Path(config.rpartition('::')[2]).stem if config
+                           else ', '.join(c.arms))
+    numbers = reports.write_report(c, out, title, remarks, zoo,
+                                   _commands(args, c))
     print(table.as_text(c, numbers))
     published = [zoo.sentence, *zoo.caveats, zoo.config_url] if zoo else []
-    for title, lines in (('', table.explain(c)), ('model zoo:\n', published),
-                         ('notes:\n', remarks)):
+    for head, lines in (('', table.explain(c)), ('model zoo:\n', published),
+                        ('notes:\n', remarks)):
         if lines:
-            print(f'\n{title}' + '\n'.join(f'- {line}' for line in lines))
+            print(f'\n{head}' + '\n'.join(f'- {line}' for line in lines))
     print(f'\npage:   {out / reports.PAGE}')
     print('\n'.join(f'        {out / name}' for name in reports.FILES))
 
@@ -307,39 +312,15 @@ def _check(grid: grids.Grid) -> None:
         checks.check_data(cfg, 'train', 'val')
 
 
-def _default_out(work_dirs: Sequence[str]) -> Path:
-    from mmpsw.compare.comparison import is_grid
-    only = Path(work_dirs[0])
-    if len(work_dirs) == 1 and only.is_dir() and is_grid(only):
-        return only / 'report'
-    return _DEFAULT_OUT
-
-
-def _plans(work_dirs: Sequence[str]) -> dict[str, dict]:
-    """What compare.py run was asked for, by the folder that it made."""
-    from mmpsw.compare.comparison import read_plan
-    plans = {folder: read_plan(folder) for folder in work_dirs}
-    return {folder: plan for folder, plan in plans.items() if plan}
-
-
-def _config(work_dirs: Sequence[str]) -> str | None:
-    """The config that all arms were trained with, if that is known."""
-    plans = _plans(work_dirs)
-    names = {plan['config'] for plan in plans.values()}
-    return (names.pop() if len(plans) == len(work_dirs) and len(names) == 1
-            else None)
-
-
 def _published(args: Namespace, config: str | None,
                c: 'Comparison') -> tuple['Published | None', list[str]]:
     """The zoo's number, or else a sentence on why there is none."""
     from mmpsw.compare.zoo_results import NotPublishedError, find_published
-    source = c.runs.source[c.runs.arm == c.baseline].iloc[0]
     reason = ('it is not known from which config these runs were started '
               '(--config says it)')
     try:
         if config is not None:
-            return find_published(config, source, c.metric), []
+            return find_published(config, c.first, c.metric), []
     except ValueError as error:
         # A grid may be read far from where it was made.
         if args.config and not isinstance(error, NotPublishedError):
@@ -348,29 +329,20 @@ def _published(args: Namespace, config: str | None,
     return None, [f"The model zoo's result is left out: {reason}."]
 
 
-def _title(work_dirs: Sequence[str], config: str | None,
-           c: 'Comparison') -> str:
-    if config:
-        return Path(config.rpartition('::')[2]).stem
-    if len(work_dirs) == 1:
-        return Path(work_dirs[0].rpartition('=')[2]).resolve().name
-    return ', '.join(c.arms[:3]) + (', ...' if len(c.arms) > 3 else '')
-
-
-def _commands(args: Namespace) -> list[str]:
+def _commands(args: Namespace, c: 'Comparison') -> list[str]:
     """The commands that make the runs and the report again."""
     commands = []
-    for folder, plan in _plans(args.work_dirs).items():
+    for folder, plan in c.plans.items():
         words = ['run', plan['config'], '--arms', *plan['arms'].values(),
-                 '--seeds', *map(str, plan['seeds']), '--work-dir', folder]
-        if plan.get('metric'):
-            words += ['--metric', plan['metric'], '--rule', plan['rule']]
+                 '--seeds', *plan['seeds'], '--work-dir', folder]
+        for key in ('metric', 'rule'):
+            words += [f'--{key}', plan[key]] if plan.get(key) else []
         pairs = [f'{key}={value}' for key, value
-                 in (plan.get('cfg_options') or {}).items()]
+                 in plan.get('cfg_options', {}).items()]
         commands.append(words + (['--cfg-options', *pairs] if pairs else []))
     words = ['report', *args.work_dirs]
-    for option in ('baseline', 'metric', 'rule', 'config', 'title', 'out'):
-        value = getattr(args, option)
-        words += [f'--{option}', str(value)] if value is not None else []
-    return [shlex.join(['python', 'tools/compare.py', *words])
+    for key in ('baseline', 'metric', 'rule', 'config', 'title', 'out'):
+        value = getattr(args, key)
+        words += [] if value is None else [f'--{key}', value]
+    return [shlex.join(['python', 'tools/compare.py', *map(str, words)])
             for words in [*commands, words]]

@@ -18,7 +18,6 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
 
 from mmengine.config import Config, DictAction
 
@@ -28,16 +27,15 @@ from mmpsw.compare.runs import (
     MissingRunError,
     expected_metric,
     higher_is_better,
+    hook_of,
     is_by_epoch,
     read_run,
 )
 
-__all__ = ['Cell', 'Grid', 'arm_name', 'claim', 'missing', 'parts',
-           'resume_point', 'shipped', 'steps_done']
+__all__ = ['Cell', 'Grid', 'arm_name', 'claim', 'parts', 'resume_point',
+           'shipped', 'steps_done']
 
 SETTINGS = 'comparison.json'
-# mmengine reads one config at a time: it imports them under passing names.
-_reading = Lock()
 
 
 @dataclass(frozen=True)
@@ -109,6 +107,10 @@ class Grid:
         cfg = self.load().train_cfg
         return cfg.max_epochs if 'max_epochs' in cfg else cfg.max_iters
 
+    def interval(self) -> int:
+        """How many steps lie between two validations."""
+        return self.load().train_cfg.get('val_interval', 1)
+
     def with_metric(self) -> 'Grid':
         """The same, with a metric and a rule, which the config may name.
 
@@ -127,8 +129,7 @@ class Grid:
                 f"'{self.config}' has no save_best and its val_evaluator is "
                 'none of the zoos\'; give --metric, and --rule greater or '
                 '--rule less where mmengine has no rule for its name')
-        hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-        higher = higher_is_better(metric, self.rule, hook)
+        higher = higher_is_better(metric, self.rule, hook_of(cfg))
         return replace(self, metric=metric,
                        rule='greater' if higher else 'less')
 
@@ -152,7 +153,7 @@ class Grid:
         """Settings that let an interrupted run go on where it was."""
         hook = 'default_hooks.checkpoint'
         return [
-            f'{hook}.interval={self.load().train_cfg.get("val_interval", 1)}',
+            f'{hook}.interval={self.interval()}',
             f'{hook}.by_epoch={self.by_epoch()}',
             # The newest may have been saved just before its validation.
             f'{hook}.max_keep_ckpts=2',
@@ -204,17 +205,10 @@ def claim(grid: Grid, fresh: bool = False) -> Grid:
     return replace(grid, work_dir=folder)
 
 
-def missing(grid: Grid) -> list[Cell]:
-    """The runs that are not finished."""
-    return [cell for cell in grid.cells
-            if steps_done(grid.run_dir(cell)) < grid.max_steps()]
-
-
 def steps_done(run_dir: Path) -> int:
     """How far a run is, validation included."""
     try:
-        with _reading:
-            return max(read_run(run_dir).validations, default=0)
+        return max(read_run(run_dir).validations, default=0)
     except MissingRunError:
         return 0
 
@@ -269,8 +263,7 @@ def _write_settings(folder: Path, settings: dict) -> None:
 
 @functools.cache
 def _load(config: str, options: tuple[str, ...]) -> Config:
-    with _reading:
-        cfg = configs.load_config(config)
+    cfg = configs.load_config(config)
     pairs = (pair.split('=', 1) for pair in options)
     try:
         cfg.merge_from_dict({key: DictAction._parse_iterable(text)

@@ -31,7 +31,7 @@ def environment(run: Run) -> str | None:
     Returns:
         The text; None where there is no log, or one without it.
     """
-    for log in sorted(run.config_path.parents[1].glob('*.log')):
+    for log in sorted(run.log_dir.glob('*.log')):
         match = _ENVIRONMENT.search(
             log.read_text(encoding='utf-8', errors='replace'))
         if match:
@@ -103,7 +103,6 @@ def _seeds(c: Comparison) -> Iterator[str]:
 
 
 def _configs(c: Comparison) -> Iterator[str]:
-    theirs = c.runs.source[c.runs.arm == c.baseline].iloc[0]
     for arm, of_arm in c.runs.groupby('arm', sort=False):
         first = of_arm.source.iloc[0]
         settings = differences.lines(first.config)
@@ -113,7 +112,7 @@ def _configs(c: Comparison) -> Iterator[str]:
                        "its arm's first run.")
         keys = differences.differing_keys(
             *(differences.data_of(run.config, 'val')
-              for run in (first, theirs)))
+              for run in (first, c.first)))
         if keys:
             yield (f'{arm} was validated on other data than {c.baseline} '
                    f'(val_dataloader.dataset: {_listed(keys)}): their numbers '

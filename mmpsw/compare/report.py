@@ -92,7 +92,6 @@ def _render(c: Comparison, numbers: pd.DataFrame, out_dir: Path,
     environment = Environment(autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding='utf-8'))
-    baseline = c.runs.source[c.runs.arm == c.baseline].iloc[0]
     return template.render(
         c=c,
         picture=_picture(c),
@@ -100,12 +99,11 @@ def _render(c: Comparison, numbers: pd.DataFrame, out_dir: Path,
                 for frame in table.shown(c, numbers)],
         explanations=[_typeset(line) for line in table.explain(c)],
         differences={
-            arm: differences.changed_lines(runs.source.iloc[0].config,
-                                           baseline.config)
-            for arm, runs in c.runs.groupby('arm', sort=False)
-            if arm != c.baseline
+            arm: differences.changed_lines(
+                c.of_arm(arm).source.iloc[0].config, c.first.config)
+            for arm in c.arms if arm != c.baseline
         },
-        environment=notes.environment(baseline),
+        environment=notes.environment(c.first),
         downloads={name: _data_uri('text/csv', (out_dir / name).read_bytes())
                    for name in ('table.csv', 'points.csv')},
         **others)

@@ -22,13 +22,12 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-__all__ = [
-    'MissingRunError', 'Run', 'expected_metric', 'full_name',
-    'higher_is_better', 'is_by_epoch', 'primary_metric', 'read_run'
-]
+__all__ = ['MissingRunError', 'Run', 'expected_metric', 'full_name',
+           'higher_is_better', 'hook_of', 'is_by_epoch', 'primary_metric',
+           'read_run']
 
 # What the zoos rank models by, by the evaluator that logs it. It is often
-# not the first thing that it logs: mmseg begins with aAcc, and mmdet with the
+# not the first thing logged: mmseg begins with aAcc, and mmdet with the
 # precision of each class where it is asked for that.
 RANKED_BY = {
     'IoUMetric': 'mIoU',
@@ -38,7 +37,6 @@ RANKED_BY = {
     'CocoPanopticMetric': 'coco_panoptic/PQ',
     'Accuracy': 'accuracy/top1',
 }
-_NOT_METRICS = ('step', 'time', 'data_time')
 
 
 class MissingRunError(ValueError):
@@ -52,21 +50,19 @@ class Run:
     Attributes:
         folder: The work directory.
         config: The resolved config that mmengine saved.
-        config_path: The file that it was read from.
-        validations: The metrics of each validation, by its step: the epoch,
-            or the iteration, in ascending order. mmdet logs none while a
-            detector finds no box.
+        log_dir: The timestamp directory that it was read from.
+        validations: The metrics of each validation, by its step, ascending.
         time: Seconds per training iteration, with the loading of the data
-            and without validation: the median; None where none was logged.
-        memory: Peak memory of the accelerator in MB; None on a CPU.
+            and without validation: the median; NaN where none was logged.
+        memory: Peak memory of the accelerator in MB; NaN on a CPU.
     """
 
     folder: Path
     config: Config
-    config_path: Path
+    log_dir: Path
     validations: dict[int, dict[str, float]]
-    time: float | None = None
-    memory: float | None = None
+    time: float = math.nan
+    memory: float = math.nan
 
     @property
     def logged(self) -> list[str]:
@@ -77,10 +73,8 @@ class Run:
     @property
     def unit(self) -> str:
         """What a step counts, 'epoch' or 'iteration'."""
-        logs_epochs = _hook(self.config, 'logger').get(
-            'log_metric_by_epoch', True)
-        return ('epoch' if logs_epochs and is_by_epoch(self.config)
-                else 'iteration')
+        by_epoch = is_by_epoch(self.config) and _logs_epochs(self.config)
+        return 'epoch' if by_epoch else 'iteration'
 
     @property
     def max_steps(self) -> int | None:
@@ -95,18 +89,17 @@ class Run:
         match = re.fullmatch(r'seed_(\d+)', self.folder.name)
         return int(match[1]) if seed is None and match else seed
 
-    @property
-    def checkpoint_hook(self) -> Mapping:
-        """The settings of its CheckpointHook, which may rank models."""
-        return _hook(self.config, 'checkpoint')
+
+def hook_of(config: Config, name: str = 'checkpoint') -> Mapping:
+    """The settings of one of a config's default hooks."""
+    return (config.get('default_hooks') or {}).get(name) or {}
 
 
 def is_by_epoch(config: Config) -> bool:
     """Whether a config's training loop counts epochs."""
     loop = config.get('train_cfg') or {}
-    kind = str(loop.get('type') or '').rpartition('.')[2]
-    return bool(loop.get('by_epoch', 'max_iters' not in loop
-                         and not kind.startswith('Iter')))
+    is_iter = 'max_iters' in loop or 'IterBased' in str(loop.get('type'))
+    return bool(loop.get('by_epoch', not is_iter))
 
 
 def primary_metric(logged: Sequence[str], checkpoint_hook: Mapping) -> str:
@@ -125,20 +118,14 @@ def primary_metric(logged: Sequence[str], checkpoint_hook: Mapping) -> str:
 
 
 def expected_metric(config: Config) -> str | None:
-    """The metric that will rank a config's models, before any is logged.
-
-    Returns:
-        As :func:`primary_metric`; None where neither ``save_best`` nor an
-        evaluator of the zoos tells.
-    """
+    """The same before anything is logged; None where the config is silent."""
     evaluators = config.get('val_evaluator') or []
     if isinstance(evaluators, Mapping):
         evaluators = [evaluators]
-    kinds = [str(evaluator.get('type')).rpartition('.')[2].strip("'>")
-             for evaluator in evaluators]
+    kinds = [re.findall(r'\w+', str(item.get('type')))[-1]
+             for item in evaluators]
+    named = [name for name in _save_best(hook_of(config)) if name != 'auto']
     known = [RANKED_BY[kind] for kind in kinds if kind in RANKED_BY]
-    named = [name for name in _save_best(_hook(config, 'checkpoint'))
-             if name != 'auto']
     return next(iter([*named, *known]), None)
 
 
@@ -174,16 +161,12 @@ def higher_is_better(metric: str, rule: str | None,
 
 
 def full_name(metric: str, logged: Sequence[str]) -> str | None:
-    """A logged metric by its name, or by its last part (``bbox_mAP``).
-
-    Raises:
-        ValueError: Several have that last part.
-    """
+    """A logged metric by its name, or by its last part (``bbox_mAP``)."""
     found = [name for name in logged if metric in (name, name.split('/')[-1])]
-    if len(found) > 1 and metric not in found:
-        raise ValueError(f"--metric '{metric}' may mean several metrics; give "
-                         f'one of {", ".join(found)}')
-    return metric if metric in found else next(iter(found), None)
+    if metric in found or len(found) < 2:
+        return metric if metric in found else next(iter(found), None)
+    raise ValueError(f"--metric '{metric}' may mean several metrics; give one "
+                     f'of {", ".join(found)}')
 
 
 def read_run(work_dir: str | Path) -> Run:
@@ -196,40 +179,9 @@ def read_run(work_dir: str | Path) -> Run:
         MissingRunError: There is none.
         ValueError: A line of its log is broken.
     """
-    work_dir = Path(work_dir)
-    sessions = _joined_sessions(work_dir)
-    training = [line for session in sessions for line in session.train]
-    times = [time for session in sessions for time in session.times()]
-    return Run(
-        folder=work_dir,
-        config=sessions[-1].config,
-        config_path=sessions[-1].config_path,
-        validations=_joined_validations(sessions),
-        time=statistics.median(times) if times else None,
-        memory=max((line['memory'] for line in training if 'memory' in line),
-                   default=None))
-
-
-@dataclass(frozen=True)
-class _Session:
-    """The lines of one timestamp directory."""
-
-    config_path: Path
-    config: Config
-    train: list[dict]
-    val: list[dict]
-
-    def times(self) -> list[float]:
-        """Without the warming up: the first tenth."""
-        logged = [line['time'] for line in self.train if 'time' in line]
-        warm_up = min(len(logged) - 1, max(1, len(logged) // 10))
-        return logged[max(0, warm_up):]
-
-
-def _joined_sessions(work_dir: Path) -> list[_Session]:
-    """The newest session and those that it was resumed from, oldest first."""
     sessions: list[_Session] = []
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json'), reverse=True):
+    files = Path(work_dir).glob('*/vis_data/scalars.json')
+    for path in sorted(files, reverse=True):
         session = _read_session(path)
         # `Runner.val` alone writes such a file too, but it trains nothing.
         if not session.train:
@@ -242,21 +194,42 @@ def _joined_sessions(work_dir: Path) -> list[_Session]:
             f"there is no run in '{work_dir}', because no TIMESTAMP/vis_data/"
             'scalars.json with training lines is there; give the directory '
             'that a run had as --work-dir')
-    return sessions
+    memory = [line['memory'] for session in sessions for line in session.train
+              if 'memory' in line]
+    times = [time for session in sessions for time in session.times()]
+    return Run(Path(work_dir), sessions[-1].config, sessions[-1].log_dir,
+               _joined_validations(sessions),
+               time=statistics.median(times or [math.nan]),
+               memory=max(memory, default=math.nan))
+
+
+@dataclass(frozen=True)
+class _Session:
+    """The lines of one timestamp directory."""
+
+    log_dir: Path
+    config: Config
+    train: list[dict]
+    val: list[dict]
+
+    def times(self) -> list[float]:
+        """Without the warming up: the first tenth."""
+        logged = [line['time'] for line in self.train if 'time' in line]
+        warm_up = min(len(logged) - 1, max(1, len(logged) // 10))
+        return logged[max(0, warm_up):]
 
 
 def _read_session(scalars: Path) -> _Session:
-    config_path = scalars.with_name('config.py')
     # What a config imports is of no use here, and may not be installed.
-    config = Config.fromfile(config_path, import_custom_modules=False)
+    config = Config.fromfile(scalars.with_name('config.py'),
+                             import_custom_modules=False)
     lines = _read_lines(scalars)
-    by_epoch = _hook(config, 'logger').get('log_metric_by_epoch', True)
-    if by_epoch and 'max_iters' in (config.get('train_cfg') or {}):
+    if _logs_epochs(config) and 'max_iters' in (config.get('train_cfg') or {}):
         lines = _with_iterations(lines, config.train_cfg)
     # `LogProcessor(log_with_hierarchy=True)` writes such prefixes.
     lines = [{re.sub('^(train|val)/', '', key): value
               for key, value in line.items()} for line in lines]
-    return _Session(config_path, config,
+    return _Session(scalars.parents[1], config,
                     train=[line for line in lines if 'iter' in line],
                     val=[line for line in lines if 'iter' not in line])
 
@@ -269,11 +242,10 @@ def _read_lines(path: Path) -> list[dict]:
             lines.append(json.loads(text))
         except ValueError as error:
             # A run that is killed, or still writing, may leave half a line.
-            if number == len(texts):
-                break
-            raise ValueError(f"line {number} of '{path}' is no JSON "
-                             f'({error}); remove it, or train again'
-                             ) from error
+            if number < len(texts):
+                raise ValueError(f"line {number} of '{path}' is no JSON "
+                                 f'({error}); remove it, or train again'
+                                 ) from error
     return lines
 
 
@@ -285,21 +257,19 @@ def _with_iterations(lines: list[dict], train_cfg: Mapping) -> list[dict]:
     ``val_interval``, the first one at or after the training line before it.
     """
     interval = train_cfg.get('val_interval', 1000)
-    placed, trained, validated = [], 0, 0
+    trained = validated = 0
     for line in lines:
         if 'iter' in line:
             trained = line['iter']
         else:
             due = math.ceil(trained / interval) * interval
-            validated = min(train_cfg['max_iters'],
-                            max(due, validated + interval))
-            line = {**line, 'step': validated}
-        placed.append(line)
-    return placed
+            line['step'] = validated = min(
+                train_cfg['max_iters'], max(due, validated + interval))
+    return lines
 
 
 def _joined_validations(sessions: Sequence[_Session]) -> dict[int, dict]:
-    """Metrics by step.
+    """Metrics by step; mmdet logs none while a detector finds no box.
 
     What a session begins with is what it was resumed to: whatever an earlier
     one has from that step on did not lead to the final weights.
@@ -308,17 +278,17 @@ def _joined_validations(sessions: Sequence[_Session]) -> dict[int, dict]:
     for session in sessions:
         first = session.val[0]['step'] if session.val else math.inf
         joined = {step: line for step, line in joined.items() if step < first}
-        joined |= {line['step']: _metrics(line) for line in session.val}
+        for line in session.val:
+            joined[line['step']] = {
+                key: float(value) for key, value in line.items()
+                if key not in ('step', 'time', 'data_time')
+                and isinstance(value, Real)
+            }
     return dict(sorted(joined.items()))
 
 
-def _metrics(line: dict) -> dict[str, float]:
-    return {key: float(value) for key, value in line.items()
-            if key not in _NOT_METRICS and isinstance(value, Real)}
-
-
-def _hook(config: Config, name: str) -> Mapping:
-    return (config.get('default_hooks') or {}).get(name) or {}
+def _logs_epochs(config: Config) -> bool:
+    return hook_of(config, 'logger').get('log_metric_by_epoch', True)
 
 
 def _save_best(checkpoint_hook: Mapping) -> list[str]:

@@ -37,14 +37,14 @@ def numbers(c: Comparison, zoo: float | None = None) -> pd.DataFrame:
     own = _match(c, c.baseline, target)
     rows = []
     for arm in c.arms:
-        of_arm = c.runs.arm == arm
-        row = dict(arm=arm, seeds=of_arm.sum(), metric=c.metric, unit=c.unit,
+        of_arm = c.of_arm(arm)
+        row = dict(arm=arm, seeds=len(of_arm), metric=c.metric, unit=c.unit,
                    better=c.better, **_over_seeds(c, by_run, arm))
         step = _match(c, arm, target)
         row |= dict(match_step=step, match_ratio=step / own,
                     zoo=zoo if arm == c.baseline else None)
         for name, key in (('time_per_iter', 'time'), ('memory_mb', 'memory')):
-            values = c.runs[key][of_arm]
+            values = of_arm[key]
             row |= {f'{name}_mean': values.mean(skipna=False),
                     f'{name}_std': values.std(skipna=False),
                     f'{key}_ratio': _ratio(c, key, arm)}
@@ -74,7 +74,7 @@ def curve(c: Comparison, arm: str) -> pd.DataFrame:
     values = c.points[c.points.arm == arm].groupby('step').value
     found = pd.DataFrame(dict(mean=values.mean(skipna=False),
                               std=values.std(skipna=False)))
-    return found[values.size() == (c.runs.arm == arm).sum()]
+    return found[values.size() == len(c.of_arm(arm))]
 
 
 def as_text(c: Comparison, table: pd.DataFrame) -> str:
@@ -106,7 +106,7 @@ def shown(c: Comparison,
         own[title] = _cells(table[f'{key}_mean'], table[f'{key}_std'],
                             digits + (key == 'drop'))
     own |= {'model zoo': _cells(table.zoo, None, digits),
-            's/iter': [_time(c.runs.time[c.runs.arm == arm])
+            's/iter': [_time(c.of_arm(arm).time)
                        for arm in table.arm],
             'memory (MB)': _cells(table.memory_mb_mean, table.memory_mb_std,
                                   0)}
@@ -143,6 +143,7 @@ def explain(c: Comparison) -> list[str]:
             'a +- b: mean and standard deviation over the seeds. Differences: '
             f'arm - {c.baseline}, the mean over the seeds that both have, and '
             "half the width of its 95 % interval (Student's t).")
+    if c.runs.arm.duplicated().any() and c.runs.time.notna().any():
         found.append('s/iter: the median over the runs, each of which is a '
                      'median over its iterations, and the least and greatest.')
     return found
@@ -150,9 +151,9 @@ def explain(c: Comparison) -> list[str]:
 
 def time_note(c: Comparison) -> str | None:
     """Why the ratio of times is left out, where it is."""
-    times = c.runs.time[c.runs.arm == c.baseline]
+    times = c.of_arm(c.baseline).time
     silent = [arm for arm in c.arms if arm != c.baseline
-              and not c.runs.time[c.runs.arm == arm].isna().any()
+              and not c.of_arm(arm).time.isna().any()
               and np.isnan(_ratio(c, 'time', arm))]
     if times.isna().any() or not silent:
         return None
@@ -182,7 +183,7 @@ def _by_run(c: Comparison) -> pd.DataFrame:
 
 def _over_seeds(c: Comparison, by_run: pd.DataFrame, arm: str) -> dict:
     """Mean and spread of an arm, and its paired difference."""
-    ours = by_run[c.runs.arm == arm]
+    ours = by_run.loc[c.of_arm(arm).index]
     change = _paired(c, by_run, arm)
     n = len(change) or None
     half = (stats.t.ppf(0.975, n - 1) * change.sem(skipna=False)
@@ -202,14 +203,11 @@ def _paired(c: Comparison, by_run: pd.DataFrame, arm: str) -> pd.DataFrame:
     Runs whose seed is not known are paired with none.
     """
     known = c.runs[c.runs.seed.notna()]
-    keyed = by_run.loc[known.index].set_index(
-        pd.MultiIndex.from_frame(known[['seed', 'repeat']]))
-    ours, theirs = (keyed[(known.arm == name).to_numpy()]
+    keyed = known.join(by_run).set_index(['arm', 'seed', 'repeat'])[[*KEYS]]
+    ours, theirs = (keyed[keyed.index.get_level_values(0) == name].droplevel(0)
                     for name in (arm, c.baseline))
-    both = ours.index.intersection(theirs.index)
-    if arm == c.baseline:
-        both = both[:0]
-    return ours.loc[both] - theirs.loc[both]
+    return (ours - theirs).loc[
+        ours.index.intersection(theirs.index) if arm != c.baseline else []]
 
 
 def _best(values: pd.Series, higher: bool) -> float:
@@ -229,8 +227,7 @@ def _ratio(c: Comparison, key: str, arm: str) -> float:
 
     And where the baseline's own times differ by more than the arms do.
     """
-    ours, theirs = (c.runs[key][c.runs.arm == name]
-                    for name in (arm, c.baseline))
+    ours, theirs = (c.of_arm(name)[key] for name in (arm, c.baseline))
     ratio = ours.median(skipna=False) / theirs.median(skipna=False)
     if key == 'time' and arm != c.baseline:
         change = abs(ours.median() - theirs.median())

@@ -10,22 +10,15 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from queue import SimpleQueue
-from threading import Event
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from mmpsw.compare.grid import Cell, Grid, missing, steps_done
+from mmpsw.compare.grid import Cell, Grid, steps_done
 from mmpsw.compare.runs import full_name
 
-__all__ = ['Failure', 'Progressing', 'TrainingError', 'default_jobs',
-           'explain', 'train']
+__all__ = ['Board', 'Training', 'TrainingError', 'default_jobs', 'train']
 
 # mmengine's log: "Epoch(train)  [1][50/80]  lr: ..." and "Iter(val) [16/16]
 # mIoU: 70.1 ..."
@@ -35,26 +28,11 @@ _PAIR = re.compile(r'(?:val/)?(\S+): (-?[\d.]+(?:e[+-]?\d+)?|nan)(?!\S)')
 # What of an epoch's time is training; the rest is its validation.
 _TRAIN_SHARE = 0.9
 _TAIL_LINES = 15
-_POLL = 0.5
+_POLL = 0.5  # seconds
 
 
 class TrainingError(Exception):
-    """Runs did not end well."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A run that ended with an error.
-
-    Attributes:
-        cell: Which one.
-        status: Its exit status.
-        log: The file with all that it printed.
-    """
-
-    cell: Cell
-    status: int
-    log: Path
+    """Runs did not end well; the message has the ends of their logs."""
 
 
 def default_jobs(gpus: Sequence[str]) -> int:
@@ -64,221 +42,182 @@ def default_jobs(gpus: Sequence[str]) -> int:
     which makes it up to sixty times slower. So on a CPU a run has one thread,
     unless OMP_NUM_THREADS says otherwise.
     """
-    if gpus:
-        return len(gpus)
     threads = os.environ.get('OMP_NUM_THREADS', '')
     cores = len(os.sched_getaffinity(0))
-    return max(1, cores // max(1, int(threads) if threads.isdecimal() else 1))
+    return len(gpus) or max(
+        1, cores // max(1, int(threads) if threads.isdecimal() else 1))
 
 
-def environment(index: int, gpus: Sequence[str]) -> dict[str, str]:
+def environment(slot: int, gpus: Sequence[str]) -> dict[str, str]:
     """The environment of the runs in a slot: a GPU, or one thread."""
-    env = dict(os.environ)
     if gpus:
-        env['CUDA_VISIBLE_DEVICES'] = gpus[index % len(gpus)]
-    else:
-        env.setdefault('OMP_NUM_THREADS', '1')
-    return env
+        return {**os.environ, 'CUDA_VISIBLE_DEVICES': gpus[slot % len(gpus)]}
+    return {'OMP_NUM_THREADS': '1', **os.environ}
 
 
-def train(grid: Grid, bar: 'Progressing', jobs: int = 1,
-          gpus: Sequence[str] = ()) -> list[Failure]:
-    """Train what is not finished.
+def train(grid: Grid, jobs: int = 1, gpus: Sequence[str] = ()) -> list[Cell]:
+    """Train what is not finished, with the progress on the terminal.
 
     Args:
         grid: What is to be trained; with a metric.
-        bar: Told of all that happens.
         jobs: How many runs are trained at once.
         gpus: The devices, of which each run gets one; empty for CPU runs.
 
     Returns:
-        list[Failure]: The runs that ended with an error.
+        list[Cell]: The runs that ended with an error.
 
     Raises:
         ValueError: The first validation did not log the metric.
     """
-    todo = missing(grid)
-    for cell in grid.cells:
-        if cell not in todo:
-            bar.finished(cell)
-    slots: SimpleQueue = SimpleQueue()
-    for index in range(jobs):
-        slots.put(environment(index, gpus))
-    stop = Event()
-
-    def in_slot(cell: Cell) -> Failure | None:
-        env = slots.get()
+    failed = []
+    slots = list(range(jobs))
+    with Board(grid) as board:
+        runs = [Training(grid, cell, board) for cell in grid.cells]
+        waiting = [run for run in runs if not run.is_over()]
+        running: dict[int, Training] = {}
         try:
-            return None if stop.is_set() else train_cell(grid, cell, bar, env,
-                                                         stop)
-        except BaseException:
-            stop.set()
-            raise
-        finally:
-            slots.put(env)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(in_slot, cell) for cell in todo]
-        try:
-            done = [future.result() for future in futures]
-        except BaseException:
-            # Nobody would see what an orphan does.
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return [failure for failure in done if failure is not None]
-
-
-def train_cell(grid: Grid, cell: Cell, bar: 'Progressing', env: dict,
-               stop: Event) -> Failure | None:
-    """Train one run to its end, or wait for the process that does.
-
-    Returns:
-        Failure or None: None where it ended well.
-    """
-    log = grid.log(cell)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(log.with_suffix('.lock'), stop, lambda: bar.say(
-            f'\n{cell}: this run is being trained already, and is waited '
-            'for')) as lock:
-        done = steps_done(grid.run_dir(cell))
-        if stop.is_set():
-            return None
-        status = 0
-        if done < grid.max_steps():
-            command = grid.command(cell)
-            bar.started(cell, command, done)
-            with open(log, 'ab') as file:
-                start = file.tell()
-                # To a file, not a pipe: the run outlives a killed
-                # comparison, and its log is whole.
-                process = subprocess.Popen(
-                    [sys.executable, *command[1:]], env=env, pass_fds=[lock],
-                    stdin=subprocess.DEVNULL, stdout=file,
-                    stderr=subprocess.STDOUT)
-            try:
-                status = _wait(process, log, start, Follower(grid, cell, done,
-                                                             bar), stop)
-            finally:
-                process.terminate()
-                process.wait()
-    if stop.is_set():
-        return None
-    if status:
-        bar.failed(cell)
-        return Failure(cell, status, log)
-    bar.finished(cell)
-    return None
+            while waiting or running:
+                for run in waiting[:]:
+                    if slots and run.start(environment(slots[0], gpus)):
+                        waiting.remove(run)
+                        if run.process:
+                            running[slots.pop(0)] = run
+                for slot, run in list(running.items()):
+                    status = run.follow()
+                    if status is not None:
+                        slots.append(slot)
+                        del running[slot]
+                    if status:
+                        board.failed(run.cell)
+                        failed.append(run.cell)
+                time.sleep(_POLL)
+        finally:  # nobody would see what an orphan does
+            for run in running.values():
+                run.process.terminate()
+                run.process.wait()
+    return failed
 
 
-def explain(failures: Sequence[Failure]) -> str:
+def explain(grid: Grid, failed: Sequence[Cell]) -> str:
     """Names the runs that failed, with the ends of their logs."""
     text = ''
-    for failure in failures:
-        tail = failure.log.read_text(errors='replace').splitlines()
-        text += (f'{failure.cell} ended with exit status {failure.status}; '
-                 f'the last lines of {failure.log}:\n')
-        text += ''.join(f'    {line}\n' for line in tail[-_TAIL_LINES:])
-    names = '; '.join(str(failure.cell) for failure in failures)
-    return (f'{text}These runs failed: {names}. Mend what the lines above '
-            'name and give the same command again: what is finished is kept.')
+    for cell in failed:
+        lines = grid.log(cell).read_text(errors='replace').splitlines()
+        text += f'{cell} failed; the last lines of {grid.log(cell)}:\n'
+        text += ''.join(f'    {line}\n' for line in lines[-_TAIL_LINES:])
+    return (f'{text}These runs failed: {"; ".join(map(str, failed))}. Mend '
+            'what the lines above name and give the same command again: what '
+            'is finished is kept.')
 
 
-def _wait(process: subprocess.Popen, log: Path, start: int,
-          follow: Callable[[str], None], stop: Event) -> int:
-    """Follow a log until the process ends; stop it when told so."""
-    with open(log, encoding='utf-8', errors='replace') as file:
-        file.seek(start)
-        rest = ''
-        while True:
-            status = process.poll()
-            *lines, rest = (rest + file.read()).split('\n')
-            for line in lines:
-                follow(line)
-            if status is not None or stop.is_set():
-                return status or 0
-            time.sleep(_POLL)
+class Training:
+    """The process of one run, and what it writes to its log."""
 
+    def __init__(self, grid: Grid, cell: Cell, board: 'Board'):
+        self.grid, self.cell, self.board = grid, cell, board
+        self.log = grid.log(cell)
+        self.process: subprocess.Popen | None = None
+        self.validated = self.read_to = 0  # steps, and bytes of the log
+        self.told = False
 
-@contextmanager
-def _lock(path: Path, stop: Event,
-          waiting: Callable[[], None]) -> Iterator[int]:
-    """A lock that the run's process inherits, and holds on its own."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
-    told = False
-    try:
-        while not stop.is_set():
+    def is_over(self) -> bool:
+        """Whether nothing is left to train."""
+        self.validated = steps_done(self.grid.run_dir(self.cell))
+        if self.validated < self.grid.max_steps():
+            return False
+        self.board.finished(self.cell)
+        return True
+
+    def start(self, env: dict[str, str]) -> bool:
+        """Start it, unless it is over; False while another process is at it.
+
+        The process inherits the lock, and holds it by itself.
+        """
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log.with_suffix('.lock'), 'w') as lock:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not told:
-                    waiting()
-                told = True
-                time.sleep(_POLL)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+                if not self.told:
+                    self.board.say(f'\n{self.cell}: this run is being trained '
+                                   'already, and is waited for')
+                self.told = True
+                return False
+            if self.is_over():  # meanwhile
+                return True
+            command = self.grid.command(self.cell)
+            self.board.started(self.cell, command, self.validated)
+            # To a file, not a pipe: the run outlives a killed comparison, and
+            # its log is whole.
+            with open(self.log, 'ab') as file:
+                self.read_to = file.tell()
+                self.process = subprocess.Popen(
+                    [sys.executable, *command[1:]], env=env,
+                    pass_fds=[lock.fileno()], stdin=subprocess.DEVNULL,
+                    stdout=file, stderr=subprocess.STDOUT)
+        return True
 
+    def follow(self) -> int | None:
+        """Read what is new in the log; the exit status, at the end."""
+        status = self.process.poll()
+        with open(self.log, 'rb') as file:
+            file.seek(self.read_to)
+            *lines, rest = file.read().split(b'\n')
+            self.read_to = file.tell() - len(rest)
+        for line in lines:
+            self.read(line.decode(errors='replace'))
+        if status == 0:
+            self.board.finished(self.cell)
+        return status
 
-class Follower:
-    """Turns a run's log lines into progress."""
-
-    def __init__(self, grid: Grid, cell: Cell, done: int, bar: 'Progressing'):
-        self.cell, self.bar, self.metric = cell, bar, grid.metric
-        self.interval = grid.load().train_cfg.get('val_interval', 1)
-        self.total = grid.max_steps()
-        self.validated = done
-        self.by_epoch = grid.by_epoch()
-
-    def __call__(self, line: str) -> None:
+    def read(self, line: str) -> None:
+        """Turn a line of the log into progress."""
         match = _LOG_LINE.search(line)
         if match is None:
             return
         phase, epoch, step, steps, rest = match.groups()
         if phase == 'train':
-            self.bar.progress(self.cell, int(step) if not self.by_epoch else
-                              int(epoch) - 1
-                              + int(step) / int(steps) * _TRAIN_SHARE)
+            share = int(step) / int(steps) * _TRAIN_SHARE
+            self.board.progress(self.cell, int(epoch) - 1 + share
+                                if self.grid.by_epoch() else int(step))
         elif step == steps:
-            self.validated = min(self.total, int(epoch) if epoch else
-                                 self.validated + self.interval)
-            self.bar.progress(self.cell, self.validated)
-            self.bar.value(self.cell, self.validated, *self._value(rest))
+            self.validated = min(self.grid.max_steps(), int(epoch) if epoch
+                                 else self.validated + self.grid.interval())
+            self.board.progress(self.cell, self.validated)
+            self.board.value(self.cell, self.validated, self._value(rest))
 
-    def _value(self, rest: str) -> tuple[str, str]:
+    def _value(self, rest: str) -> str:
         pairs = {key: value for key, value in _PAIR.findall(rest)
                  if key not in ('data_time', 'time')}
         if not pairs:
-            return '', 'nothing was measured'
-        name = full_name(self.metric, list(pairs))
+            return 'nothing was measured'
+        name = full_name(self.grid.metric, list(pairs))
         if name is None:
             raise ValueError(
-                f"{self.cell} was not validated by '{self.metric}', but by "
-                f'{", ".join(pairs)}; give --metric one of these')
-        return name, pairs[name]
+                f"{self.cell}, was not validated by '{self.grid.metric}', but "
+                f'by {", ".join(pairs)}; give --metric one of these')
+        return f'{name} {pairs[name]}'
 
 
-class Progressing:
+class Board:
     """One bar over all runs; plain lines where there is no terminal."""
 
     def __init__(self, grid: Grid):
-        self.steps = grid.max_steps()
+        self.grid, self.steps = grid, grid.max_steps()
         self.unit = 'epoch' if grid.by_epoch() else 'iteration'
-        self.grid = grid
-        self.done = {cell: 0.0 for cell in grid.cells}
+        self.done = dict.fromkeys(grid.cells, 0.0)
         self.before = 0.0  # steps that cost no time now
         self.begun = time.monotonic()
-        self.console = Console(highlight=False, markup=False, soft_wrap=True)
+        console = Console(highlight=False, markup=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn('{task.description}'), BarColumn(),
             TaskProgressColumn(), TextColumn('{task.fields[left]}'),
-            console=self.console, disable=not self.console.is_terminal)
+            console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task(
             f'{len(self.done)} runs', total=self.steps * len(self.done),
             left='')
 
-    def __enter__(self) -> 'Progressing':
+    def __enter__(self) -> 'Board':
         self.bar.start()
         return self
 
@@ -287,8 +226,8 @@ class Progressing:
 
     def say(self, text: str) -> None:
         """Print a line, above the bar."""
-        self.console.print(text)
-        self.console.file.flush()
+        self.bar.console.print(text)
+        self.bar.console.file.flush()
 
     def started(self, cell: Cell, command: Sequence[str], done: int) -> None:
         """A run begins, or goes on after ``done`` steps."""
@@ -317,10 +256,10 @@ class Progressing:
         self.bar.update(self.task, completed=sum(self.done.values()),
                         left=self._left())
 
-    def value(self, cell: Cell, step: int, metric: str, value: str) -> None:
+    def value(self, cell: Cell, step: int, value: str) -> None:
         """A validation was logged."""
-        self.say(f'  {cell}: {self.unit} {step}/{self.steps}  {metric} {value}'
-                 f'  {self._left()}')
+        self.say(f'  {cell}: {self.unit} {step}/{self.steps}  {value}  '
+                 f'{self._left()}')
 
     def _skip(self, cell: Cell, steps: float) -> None:
         self.before += steps
@@ -330,10 +269,9 @@ class Progressing:
         done = sum(self.done.values())
         if done <= self.before:
             return ''
-        elapsed = time.monotonic() - self.begun
-        total = self.steps * len(self.done)
-        return (f'({duration(elapsed / (done - self.before) * (total - done))}'
-                ' left)')
+        pace = (time.monotonic() - self.begun) / (done - self.before)
+        left = self.steps * len(self.done) - done
+        return f'({duration(pace * left)} left)'
 
 
 def duration(seconds: float) -> str:

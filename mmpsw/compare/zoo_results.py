@@ -1,15 +1,7 @@
 """What the model zoos publish for the stock config that a run stems from.
 
-OpenMMLab's packages ship their zoos' ``metafile.yml``::
-
-    Models:
-      - Name: retinanet_r18_fpn_1x_coco
-        Config: configs/retinanet/retinanet_r18_fpn_1x_coco.py
-        Results:
-          - Task: Object Detection
-            Dataset: COCO
-            Metrics: {box AP: 31.7}
-        Weights: https://...
+OpenMMLab's packages ship their zoos' ``metafile.yml``: a list of models with
+the keys Config, Weights and Results (Task and Metrics).
 """
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,15 +19,13 @@ __all__ = ['NotPublishedError', 'Published', 'find_published']
 
 # Our metrics' keys: the zoo's name for the same, its task, and what 1 of ours
 # is in its unit (mmdet logs fractions and publishes percentages).
-_PUBLISHED = {
+_NAMES = {
     ('mmdet', 'coco/bbox_mAP'): ('box AP', 'Object Detection', 100),
     ('mmdet', 'coco/segm_mAP'): ('mask AP', 'Instance Segmentation', 100),
     ('mmseg', 'mIoU'): ('mIoU', 'Semantic Segmentation', 1),
     ('mmpretrain', 'accuracy/top1'): ('Top 1 Accuracy', 'Image Classification',
                                       1),
 }
-_REPOSITORIES = {'mmdet': 'mmdetection', 'mmseg': 'mmsegmentation',
-                 'mmpretrain': 'mmpretrain'}
 _SHOWN_KEYS = 4
 
 
@@ -45,21 +35,13 @@ class NotPublishedError(ValueError):
 
 @dataclass(frozen=True)
 class Published:
-    """A number of a model zoo.
-
-    Attributes:
-        value: In the unit of the run's metric.
-        sentence: Who publishes it, for what.
-        config_url: Where the stock config can be seen.
-        weights_url: The checkpoint with this number; None without one.
-        caveats: Sentences on how its training differs from the run's.
-    """
+    """A number of a model zoo, in the unit of the run's metric."""
 
     value: float
-    sentence: str
+    sentence: str  # who publishes it, for what
+    caveats: tuple[str, ...]  # how its training differs from the run's
     config_url: str
     weights_url: str | None
-    caveats: tuple[str, ...]
 
 
 def find_published(config: str | Path, run: Run, metric: str) -> Published:
@@ -88,56 +70,60 @@ def find_published(config: str | Path, run: Run, metric: str) -> Published:
             f'the validation data are not those of {package}::{inner} '
             f'({_listed(keys)} of val_dataloader.dataset differ)')
     value, name, model = _result(package, root, inner, metric)
-    version = import_module(package).__version__
-    weights = model.get('Weights')
+    keys = differing_keys(_compared(run.config), _compared(stock))
+    version, weights = import_module(package).__version__, model.get('Weights')
     return Published(
-        value=value,
-        sentence=f'{package} {version} publishes {name} {value:g} (in the '
-        f'unit of {metric}) for {package}::{inner}, on the same validation '
-        'data',
-        config_url=f'https://github.com/open-mmlab/{_REPOSITORIES[package]}/'
-        f'blob/v{version}/configs/{inner}',
-        weights_url=weights if isinstance(weights, str) else None,
-        caveats=_caveats(model, run.config, stock))
+        value,
+        f'{package} {version} publishes {name} {value:g} (in the unit of '
+        f'{metric}) for {package}::{inner}, on the same validation data',
+        caveats=(*['Its weights were converted from elsewhere, not trained '
+                   'so.'] * ('Converted From' in model),
+                 *[f'Ours differs from the stock config in {_listed(keys)}.']
+                 * bool(keys)),
+        config_url='https://github.com/open-mmlab/'
+        f'{configs.FRAMEWORKS[package].replace("mmdet", "mmdetection")}/blob/'
+        f'v{version}/configs/{inner}',
+        weights_url=weights if isinstance(weights, str) else None)
 
 
 def _find_stock(path: Path) -> tuple[str, Path, str] | None:
     """The nearest stock config, the given one first: package, root, name."""
-    for package in _REPOSITORIES:
+    for package in configs.FRAMEWORKS:
         spec = find_spec(package)
         root = Path(spec.origin).parent / '.mim' if spec else path
         folder = (root / 'configs').resolve()
         if path.is_relative_to(folder) and '_base_' not in path.parts:
             return package, root, path.relative_to(folder).as_posix()
-    for name in Config._get_base_files(str(path)):
-        base = configs.resolve_config(name if '::' in name else
-                                      path.parent / name)
-        found = _find_stock(Path(base).resolve())
-        if found is not None:
-            return found
-    return None
+    bases = (configs.resolve_config(name if '::' in name else path.parent
+                                    / name)
+             for name in Config._get_base_files(str(path)))
+    stocks = (_find_stock(Path(base).resolve()) for base in bases)
+    return next(filter(None, stocks), None)
 
 
 def _result(package: str, root: Path, inner: str,
             metric: str) -> tuple[float, str, dict]:
     """The number, the zoo's name for it, and the model that has it."""
-    if (package, metric) not in _PUBLISHED:
+    if (package, metric) not in _NAMES:
         raise NotPublishedError(f'it is not known what {package} publishes as '
                                 f'{metric}')
-    name, task, unit = _PUBLISHED[package, metric]
-    found = [
-        (result['Metrics'][name] / unit, model)
-        for model in _models(root, f'configs/{inner}')
-        for result in _as_list(model.get('Results') or [])
-        if result.get('Task') == task and name in (result.get('Metrics') or {})
-    ]
-    values = sorted({value for value, _ in found})
-    if len(values) != 1:
-        what = (f'several {name} ({", ".join(map("{:g}".format, values))}, of '
-                'different weights)' if values else f'no {name}')
-        raise NotPublishedError(f'{package} publishes {what} for '
-                                f'{package}::{inner}')
-    return values[0], name, found[0][1]
+    name, task, unit = _NAMES[package, metric]
+    found = {}
+    for model in _models(root, f'configs/{inner}'):
+        results = model.get('Results') or []
+        # mmseg has one result a model, the others have a list.
+        for result in [results] if isinstance(results, dict) else results:
+            value = (result.get('Metrics') or {}).get(name)
+            if result.get('Task') == task and value is not None:
+                found[value / unit] = model
+    if len(found) != 1:
+        values = ', '.join(f'{value:g}' for value in sorted(found))
+        raise NotPublishedError(
+            f'{package} publishes ' + (f'several {name} ({values}, of different'
+                                       ' weights)' if found else f'no {name}')
+            + f' for {package}::{inner}')
+    (value, model), = found.items()
+    return value, name, model
 
 
 def _models(root: Path, config: str) -> list[dict]:
@@ -149,22 +135,6 @@ def _models(root: Path, config: str) -> list[dict]:
     return [model for content in contents for model in
             (content if isinstance(content, list) else content['Models'])
             if model.get('Config') == config]
-
-
-def _as_list(results: dict | list) -> list[dict]:
-    """mmseg has one result a model, the others have a list."""
-    return [results] if isinstance(results, dict) else results
-
-
-def _caveats(model: dict, ours: Config, stock: Config) -> tuple[str, ...]:
-    found = []
-    if model.get('Converted From'):
-        found.append('Its weights were converted from elsewhere, not trained '
-                     'so.')
-    keys = differing_keys(_compared(ours), _compared(stock))
-    if keys:
-        found.append(f'Ours differs from the stock config in {_listed(keys)}.')
-    return tuple(found)
 
 
 def _compared(config: Config) -> dict:
