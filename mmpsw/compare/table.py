@@ -258,11 +258,15 @@ def _time(times: pd.Series) -> str:
 
 def _frame(columns: dict, arms: pd.Series) -> pd.DataFrame:
     """Without the columns that have nothing to say."""
-    always = ('best', 'final', 'area', 'drop', 'epochs', 'iterations')
     frame = pd.DataFrame({title: list(cells) for title, cells
                           in columns.items()}, index=list(arms))
-    return frame[[title for title in frame if title.startswith(always)
-                  and ' - ' not in title or (frame[title] != '-').any()]]
+    said = (frame != '-').sum()
+    always = ('best', 'final', 'area', 'drop', 'epochs', 'iterations')
+    return frame[[
+        title for title in frame
+        if (title.startswith(always) and ' - ' not in title)
+        or said[title] > title.startswith('rel.')  # the baseline's is 1
+    ]]
 
 
 def _tabulate(frames: Sequence[pd.DataFrame], style: str) -> str:

@@ -118,10 +118,10 @@ def _result(package: str, root: Path, inner: str,
                 found[value / unit] = model
     if len(found) != 1:
         values = ', '.join(f'{value:g}' for value in sorted(found))
-        raise NotPublishedError(
-            f'{package} publishes ' + (f'several {name} ({values}, of different'
-                                       ' weights)' if found else f'no {name}')
-            + f' for {package}::{inner}')
+        what = (f'several {name} ({values}, of different weights)' if found
+                else f'no {name}')
+        raise NotPublishedError(f'{package} publishes {what} for '
+                                f'{package}::{inner}')
     (value, model), = found.items()
     return value, name, model
 
