@@ -198,7 +198,7 @@ def test_the_zoos_number_is_shown_with_its_links(work, capsys):
         path.write_text(path.read_text().replace('acc', 'accuracy/top1'))
     out = report(capsys, 'work', '--config',
                  'mmpretrain::resnet/resnet18_8xb16_cifar10.py')
-    assert 'publishes Top 1 Accuracy 94.82 (in the unit of accuracy/top1)' in out
+    assert 'publishes Top 1 Accuracy 94.82' in out
     page = Page(work / 'report' / 'index.html')
     assert '94.82' in page.text
     assert [link for link in page.links if link.startswith('https://github')]

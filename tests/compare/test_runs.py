@@ -254,8 +254,9 @@ ITERATIONS = 'train_cfg = dict(max_iters=25, val_interval=10)'
 def test_validations_of_an_iteration_based_loop_get_its_iterations(
         tmp_path, logged):
     found = iter([1.0, 2.0, 3.0])
-    session(tmp_path, '1', [train_line(i) if i else val_line(0, acc=next(found))
-                            for i in logged], ITERATIONS)
+    lines = [train_line(i) if i else val_line(0, acc=next(found))
+             for i in logged]
+    session(tmp_path, '1', lines, ITERATIONS)
     assert values(tmp_path) == {10: 1.0, 20: 2.0, 25: 3.0}
     run = read_run(tmp_path)
     assert (run.unit, run.max_steps) == ('iteration', 25)
