@@ -64,15 +64,17 @@ def quickstart(args: Namespace) -> None:
     grid = compare.train_grid(grid, fresh=args.fresh)
     print('\nDrawing the curves and the detections ...', flush=True)
     compare.report_on(grid)
+    picture = draw_picture(grid)
+    print()
     if 'control' in grid.arms:
-        print('\ncontrol: averages whole epochs, but trains on from the '
-              'weights as they were.', end='')
+        print('control: averages whole epochs, but trains on from the weights '
+              'as they were.')
     if args.short:
-        print('\nTwo epochs show that everything works, and nothing about '
-              'the arms.', end='')
-    print('\nOne seed on a toy is an illustration and no evidence: judge by '
+        print('Two epochs show that everything works, and nothing about the '
+              'arms.')
+    print('One seed on a toy is an illustration and no evidence: judge by '
           'several seeds\non your own task, and against the control.\n\n'
-          f'picture with boxes: {draw_picture(grid)}\n\n'
+          f'picture with boxes: {picture}\n\n'
           'How to go on (README.md says more):\n'
           f'  python {shipped("tools/train.py")} CONFIG --with '
           f'{args.method}   trains any config of mmdet, mmseg, mmpretrain\n'
