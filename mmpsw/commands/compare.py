@@ -52,12 +52,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     commands = parser.add_subparsers(required=True,
                                      metavar='run|report|summary')
     for command, add_options, text in (
-        (run, _add_run_options,
-         'train every arm with every seed, and report on them'),
-        (report, _add_report_options,
-         'report on work directories, of compare.py or others'),
-        (summary, _add_summary_options,
-         'put the tables of several reports into one'),
+        (run, _run_options, 'train every arm with every seed, and report'),
+        (report, _report_options, 'report on work dirs, ours or others'),
+        (summary, _summary_options, 'put several reports into one table'),
     ):
         subparser = commands.add_parser(command.__name__, help=text)
         add_options(subparser)
@@ -65,83 +62,67 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     return parser.parse_args(argv)
 
 
-def _add_run_options(parser: ArgumentParser) -> None:
+def _run_options(parser: ArgumentParser) -> None:
     options.add_config(parser)
-    parser.add_argument(
-        '--arms', nargs='+', default=_DEFAULT_ARMS, metavar='ARM',
+    add = parser.add_argument
+    add('--arms', nargs='+', default=_DEFAULT_ARMS, metavar='ARM',
         help=f'{", ".join(configs.known_methods())}, the path of a file with '
         'settings that an arm adds to the config, or several joined by + '
         f'(default: {" ".join(_DEFAULT_ARMS)})')
-    parser.add_argument(
-        '--seeds', nargs='+', type=int, default=(0, ), metavar='SEED',
+    add('--seeds', nargs='+', type=int, default=(0, ), metavar='SEED',
         help='each arm is trained once with each (default: 0)')
-    parser.add_argument(
-        '--work-dir', type=Path,
+    add('--work-dir', type=Path,
         help='folder of the results (default: work_dirs/compare_CONFIG). '
         'Finished runs in it are used, an interrupted one is gone on with, '
         'and arms and seeds may be added; where it holds something else, a '
         'numbered folder beside it is taken')
-    parser.add_argument(
-        '--jobs', type=int,
+    add('--jobs', type=int,
         help='runs at once (default: one for each GPU; on a CPU, where each '
         'run has one thread, one for each core)')
-    _add_metric_options(parser)
-    parser.add_argument(
-        '--cfg-options', nargs='+', default=(), metavar='KEY=VALUE',
+    _metric_options(parser)
+    add('--cfg-options', nargs='+', default=(), metavar='KEY=VALUE',
         help='settings that replace those of the config, for all the runs')
 
 
-def _add_metric_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        '--metric',
+def _metric_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add('--metric',
         help='the validation metric to compare by (default: what save_best '
         'names, else mIoU, coco/bbox_mAP, accuracy/top1, ...)')
-    parser.add_argument(
-        '--rule', choices=['greater', 'less'],
+    add('--rule', choices=['greater', 'less'],
         help='which values of it are better, where its name does not say')
 
 
-def _add_report_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        'work_dirs', nargs='+', metavar='WORK_DIR',
-        help="a folder that compare.py run has made, or any run's work dir, "
-        'which NAME=WORK_DIR gives a name; several with one NAME are the '
-        'seeds of one arm')
-    parser.add_argument(
-        '--baseline', metavar='NAME',
+def _report_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add('work_dirs', nargs='+', metavar='WORK_DIR',
+        help="a folder that compare.py run has made, or any run's work dir. "
+        'NAME=WORK_DIR gives a name: work dirs of one NAME are the seeds of '
+        'an arm, and the arms of such a folder become NAME/ARM')
+    add('--baseline', metavar='NAME',
         help="the arm that the others are compared with (default: 'baseline', "
         'else the first)')
-    _add_metric_options(parser)
-    parser.add_argument(
-        '--out', type=Path, metavar='DIR',
+    _metric_options(parser)
+    add('--out', type=Path, metavar='DIR',
         help='folder of the report (default: WORK_DIR/report for one grid, '
         f'else {_DEFAULT_OUT})')
-    parser.add_argument(
-        '--config',
+    add('--config',
         help='the path or zoo name of the config that was trained, for what '
         'the model zoo publishes (a grid knows it)')
-    parser.add_argument('--title', help="the report's title")
+    add('--title', help="the report's title")
 
 
-def _add_summary_options(parser: ArgumentParser) -> None:
-    parser.add_argument('tables', nargs='+', metavar='TABLE',
-                        help="reports' folders, or the table.csv in them")
-    parser.add_argument(
-        '--keys', nargs='+', default=('final', ), metavar='KEY',
+def _summary_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add('tables', nargs='+', metavar='TABLE',
+        help="reports' folders, or the table.csv in them")
+    add('--keys', nargs='+', default=('final', ), metavar='KEY',
         help='what is compared: final, best, area, drop (default: final)')
-    parser.add_argument('--plot', type=Path, metavar='PNG',
-                        help='also draw a picture')
+    add('--plot', type=Path, metavar='PNG', help='also draw a picture')
 
 
 def run(args: Namespace) -> None:
-    """Trains what the command line says, and reports on it.
-
-    Raises:
-        ValueError, FileNotFoundError: Before anything is trained, where an
-            option, the config or the data is wrong.
-        TrainingError: Some runs ended with errors; the report is of the
-            others.
-    """
+    """Trains what the command line says, and reports on it."""
     report_on(train_grid(make_grid(args), args.jobs))
 
 
@@ -263,13 +244,7 @@ def report(args: Namespace) -> None:
 
 
 def summary(args: Namespace) -> None:
-    """Prints Markdown: how often an arm wins, and a table for each key.
-
-    And draws them.
-
-    Raises:
-        ValueError: A table is missing, or a key is unknown.
-    """
+    """Prints how often an arm wins, and a table for each key; draws them."""
     from mmpsw.compare import plots, summary
     summary.check_keys(args.keys)
     table = summary.read(args.tables)
@@ -285,11 +260,7 @@ def summary(args: Namespace) -> None:
 
 
 def _check_report() -> None:
-    """Looks whether a report can be written, before hours are spent.
-
-    Raises:
-        ValueError: A package is missing.
-    """
+    """Looks whether a report can be written, before hours are spent."""
     try:
         import mmpsw.compare.report  # noqa: F401
     except ImportError as error:
@@ -299,11 +270,7 @@ def _check_report() -> None:
 
 
 def _check(grid: grids.Grid) -> None:
-    """Looks at each arm's config before hours are spent.
-
-    Raises:
-        ValueError, FileNotFoundError: Something is wrong or missing.
-    """
+    """Looks at each arm's config before hours are spent."""
     from mmpsw.commands import checks, train
     for arm in grid.arms:
         command = grid.command(grids.Cell(arm, grid.seeds[0]))

@@ -162,11 +162,8 @@ def higher_is_better(metric: str, rule: str | None,
 
 def full_name(metric: str, logged: Sequence[str]) -> str | None:
     """A logged metric by its name, or by its last part (``bbox_mAP``)."""
-    found = [name for name in logged if metric in (name, name.split('/')[-1])]
-    if metric in found or len(found) < 2:
-        return metric if metric in found else next(iter(found), None)
-    raise ValueError(f"--metric '{metric}' may mean several metrics; give one "
-                     f'of {", ".join(found)}')
+    found = [name for name in logged if name.split('/')[-1] == metric]
+    return metric if metric in logged else next(iter(found), None)
 
 
 def read_run(work_dir: str | Path) -> Run:

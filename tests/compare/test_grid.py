@@ -219,6 +219,22 @@ def test_a_run_of_another_comparison_is_waited_for(tmp_path, capsys):
     assert not log.exists()
 
 
+def test_a_run_that_outlives_its_comparison_holds_the_lock(
+        tmp_path, monkeypatch):
+    grid = grid_of(tmp_path, '--arms', 'baseline').with_metric()
+    monkeypatch.setattr(grids.Grid, 'command', lambda *_: [
+        'python', '-c', 'import time; time.sleep(60)'])
+    with training.Board(grid) as board:
+        first, second = (training.Training(grid, grid.cells[0], board)
+                         for _ in range(2))
+        assert first.start(dict(os.environ))
+        assert not second.start(dict(os.environ))
+        first.process.kill()
+        first.process.wait()
+        assert second.start(dict(os.environ))
+        second.process.kill()
+
+
 def test_a_failed_run_does_not_stop_the_others_and_is_named(
         tmp_path, capsys):
     generate(Path('data/digits'))
@@ -283,7 +299,9 @@ def test_a_report_that_cannot_be_written_is_told_before_anything_is_trained(
             'sys.exit(compare.main(sys.argv[1:]))')
     done = subprocess.run(
         [sys.executable, '-c', code, 'run', CONFIG, '--work-dir',
-         str(tmp_path / 'work')], capture_output=True, text=True)
+         str(tmp_path / 'work'), '--cfg-options',
+         'train_dataloader.dataset.data_root=nowhere'],
+        capture_output=True, text=True)
     assert done.returncode == 2
     assert f"report needs {missing}" in done.stderr.splitlines()[-1]
     assert 'mmpsw[tools]' in done.stderr and 'Traceback' not in done.stderr
