@@ -35,12 +35,12 @@ from torch.utils._pytree import tree_leaves
 
 from mmpsw import configs
 from mmpsw.commands import options
+from mmpsw.commands.options import out_folder
 from mmpsw.engine import PSWOptimWrapper
 from mmpsw.engine.averaging.buffers import owned_buffers
 from mmpsw.engine.peers import LatestWeightAverage
 from mmpsw.methods.averaging import PSWA, PSWM, PeriodicResampler, Technique
 from mmpsw.models import build_model
-from mmpsw.results import out_folder
 
 MODELS = ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
           'mmseg::unet/unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024.py',

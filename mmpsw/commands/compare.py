@@ -1,15 +1,22 @@
 """Compares arms: trains them over several seeds, and reports on them."""
 import os
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmpsw import configs
 from mmpsw.commands import options
 from mmpsw.compare import grid as grids
 
+if TYPE_CHECKING:  # what imports pandas or draws comes late
+    from mmpsw.compare.comparison import Comparison
+    from mmpsw.compare.zoo_results import Published
+
 _DEFAULT_ARMS = ('baseline', 'control', 'pswa', 'pwalks', 'pswm')
+_DEFAULT_OUT = Path('work_dirs/report')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,12 +29,13 @@ def report_outcome(command: Callable[[], None]) -> int:
     """Runs a command; a line, or the ends of logs, where it went wrong.
 
     Returns:
-        int: The exit status: 0, 1 after trainings that failed, 2 after a
-        user's error, 130 after Ctrl-C.
+        int: The exit status: 0, 1 after runs that failed, 2 after a user's
+        error, 130 after Ctrl-C.
     """
+    from mmpsw.compare.training import TrainingError
     try:
         return options.report_errors(command)
-    except grids.TrainingError as error:
+    except TrainingError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -41,145 +49,81 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser = ArgumentParser(
         prog='compare.py',
         description='Compare ways to train: the baseline, PSW and its peers.')
-    commands = parser.add_subparsers(
-        required=True, metavar='run|report|summary')
-    run_parser = commands.add_parser(
-        'run', help='train every arm with every seed, and report on them')
-    add_run_options(run_parser)
-    run_parser.set_defaults(command=run)
-    report_parser = commands.add_parser(
-        'report', help='report on work directories, of compare.py or others')
-    # Late: a wrong option of `run` should not wait for it.
-    from mmpsw.commands import report
-    report.add_options(report_parser)
-    report_parser.set_defaults(command=report.report)
-    summary_parser = commands.add_parser(
-        'summary', help='put the tables of several reports into one')
-    add_summary_options(summary_parser)
-    summary_parser.set_defaults(command=summarize)
+    commands = parser.add_subparsers(required=True,
+                                     metavar='run|report|summary')
+    for command, add_options, text in (
+        (run, _run_options, 'train every arm with every seed, and report'),
+        (report, _report_options, 'report on work dirs, ours or others'),
+        (summary, _summary_options, 'put several reports into one table'),
+    ):
+        subparser = commands.add_parser(command.__name__, help=text)
+        add_options(subparser)
+        subparser.set_defaults(command=command)
     return parser.parse_args(argv)
 
 
-def add_summary_options(parser: ArgumentParser) -> None:
-    """Adds the options of ``compare.py summary``."""
-    parser.add_argument(
-        'tables',
-        nargs='+',
-        metavar='TABLE',
-        help="reports' folders, or the table.csv in them")
-    parser.add_argument(
-        '--keys',
-        nargs='+',
-        default=('final', ),
-        metavar='KEY',
-        help='what is compared: final, best, area, drop (default: final)')
-    parser.add_argument(
-        '--plot', type=Path, metavar='PNG', help='also draw a picture')
-
-
-def summarize(args: Namespace) -> None:
-    """Prints Markdown: how often an arm wins, and a table for each key.
-
-    And draws them.
-
-    Raises:
-        ValueError: A table is missing, or a key is unknown.
-    """
-    from mmpsw.compare import summary
-    comparisons = summary.read(args.tables)
-    if len(comparisons) > 1:
-        print('Better / undecided / worse than the baseline:\n\n'
-              f'{summary.tally(comparisons, args.keys)}')
-    for key in args.keys:
-        text = summary.as_markdown(comparisons, key)
-        print(f'{summary.KEYS[key].capitalize()}:\n\n{text}')
-    if args.plot:
-        print('picture:', summary.plot(comparisons, args.plot, args.keys))
-
-
-def add_run_options(parser: ArgumentParser) -> None:
-    """Adds the options of ``compare.py run``."""
+def _run_options(parser: ArgumentParser) -> None:
     options.add_config(parser)
-    parser.add_argument(
-        '--arms',
-        nargs='+',
-        default=_DEFAULT_ARMS,
-        metavar='ARM',
-        help=f'{", ".join(configs.known_arms())}, or the path of a file with the '
-        'settings that an arm adds to the config (default: '
-        f'{" ".join(_DEFAULT_ARMS)})')
-    parser.add_argument(
-        '--seeds',
-        nargs='+',
-        type=int,
-        default=(0, ),
-        metavar='SEED',
+    add = parser.add_argument
+    add('--arms', nargs='+', default=_DEFAULT_ARMS, metavar='ARM',
+        help=f'{", ".join(configs.known_methods())}, the path of a file with '
+        'settings that an arm adds to the config, or several joined by + '
+        f'(default: {" ".join(_DEFAULT_ARMS)})')
+    add('--seeds', nargs='+', type=int, default=(0, ), metavar='SEED',
         help='each arm is trained once with each (default: 0)')
-    parser.add_argument(
-        '--work-dir',
-        type=Path,
+    add('--work-dir', type=Path,
         help='folder of the results (default: work_dirs/compare_CONFIG). '
         'Finished runs in it are used, an interrupted one is gone on with, '
         'and arms and seeds may be added; where it holds something else, a '
         'numbered folder beside it is taken')
-    parser.add_argument(
-        '--jobs',
-        type=int,
-        help='runs at once (default: one for each GPU; one on a CPU)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        default=(),
-        metavar='KEY=VALUE',
+    add('--jobs', type=int,
+        help='runs at once (default: one for each GPU; on a CPU, where each '
+        'run has one thread, one for each core)')
+    _metric_options(parser)
+    add('--cfg-options', nargs='+', default=(), metavar='KEY=VALUE',
         help='settings that replace those of the config, for all the runs')
 
 
+def _metric_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add('--metric',
+        help='the validation metric to compare by (default: what save_best '
+        'names, else mIoU, coco/bbox_mAP, accuracy/top1, ...)')
+    add('--rule', choices=['greater', 'less'],
+        help='which values of it are better, where its name does not say')
+
+
+def _report_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add('work_dirs', nargs='+', metavar='WORK_DIR',
+        help="a folder that compare.py run has made, or any run's work dir. "
+        'NAME=WORK_DIR gives a name: work dirs of one NAME are the seeds of '
+        'an arm, and the arms of such a folder become NAME/ARM')
+    add('--baseline', metavar='NAME',
+        help="the arm that the others are compared with (default: 'baseline', "
+        'else the first)')
+    _metric_options(parser)
+    add('--out', type=Path, metavar='DIR',
+        help='folder of the report (default: WORK_DIR/report for one grid, '
+        f'else {_DEFAULT_OUT})')
+    add('--config',
+        help='the path or zoo name of the config that was trained, for what '
+        'the model zoo publishes (a grid knows it)')
+    add('--title', help="the report's title")
+
+
+def _summary_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add('tables', nargs='+', metavar='TABLE',
+        help="reports' folders, or the table.csv in them")
+    add('--keys', nargs='+', default=('final', ), metavar='KEY',
+        help='what is compared: final, best, area, drop (default: final)')
+    add('--plot', type=Path, metavar='PNG', help='also draw a picture')
+
+
 def run(args: Namespace) -> None:
-    """Trains what the command line says, and reports on it.
-
-    Raises:
-        ValueError, FileNotFoundError: Before anything is trained, where an
-            option, the config or the data is wrong.
-        TrainingError: Some trainings ended with errors; the report is of the
-            others.
-    """
+    """Trains what the command line says, and reports on it."""
     report_on(train_grid(make_grid(args), args.jobs))
-
-
-def train_grid(grid: grids.Grid,
-               jobs: int | None = None,
-               fresh: bool = False) -> grids.Grid:
-    """Trains a grid, with its progress on the terminal.
-
-    Args:
-        grid: What is to be trained.
-        jobs: Runs at once. By default one for each GPU.
-        fresh: Whether to train anew what has been trained before.
-
-    Returns:
-        Grid: With the folder that it was given.
-
-    Raises:
-        ValueError, FileNotFoundError: Before anything is trained.
-        TrainingError: Some trainings failed; the report is of the others.
-    """
-    gpus = visible_gpus()
-    jobs = jobs or max(1, len(gpus))
-    check(grid)
-    grid = grids.claim(grid, fresh)
-    unit = 'epochs' if grids.is_by_epoch(grid.load()) else 'iterations'
-    print(f'{len(grid.cells)} trainings, {jobs} at a time: the arms '
-          f'{", ".join(grid.arms)}, with the seeds '
-          f'{", ".join(map(str, grid.seeds))}, for {grid.max_steps()} {unit} '
-          'each; a seed has the same data order in all arms')
-    print(f'Everything is written to {grid.work_dir}/', flush=True)
-    with grids.Reporter(grid) as bar:
-        failures = grids.train(grid, bar, jobs, gpus)
-    if failures:
-        if len(failures) < len(grid.cells):
-            report_on(grid)
-        raise grids.TrainingError(grids.explain(failures))
-    return grid
 
 
 def make_grid(args: Namespace) -> grids.Grid:
@@ -188,13 +132,14 @@ def make_grid(args: Namespace) -> grids.Grid:
     Raises:
         ValueError: An option is wrong.
     """
-    arms = {configs.psw_name(arm): arm for arm in args.arms}
+    arms = {grids.arm_name(arm): arm for arm in args.arms}
     if len(arms) < len(args.arms):
         raise ValueError(
             f"--arms {' '.join(args.arms)} names an arm twice; a file's name "
             'is its name: rename one, or leave it out')
     for arm in args.arms:
-        configs.arm_fragment(arm)
+        for part in grids.parts(arm):
+            configs.load_fragment(part)
     if len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f'--seeds {" ".join(map(str, args.seeds))} names a '
                          'seed twice; leave one out')
@@ -202,49 +147,172 @@ def make_grid(args: Namespace) -> grids.Grid:
         raise ValueError(f'--jobs {args.jobs} is not possible; give 1 or more')
     for pair in args.cfg_options:
         if '=' not in pair:
-            raise ValueError(f"--cfg-options takes key=value, but got '{pair}"
-                             "'; write for example train_cfg.max_epochs=3")
+            raise ValueError(f"--cfg-options takes key=value, but got '{pair}'"
+                             '; write for example train_cfg.max_epochs=3')
     stem = Path(configs.resolve_config(args.config)).stem
     return grids.Grid(
-        config=args.config,
-        arms=arms,
-        seeds=tuple(args.seeds),
+        config=args.config, arms=arms, seeds=tuple(args.seeds),
         work_dir=args.work_dir or Path('work_dirs') / f'compare_{stem}',
-        options=tuple(args.cfg_options))
+        options=tuple(args.cfg_options), metric=args.metric, rule=args.rule)
 
 
-def check(grid: grids.Grid) -> None:
-    """Looks at each arm's config before hours are spent.
+def train_grid(grid: grids.Grid, jobs: int | None = None,
+               fresh: bool = False) -> grids.Grid:
+    """Trains a grid, with its progress on the terminal.
+
+    Args:
+        grid: What is to be trained.
+        jobs: Runs at once, if not as many as there is room for.
+        fresh: Whether to train anew what has been trained before.
+
+    Returns:
+        Grid: With the folder that it was given.
 
     Raises:
-        ValueError, FileNotFoundError: Something is wrong or missing.
+        ValueError, FileNotFoundError: Before anything is trained, or after
+            the first validation, where it did not log the metric.
+        TrainingError: Some runs failed; the report is of the others.
     """
-    from mmpsw.commands import checks, train
-    for cell in (grids.Cell(arm, grid.seeds[0]) for arm in grid.arms):
-        cfg = train.build_config(train.parse_args(grid.command(cell)[2:]))
-        checks.check_amp(cfg)
-        checks.check_data(cfg, 'train', 'val')
-    if grid.load().get('val_evaluator') is None:
-        raise ValueError(
-            f"config '{grid.config}' has no val_evaluator, so that there is "
-            'nothing to compare; give one that validates')
+    from mmpsw.compare import training
+    _check_report()
+    grid = grid.with_metric()
+    _check(grid)
+    gpus = visible_gpus()
+    jobs = jobs or min(training.default_jobs(gpus), len(grid.cells))
+    grid = grids.claim(grid, fresh)
+    print(f'{len(grid.cells)} runs, {jobs} at a time: the arms '
+          f'{", ".join(grid.arms)}, with the seeds '
+          f'{", ".join(map(str, grid.seeds))}, for {grid.max_steps()} '
+          f'{"epochs" if grid.by_epoch() else "iterations"} each; a seed has '
+          'the same data order in all arms\n'
+          f'Everything is written to {grid.work_dir}/', flush=True)
+    failed = training.train(grid, jobs, gpus)
+    if failed:
+        if len(failed) < len(grid.cells):
+            report_on(grid)
+        raise training.TrainingError(training.explain(grid, failed))
+    return grid
 
 
 def visible_gpus() -> list[str]:
     """The GPUs, as CUDA_VISIBLE_DEVICES names them."""
     import torch
-    named = [name for name in os.environ.get('CUDA_VISIBLE_DEVICES',
-                                             '').split(',') if name]
-    return (named or list(map(str, range(torch.cuda.device_count())))
-            )[:torch.cuda.device_count()]
+    count = torch.cuda.device_count()
+    named = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
+    return ([name for name in named if name]
+            or [str(index) for index in range(count)])[:count]
 
 
 def report_on(grid: grids.Grid) -> None:
     """Reports as ``compare.py report`` does."""
-    from mmpsw.commands import report
-    parser = ArgumentParser()
-    report.add_options(parser)
-    report.report(parser.parse_args([str(grid.work_dir)]))
+    report(parse_args(['report', str(grid.work_dir)]))
+
+
+def report(args: Namespace) -> None:
+    """Prints the table and the notes, and writes the report.
+
+    Raises:
+        ValueError: A folder holds no run, an option does not fit the runs,
+            or the report's folder holds something else.
+    """
+    from mmpsw.compare import comparison, table
+    from mmpsw.compare import report as reports
+    from mmpsw.compare.notes import notes
+    c = comparison.read(args.work_dirs, args.metric, args.rule, args.baseline)
+    # Known where all of it comes from grids of one config.
+    known = {plan['config'] for plan in c.plans.values()}
+    config = args.config or (known.pop() if len(known) == 1 and len(
+        c.plans) == len(args.work_dirs) else None)
+    only = Path(args.work_dirs[0])
+    is_grid = (len(args.work_dirs) == 1 and only.is_dir()
+               and only != c.first.folder)
+    out = args.out or (only / 'report' if is_grid else _DEFAULT_OUT)
+    zoo, reason = _published(args, config, c)
+    remarks = [*notes(c), *reason]
+    title = args.title or (Path(config.rpartition('::')[2]).stem if config
+                           else ', '.join(c.arms))
+    numbers = reports.write_report(c, out, title, remarks, zoo,
+                                   _commands(args, c))
+    print(table.as_text(c, numbers))
+    published = [zoo.sentence, *zoo.caveats, zoo.config_url] if zoo else []
+    for head, lines in (('', table.explain(c)), ('model zoo:\n', published),
+                        ('notes:\n', remarks)):
+        if lines:
+            print(f'\n{head}' + '\n'.join(f'- {line}' for line in lines))
+    print(f'\npage:   {out / reports.PAGE}')
+    print('\n'.join(f'        {out / name}' for name in reports.FILES))
+
+
+def summary(args: Namespace) -> None:
+    """Prints how often an arm wins, and a table for each key; draws them."""
+    from mmpsw.compare import plots, summary
+    summary.check_keys(args.keys)
+    table = summary.read(args.tables)
+    if len(args.tables) > 1:
+        print('Better / undecided / worse than the baseline:\n\n'
+              f'{summary.tally(table, args.keys)}')
+    for key in args.keys:
+        print(f'{summary.KEYS[key].capitalize()}:\n\n'
+              f'{summary.as_markdown(table, key)}')
+    if args.plot:
+        print('picture:', plots.save(
+            plots.plot_differences(table, args.keys), args.plot, 'png'))
+
+
+def _check_report() -> None:
+    """Looks whether a report can be written, before hours are spent."""
+    try:
+        import mmpsw.compare.report  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"the comparison's report needs {error.name}, which cannot be "
+            "imported; pip install 'mmpsw[tools]'") from error
+
+
+def _check(grid: grids.Grid) -> None:
+    """Looks at each arm's config before hours are spent."""
+    from mmpsw.commands import checks, train
+    for arm in grid.arms:
+        command = grid.command(grids.Cell(arm, grid.seeds[0]))
+        cfg = train.build_config(train.parse_args(command[2:]))
+        checks.check_amp(cfg)
+        checks.check_data(cfg, 'train', 'val')
+
+
+def _published(args: Namespace, config: str | None,
+               c: 'Comparison') -> tuple['Published | None', list[str]]:
+    """The zoo's number, or else a sentence on why there is none."""
+    from mmpsw.compare.zoo_results import NotPublishedError, find_published
+    reason = ('it is not known from which config these runs were started '
+              '(--config says it)')
+    try:
+        if config is not None:
+            return find_published(config, c.first, c.metric), []
+    except ValueError as error:
+        # A grid may be read far from where it was made.
+        if args.config and not isinstance(error, NotPublishedError):
+            raise
+        reason = error
+    return None, [f"The model zoo's result is left out: {reason}."]
+
+
+def _commands(args: Namespace, c: 'Comparison') -> list[str]:
+    """The commands that make the runs and the report again."""
+    commands = []
+    for folder, plan in c.plans.items():
+        words = ['run', plan['config'], '--arms', *plan['arms'].values(),
+                 '--seeds', *plan['seeds'], '--work-dir', folder]
+        for key in ('metric', 'rule'):
+            words += [f'--{key}', plan[key]] if plan.get(key) else []
+        pairs = [f'{key}={value}' for key, value
+                 in plan.get('cfg_options', {}).items()]
+        commands.append(words + (['--cfg-options', *pairs] if pairs else []))
+    words = ['report', *args.work_dirs]
+    for key in ('baseline', 'metric', 'rule', 'config', 'title', 'out'):
+        value = getattr(args, key)
+        words += [] if value is None else [f'--{key}', value]
+    return [shlex.join(['python', 'tools/compare.py', *map(str, words)])
+            for words in [*commands, words]]
 
 
 if __name__ == '__main__':

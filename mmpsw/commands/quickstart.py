@@ -8,16 +8,13 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config
-
 from mmpsw import configs
 from mmpsw.commands import compare
 from mmpsw.compare import grid as grids
-from mmpsw.compare.grid import CHECKOUT, shown
-from mmpsw.datasets.digits import generate
+from mmpsw.compare.grid import shipped
 
 _DATA = Path('data/digits')
-_CONFIG = CHECKOUT / 'configs/det/retinanet_r18_digits.py'
+_CONFIG = 'configs/det/retinanet_r18_digits.py'
 _SHORT_EPOCHS = 2
 _SCORE_THR = 0.3
 
@@ -35,26 +32,21 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         description='Train a RetinaNet on handwritten digits with and '
         'without PSW, and show the difference. Nothing is downloaded.')
     parser.add_argument(
-        '--work-dir',
-        type=Path,
-        default=Path('work_dirs/quickstart'),
-        help='folder of the results. Finished trainings in it are used, and '
-        'an interrupted one is gone on with; where its settings are others, '
-        'a numbered folder beside it is taken')
+        '--work-dir', type=Path, default=Path('work_dirs/quickstart'),
+        help='folder of the results. Finished runs in it are used, and an '
+        'interrupted one is gone on with; where its settings are others, a '
+        'numbered folder beside it is taken')
     parser.add_argument(
-        '--psw',
-        default='pwalks',
-        metavar='TECHNIQUE',
-        help='pswa, pwalks, pswm, or the path of a file that defines psw')
+        '--with', '--psw', dest='method', default='pwalks', metavar='NAME',
+        help='what is compared: pswa, pwalks (the default), pswm, another '
+        'file in configs/_base_/methods, or the path of one')
     parser.add_argument('--seed', type=int, default=0, help='the random seed')
     parser.add_argument(
-        '--short',
-        action='store_true',
+        '--short', action='store_true',
         help=f'{_SHORT_EPOCHS} epochs and no control arm: shows that '
         'everything works, and nothing else')
     parser.add_argument(
-        '--fresh',
-        action='store_true',
+        '--fresh', action='store_true',
         help='train anew, in another folder, even where results exist')
     return parser.parse_args(argv)
 
@@ -64,37 +56,52 @@ def quickstart(args: Namespace) -> None:
 
     Raises:
         ValueError: An option is wrong.
-        TrainingError: A training ended with an error.
+        TrainingError: A run ended with an error.
     """
     grid = make_grid(args)
+    from mmpsw.datasets.digits import generate
     generate(_DATA)
     grid = compare.train_grid(grid, fresh=args.fresh)
     print('\nDrawing the curves and the detections ...', flush=True)
     compare.report_on(grid)
-    print(_explain(args, grid))
-    print(f'picture with boxes: {draw_picture(grid)}\n')
-    print(_next_steps(args.psw))
+    picture = draw_picture(grid)
+    print()
+    if 'control' in grid.arms:
+        print('control: averages whole epochs, but trains on from the weights '
+              'as they were.')
+    if args.short:
+        print('Two epochs show that everything works, and nothing about the '
+              'arms.')
+    print('One seed on a toy is an illustration and no evidence: judge by '
+          'several seeds\non your own task, and against the control.\n\n'
+          f'picture with boxes: {picture}\n\n'
+          'How to go on (README.md says more):\n'
+          f'  python {shipped("tools/train.py")} CONFIG --with '
+          f'{args.method}   trains any config of mmdet, mmseg, mmpretrain\n'
+          f'  python {shipped("tools/compare.py")} run CONFIG --seeds 0 1 2   '
+          'compares the techniques on it\n'
+          '  two lines in a config of yours do the same: see '
+          'configs/det/*_pwalks.py')
 
 
 def make_grid(args: Namespace) -> grids.Grid:
-    """Turns the command line into the trainings that it asks for.
+    """Turns the command line into the runs that it asks for.
 
     Raises:
-        ValueError: There is no such technique, or its name is taken.
+        ValueError: There is no such method, or its name is taken.
     """
-    configs.psw_fragment(args.psw)
-    name = configs.psw_name(args.psw)
+    for part in grids.parts(args.method):
+        configs.load_fragment(part)
+    name = grids.arm_name(args.method)
     if name in ('baseline', 'control'):
         raise ValueError(
-            f"--psw '{args.psw}' cannot be used, because another arm is "
+            f"--with '{args.method}' cannot be used, because another arm is "
             f"called '{name}'; rename the file")
-    arms = {'baseline': 'baseline', name: args.psw}
+    arms = {'baseline': 'baseline', name: args.method}
     if not args.short:
         arms['control'] = 'control'
     return grids.Grid(
-        config=shown(_CONFIG),
-        arms=arms,
-        seeds=(args.seed, ),
+        config=shipped(_CONFIG), arms=arms, seeds=(args.seed, ),
         work_dir=args.work_dir,
         options=(f'train_cfg.max_epochs={_SHORT_EPOCHS}', )
         if args.short else ())
@@ -105,40 +112,12 @@ def draw_picture(grid: grids.Grid) -> Path:
     from mmpsw.checkpoints import allow_resume
     from mmpsw.compare import detections
     allow_resume()
-    seed = grid.seeds[0]
     checkpoints = {
-        arm: grid.run_dir(grids.Cell(arm, seed)) /
-        f'epoch_{grid.max_steps()}.pth'
-        for arm in grid.arms
+        cell.arm: grid.run_dir(cell) / f'epoch_{grid.max_steps()}.pth'
+        for cell in grid.cells
     }
     return detections.plot_detections(
-        Config.fromfile(grid.config), checkpoints,
+        configs.load_config(grid.config), checkpoints,
         grid.work_dir / 'detections.png', score_thr=_SCORE_THR,
         title='RetinaNet on handwritten digits: the first validation scenes, '
         f'score at least {_SCORE_THR}')
-
-
-def _explain(args: Namespace, grid: grids.Grid) -> str:
-    lines = ['']
-    if 'control' in grid.arms:
-        lines.append('control: averages whole epochs, but trains on from the '
-                     'weights as they were.')
-    if args.short:
-        lines.append('Two epochs show that everything works, and nothing '
-                     'about the arms.')
-    lines += [
-        'One seed on a toy is an illustration and no evidence: judge by '
-        'several seeds', 'on your own task, and against the control.', ''
-    ]
-    return '\n'.join(lines)
-
-
-def _next_steps(psw: str) -> str:
-    train = shown(CHECKOUT / 'tools/train.py')
-    return ('How to go on (README.md says more):\n'
-            f'  python {train} CONFIG --psw {psw}   trains any config of '
-            'mmdet, mmseg, mmpretrain\n'
-            f'  python {shown(CHECKOUT / "tools/compare.py")} run CONFIG '
-            '--seeds 0 1 2   compares the techniques on it\n'
-            '  two lines in a config of yours do the same: see '
-            'configs/det/*_pwalks.py')

@@ -1,5 +1,4 @@
 """Pictures with the boxes that detectors find; needs mmdet."""
-
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -15,10 +14,13 @@ from mmdet.apis import inference_detector, init_detector
 from mmdet.registry import DATASETS
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 from mmpsw.compare.plots import save
+
+__all__ = ['plot_detections']
 
 # Pixels of a panel in a picture: small scenes are enlarged to this, so that
 # the boxes' labels can be read.
@@ -27,7 +29,7 @@ _FONT_SIZE = 16
 _BOX_COLORS = ((0, 200, 83), (255, 196, 0), (255, 109, 0), (3, 169, 244))
 
 
-def plot_detections(config: str | Path | Config,
+def plot_detections(config: Config,
                     checkpoints: Mapping[str, str | Path],
                     path: str | Path,
                     scenes: Sequence[int] = (0, 1, 2, 3),
@@ -49,26 +51,27 @@ def plot_detections(config: str | Path | Config,
     Returns:
         ``path``.
     """
-    if not isinstance(config, Config):
-        config = Config.fromfile(config)
     init_default_scope(config.get('default_scope', 'mmdet'))
     dataset = DATASETS.build(config.val_dataloader.dataset)
     infos = [dataset.get_data_info(i) for i in scenes]
     images = [mmcv.imread(info['img_path'], channel_order='rgb')
               for info in infos]
-    classes = dataset.metainfo['classes']
-    rows: dict[str, list[InstanceData]] = {
-        'annotated': [_annotations(info) for info in infos]
-    }
-    for name, checkpoint in checkpoints.items():
-        rows[name] = _detections(config, checkpoint, infos, score_thr)
-    panels = {}
-    for (name, row), color in zip(rows.items(), cycle(_BOX_COLORS)):
-        panels[name] = [
-            _draw_boxes(image, boxes, classes, color)
-            for image, boxes in zip(images, row, strict=True)
-        ]
-    return save(_grid(panels, title), path)
+    rows = {'annotated': [_annotations(info) for info in infos]}
+    rows |= {name: _detections(config, checkpoint, infos, score_thr)
+             for name, checkpoint in checkpoints.items()}
+    figure = Figure(figsize=(2.6 * len(scenes), 2.65 * len(rows) + 0.4),
+                    dpi=150, layout='constrained')
+    grid = figure.subplots(len(rows), len(scenes), squeeze=False)
+    for axes_row, (name, row), color in zip(grid, rows.items(),
+                                            cycle(_BOX_COLORS)):
+        for axes, image, boxes in zip(axes_row, images, row):
+            axes.imshow(_draw_boxes(image, boxes, dataset.metainfo['classes'],
+                                    color))
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        axes_row[0].set_ylabel(name, fontsize=12)
+    figure.suptitle(title, x=0.01, ha='left', fontweight='bold')
+    return save(figure, path)
 
 
 def _annotations(info: dict) -> InstanceData:
@@ -82,9 +85,8 @@ def _annotations(info: dict) -> InstanceData:
 def _detections(config: Config, checkpoint: str | Path,
                 infos: Sequence[dict],
                 score_thr: float) -> list[InstanceData]:
-    device = 'cuda:0' if torch.cuda.is_available() else 'cpu'
     model = init_detector(config, str(checkpoint), palette='random',
-                          device=device)
+                          device=get_device())
     samples = inference_detector(model, [info['img_path'] for info in infos])
     found = [sample.pred_instances.cpu() for sample in samples]
     return [_best(boxes[boxes.scores >= score_thr]) for boxes in found]
@@ -102,13 +104,13 @@ def _draw_boxes(image: np.ndarray, boxes: InstanceData,
     zoom = max(1, math.ceil(_PANEL / max(image.shape[:2])))
     image = cv2.resize(image, None, fx=zoom, fy=zoom,
                        interpolation=cv2.INTER_CUBIC)
-    corners = boxes.bboxes * zoom
-    labels = [str(classes[label]) for label in boxes.labels]
-    if 'scores' in boxes:
-        labels = [f'{label} {score:.2f}' for label, score in zip(
-            labels, boxes.scores, strict=True)]
     visualizer = DetLocalVisualizer(image=image)
-    if labels:
+    if len(boxes.labels):
+        labels = [str(classes[label]) for label in boxes.labels]
+        if 'scores' in boxes:
+            labels = [f'{label} {score:.2f}'
+                      for label, score in zip(labels, boxes.scores)]
+        corners = boxes.bboxes * zoom
         visualizer.draw_bboxes(corners, edge_colors=color, alpha=1,
                                line_widths=3)
         # Above the box, where they cover nothing of the object; not the
@@ -119,18 +121,3 @@ def _draw_boxes(image: np.ndarray, boxes: InstanceData,
             bboxes=dict(facecolor=[c / 255 for c in color], pad=1,
                         edgecolor='none'))
     return visualizer.get_image()
-
-
-def _grid(panels: Mapping[str, Sequence[np.ndarray]], title: str) -> Figure:
-    columns = len(next(iter(panels.values())))
-    figure = Figure(figsize=(2.6 * columns, 2.65 * len(panels) + 0.4),
-                    dpi=150, layout='constrained')
-    grid = figure.subplots(len(panels), columns, squeeze=False)
-    for axes_row, (name, row) in zip(grid, panels.items(), strict=True):
-        for axes, panel in zip(axes_row, row, strict=True):
-            axes.imshow(panel)
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-        axes_row[0].set_ylabel(name, fontsize=12)
-    figure.suptitle(title, x=0.01, ha='left', fontweight='bold')
-    return figure

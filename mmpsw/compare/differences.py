@@ -1,65 +1,43 @@
-"""How the resolved configs of two runs differ."""
-
-import ast
+"""How the configs of two runs differ."""
 import difflib
-import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config
 
+__all__ = ['changed_lines', 'data_of', 'differing_keys', 'lines', 'plain']
+
 # Where a run lies and whether it was interrupted: no difference in what it
-# trained.
+# trained. The seed is compared elsewhere.
 _PLACES = ('work_dir', 'resume', 'experiment_name')
-_SEED = re.compile(r'\bseed=\d+')
 
 # Of a data set's settings, those that do not say which data it holds.
-_NOT_DATA = ('data_root', 'pipeline', 'test_mode', 'backend_args',
+_NOT_DATA = ('_scope_', 'data_root', 'pipeline', 'test_mode', 'backend_args',
              'file_client_args', 'lazy_init', 'serialize_data', 'download',
              'max_refetch', 'return_classes')
 
 
-def compared_text(config_path: Path) -> str:
-    """A saved config without its work directory and its seed."""
-    text = config_path.read_text(encoding='utf-8')
-    lines = text.splitlines()
-    kept: list[str] = []
-    end = 0
-    statements = ast.parse(text).body
-    resumed = any(ast.unparse(s) == 'resume = True' for s in statements)
-    for statement in statements:
-        kept += lines[end:statement.lineno - 1]
-        end = statement.end_lineno
-        body = lines[statement.lineno - 1:end]
-        names = [getattr(target, 'id', '')
-                 for target in getattr(statement, 'targets', [])]
-        if 'randomness' in names:
-            body = [_SEED.sub('seed=...', line) for line in body]
-        if resumed and 'load_from' in names:  # from where it was interrupted
-            body = ['load_from = None']
-        if not set(names) & set(_PLACES):
-            kept += body
-    return '\n'.join(kept + lines[end:]) + '\n'
+def lines(config: Config) -> list[str]:
+    """A config's settings, ``a.b = 1``, without place and seed.
 
-
-def unified_diff(ours: Path, theirs: Path, our_name: str,
-                 their_name: str) -> str:
-    """What to change in ``theirs`` to get ``ours``; empty if nothing.
-
-    Args:
-        ours: A saved config, as mmengine writes it beside its log.
-        theirs: The one that it is compared with.
-        our_name: What the diff calls the first.
-        their_name: What it calls the second.
+    Items of a list have no number, so that one more moves none of the others.
     """
-    return ''.join(difflib.unified_diff(
-        compared_text(theirs).splitlines(keepends=True),
-        compared_text(ours).splitlines(keepends=True),
-        their_name, our_name))
+    settings = config.to_dict()
+    if settings.get('resume'):  # from where it was interrupted
+        settings['load_from'] = None
+    randomness = {**(settings.get('randomness') or {}), 'seed': '...'}
+    kept = {key: value for key, value in settings.items()
+            if key not in _PLACES}
+    return list(_flat({**kept, 'randomness': randomness}, ''))
 
 
-def data_of(config: Config, phase: str) -> dict[str, Any]:
+def changed_lines(ours: Config, theirs: Config) -> list[str]:
+    """What to take away from ``theirs`` ('-') and add ('+') to get ours."""
+    diff = difflib.unified_diff(lines(theirs), lines(ours), n=0, lineterm='')
+    return [line for line in list(diff)[2:] if line[0] in '+-']
+
+
+def data_of(config: Config, phase: str) -> Any:
     """What says which data a config uses, wherever they lie.
 
     Args:
@@ -67,63 +45,46 @@ def data_of(config: Config, phase: str) -> dict[str, Any]:
         phase: 'train' or 'val'.
 
     Returns:
-        dict: The data set's settings without its place and its pipeline;
-        equal results mean equal data.
+        The data set's settings without its place and its pipeline; equal
+        results mean equal data.
     """
     loader = config.get(f'{phase}_dataloader') or {}
-    return _settings(loader.get('dataset') or {})
+    return plain(loader.get('dataset') or {})
 
 
-def differing_keys(ours: Any, theirs: Any) -> list[str]:
-    """The dotted keys whose values differ, scopes left aside."""
-    return _differing(bare(ours), bare(theirs), '')
+def plain(value: Any, root: str = '') -> Any:
+    """A setting in plain containers, without scopes and places."""
+    if isinstance(value, Mapping):
+        root = value.get('data_root') or root
+        items = {key: _class_name(item) if key == 'type' else plain(item, root)
+                 for key, item in value.items() if key not in _NOT_DATA}
+        return {key: item for key, item in items.items()
+                if item is not None and item != '' and item != {}}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, root) for item in value]
+    return (value.removeprefix(root).strip('/') if isinstance(value, str)
+            else value)
 
 
-def _differing(ours: Any, theirs: Any, prefix: str) -> list[str]:
+def differing_keys(ours: Any, theirs: Any, prefix: str = '') -> list[str]:
+    """The dotted keys whose values differ."""
     if not (isinstance(ours, dict) and isinstance(theirs, dict)):
         return [] if ours == theirs else [prefix]
-    return [
-        found for key in dict.fromkeys([*theirs, *ours])
-        for found in _differing(ours.get(key), theirs.get(key),
-                                f'{prefix}.{key}'.lstrip('.'))
-    ]
+    return [found for key in dict.fromkeys([*theirs, *ours])
+            for found in differing_keys(ours.get(key), theirs.get(key),
+                                        f'{prefix}.{key}'.lstrip('.'))]
 
 
-def bare(value: Any) -> Any:
-    """A config's value with plain containers and without any scope."""
-    if isinstance(value, Mapping):
-        return {
-            key: _class_name(item) if key == 'type' else bare(item)
-            for key, item in value.items() if key != '_scope_'
-        }
-    if isinstance(value, (list, tuple)):
-        return [bare(item) for item in value]
-    return value
-
-
-def _settings(dataset: Mapping) -> dict[str, Any]:
-    root = dataset.get('data_root')
-    data = {}
-    for key, value in dataset.items():
-        if key in (*_NOT_DATA, '_scope_') or value is None:
-            continue
-        if key == 'dataset':
-            data[key] = _settings(value)
-        elif key == 'datasets':
-            data[key] = [_settings(item) for item in value]
-        else:
-            data[key] = _without_root(bare({key: value})[key], root)
-    return {key: value for key, value in data.items() if value not in ('', {})}
-
-
-def _without_root(value: Any, root: str | None) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_root(item, root) for key, item in value.items()}
-    if not isinstance(value, str):
-        return value
-    if root and value.startswith(root):
-        value = value[len(root):]
-    return value.strip('/')
+def _flat(value: Any, key: str) -> Iterator[str]:
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            yield from _flat(item, f'{key}.{name}'.lstrip('.'))
+    elif isinstance(value, (list, tuple)) and any(
+            isinstance(item, Mapping) for item in value):
+        for item in value:
+            yield from _flat(item, f'{key}[]')
+    else:
+        yield f'{key} = {value!r}'
 
 
 def _class_name(kind: object) -> str:

@@ -1,36 +1,28 @@
 """What a reader of a comparison must know besides its numbers."""
-
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from mmengine.config import Config
+from mmpsw.compare import differences
+from mmpsw.compare.comparison import Comparison, name_of
+from mmpsw.compare.runs import Run
+from mmpsw.compare.table import time_note
 
-from mmpsw.compare import differences, metrics
-from mmpsw.compare.arms import run_name
-from mmpsw.compare.runs import Arm, Run, paired_runs
+__all__ = ['environment', 'notes']
 
 # Lines of mmengine's environment block that say nothing about the machine.
-_NOT_MACHINE = re.compile(r'\s*(seed|numpy_random_seed):')
+_NOT_MACHINE = re.compile(r'\n\s*(?:numpy_random_)?seed:[^\n]*')
 _ENVIRONMENT = re.compile(
     r'^-{60}\n(System environment:\n.*?)\n-{60}$', re.MULTILINE | re.DOTALL)
 _MANY = 10  # items in a sentence
 
 
-def notes(arms: Sequence[Arm], baseline: str) -> list[str]:
-    """Sentences on whatever makes the arms less comparable than they look.
-
-    Args:
-        arms: All of them, also those without runs.
-        baseline: The name of the arm that the others are compared with.
-    """
-    found = [note for arm in arms for note in arm.notes]
-    arms = [arm for arm in arms if arm.runs]
-    other = next(arm for arm in arms if arm.name == baseline)
-    checks = (_metric, _lengths, _points, _not_a_number, _seeds, _data,
-              _environments)
-    for check in checks:
-        found += check(arms, other)
-    return found
+def notes(c: Comparison) -> list[str]:
+    """Sentences on whatever makes the arms less comparable than they look."""
+    found = list(c.notes)
+    for check in (_metrics, _lengths, _points, _seeds, _configs,
+                  _environments):
+        found += check(c)
+    return found + list(filter(None, [time_note(c)]))
 
 
 def environment(run: Run) -> str | None:
@@ -39,9 +31,7 @@ def environment(run: Run) -> str | None:
     Returns:
         The text; None where there is no log, or one without it.
     """
-    if run.config_path is None:
-        return None
-    for log in sorted(run.config_path.parents[1].glob('*.log')):
+    for log in sorted(run.log_dir.glob('*.log')):
         match = _ENVIRONMENT.search(
             log.read_text(encoding='utf-8', errors='replace'))
         if match:
@@ -49,128 +39,100 @@ def environment(run: Run) -> str | None:
     return None
 
 
-def _metric(arms: Sequence[Arm], baseline: Arm) -> Iterable[str]:
-    run = arms[0].runs[0]
-    others = [metric for metric in run.logged if metric != run.metric]
+def _metrics(c: Comparison) -> Iterator[str]:
+    others = [name for name in c.runs.source.iloc[0].logged
+              if name != c.metric]
     if others:
-        yield (f'Compared by {run.metric}; also logged: {", ".join(others)} '
+        yield (f'Compared by {c.metric}; also logged: {", ".join(others)} '
                '(--metric compares by one of these).')
 
 
-def _lengths(arms: Sequence[Arm], baseline: Arm) -> Iterable[str]:
-    ends = {arm.name: sorted({run.steps[-1] for run in arm.runs})
-            for arm in arms}
-    if len({step for steps in ends.values() for step in steps}) > 1:
-        unit = baseline.runs[0].unit
-        shown = '; '.join(f'{name}: {_listed(steps)}'
-                          for name, steps in ends.items())
-        yield (f'The runs end at different {unit}s ({shown}): final and best '
-               'are not from equally long trainings.')
+def _lengths(c: Comparison) -> Iterator[str]:
+    if c.runs['last'].nunique() > 1:
+        ends = '; '.join(f'{arm}: {_listed(sorted(set(lasts)))}' for arm, lasts
+                         in c.runs.groupby('arm', sort=False)['last'])
+        yield (f'The runs end at different {c.unit}s ({ends}): final and best '
+               'are not from equally long runs.')
 
 
-def _points(arms: Sequence[Arm], baseline: Arm) -> Iterable[str]:
-    runs = [run for arm in arms for run in arm.runs]
-    steps = {step for run in runs for step in run.steps}
-    shared = metrics.shared_steps(run.points for run in runs)
-    if steps == shared:
-        return
-    for arm in arms:
-        for run in arm.runs:
-            # After its end it is short, which the lengths have told.
-            missing = sorted(step for step in steps.difference(run.steps)
-                             if step < run.steps[-1])
-            if missing:
-                yield (f'{run_name(arm.name, run)} has no {run.metric} at '
-                       f'{run.unit} {_listed(missing)}, where others have.')
-    if shared:
+def _points(c: Comparison) -> Iterator[str]:
+    runs_at = c.points.groupby('step').run.nunique()
+    for number, points in c.points.groupby('run'):
+        run = c.runs.loc[number]
+        bad = points.step[points.value.isna()]
+        if len(bad):
+            yield (f'{name_of(run)} has {c.metric} = nan at {c.unit} '
+                   f'{_listed(list(bad))}.')
+        # After its end it is short, which the lengths have told.
+        gaps = [step for step in runs_at.index.difference(points.step)
+                if step < run['last']]
+        if gaps:
+            yield (f'{name_of(run)} has no {c.metric} at {c.unit} '
+                   f'{_listed(gaps)}, where others have.')
+    shared = runs_at.index[runs_at == len(c.runs)]
+    if not len(shared):
+        yield 'There is no area, because no point is shared by all runs.'
+    elif len(shared) < len(runs_at):
         yield ('area is over the points that all runs have: '
-               f'{_listed(sorted(shared))}.')
-    else:
-        yield ('There is no area, because no point is shared by all runs.')
+               f'{_listed(list(shared))}.')
 
 
-def _not_a_number(arms: Sequence[Arm], baseline: Arm) -> Iterable[str]:
-    for arm in arms:
-        for run in arm.runs:
-            bad = [step for step, value in run.points if value != value]
-            if bad:
-                yield (f'{run_name(arm.name, run)} has {run.metric} = nan at '
-                       f'{run.unit} {_listed(bad)}.')
-
-
-def _seeds(arms: Sequence[Arm], baseline: Arm) -> Iterable[str]:
-    unknown = [arm.name for arm in arms
-               if any(run.seed is None for run in arm.runs)]
-    if unknown:
+def _seeds(c: Comparison) -> Iterator[str]:
+    unknown = c.runs.arm[c.runs.seed.isna()].unique()
+    if len(unknown):
         yield (f'The seeds of {_listed(unknown)} are not known, because no '
-               'config sets randomness.seed: these runs are paired with '
-               'none.')
-    for arm in arms:
-        seeds = _known_seeds(arm)
-        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+               'config sets randomness.seed: these runs are paired with none.')
+    seeds = {arm: sorted(of_arm.dropna()) for arm, of_arm
+             in c.runs.groupby('arm', sort=False).seed}
+    theirs = seeds[c.baseline]
+    for arm, ours in seeds.items():
+        twice = sorted({seed for seed in ours if ours.count(seed) > 1})
         if twice:
-            yield (f'{arm.name} has several runs of seed {_listed(twice)}: '
-                   'its spread is not that of independent runs.')
-        if arm is baseline or arm.name in unknown:
-            continue
-        if sorted(seeds) != sorted(_known_seeds(baseline)):
-            pairs = [run.seed for run, _ in paired_runs(arm, baseline)]
-            what = (f'differences are over the shared seeds {_listed(pairs)}'
-                    if pairs else 'no seed is shared, so that there are no '
+            yield (f'{arm} has several runs of seed {_listed(twice)}: its '
+                   'spread is not that of independent runs.')
+        if arm not in unknown and ours != theirs:
+            both = sorted({*ours} & {*theirs})
+            what = (f'differences are over the shared seeds {_listed(both)}'
+                    if both else 'no seed is shared, so that there are no '
                     'paired differences')
-            yield (f'{arm.name} has the seeds {_listed(seeds)}, '
-                   f'{baseline.name} {_listed(_known_seeds(baseline))}; '
-                   f'{what}.')
-    if all(len(arm.runs) == 1 for arm in arms):
+            yield (f'{arm} has the seeds {_listed(ours)}, {c.baseline} '
+                   f'{_listed(theirs)}; {what}.')
+    if not c.runs.arm.duplicated().any():
         yield ('There is one run an arm: nothing is known of the spread over '
                'seeds, and a difference may be chance.')
 
 
-def _data(arms: Sequence[Arm], baseline: Arm) -> Iterable[str]:
-    theirs = _validation_data(baseline.runs[0])
-    for arm in arms:
-        first = arm.runs[0]
-        if first.config_path is None:
-            continue
-        text = differences.compared_text(first.config_path)
-        for run in arm.runs[1:]:
-            if differences.compared_text(run.config_path) != text:
-                yield (f'{run_name(arm.name, run)} was trained with another '
-                       "config than its arm's first run.")
-        keys = differences.differing_keys(_validation_data(first), theirs)
+def _configs(c: Comparison) -> Iterator[str]:
+    for arm, of_arm in c.runs.groupby('arm', sort=False):
+        first = of_arm.source.iloc[0]
+        settings = differences.lines(first.config)
+        for _, run in of_arm.iloc[1:].iterrows():
+            if differences.lines(run.source.config) != settings:
+                yield (f'{name_of(run)} was trained with another config than '
+                       "its arm's first run.")
+        keys = differences.differing_keys(
+            *(differences.data_of(run.config, 'val')
+              for run in (first, c.first)))
         if keys:
-            yield (f'{arm.name} was validated on other data than '
-                   f'{baseline.name} (val_dataloader.dataset: '
-                   f'{_listed(keys)}): their numbers do not mean the same.')
+            yield (f'{arm} was validated on other data than {c.baseline} '
+                   f'(val_dataloader.dataset: {_listed(keys)}): their numbers '
+                   'do not mean the same.')
 
 
-def _validation_data(run: Run) -> dict:
-    if run.config_path is None:
-        return {}
-    config = Config.fromfile(run.config_path, import_custom_modules=False)
-    return differences.data_of(config, 'val')
+def _environments(c: Comparison) -> Iterator[str]:
+    groups: dict[str, list[str]] = {}
+    for _, run in c.runs.iterrows():
+        block = environment(run.source)
+        if block is not None:
+            groups.setdefault(_NOT_MACHINE.sub('', block), []).append(
+                name_of(run).rstrip(','))
+    if len(groups) > 1:
+        shown = ' | '.join('; '.join(names) for names in groups.values())
+        yield (f'The runs come from different environments ({shown}): compare '
+               'their times with care.')
 
 
-def _environments(arms: Sequence[Arm], baseline: Arm) -> Iterable[str]:
-    texts: dict[str, list[str]] = {}
-    for arm in arms:
-        for run in arm.runs:
-            block = environment(run)
-            if block is not None:
-                lines = [line for line in block.splitlines()
-                         if not _NOT_MACHINE.match(line)]
-                texts.setdefault('\n'.join(lines), []).append(
-                    run_name(arm.name, run).rstrip(','))
-    if len(texts) > 1:
-        groups = ' | '.join('; '.join(names) for names in texts.values())
-        yield (f'The runs come from different environments ({groups}): '
-               'compare their times with care.')
-
-
-def _known_seeds(arm: Arm) -> list[int]:
-    return [run.seed for run in arm.runs if run.seed is not None]
-
-
-def _listed(items: Sequence) -> str:
-    shown = ', '.join(str(item) for item in items[:_MANY])
+def _listed(items: Sequence | Iterable) -> str:
+    items = list(items)
+    shown = ', '.join(map(str, items[:_MANY]))
     return shown if len(items) <= _MANY else f'{shown}, ... ({len(items)})'

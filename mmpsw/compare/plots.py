@@ -1,168 +1,161 @@
-"""Validation curves of several arms, in one picture."""
-
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import cycle
+"""Pictures: validation curves, and differences to the baseline."""
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 import matplotlib
+import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mmpsw.compare import metrics
-from mmpsw.compare.runs import Arm, check_comparable
+from mmpsw.compare.comparison import Comparison
+from mmpsw.compare.summary import KEYS
+from mmpsw.compare.table import curve, verdicts
+
+__all__ = ['plot_curves', 'plot_differences', 'save']
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without
-# yellow, too pale for a line on white; and the same hues, lighter, on black.
-# Markers and dashes say the same on a black-and-white print, and tell apart
-# arms whose colours repeat.
-_COLORS = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-_COLORS_ON_BLACK = ('#F07F3C', '#4C8DFF', '#2EC4A0', '#E39AC5', '#F0B429',
-                    '#9AD8FF')
-_MARKERS = ('s', '^', 'D', 'v', 'P', 'X', 'p', '<', '*', '>', 'h')
-_DASHES = ('-', ':', '-.', '-', '--', ':', '--', '-.', ':', '-.', '-')
-_MANY = 5  # arms; more of them are drawn finer
+# yellow, too pale for a line on white; markers say the same in print.
+_LOOKS = (('#D55E00', 's'), ('#0072B2', '^'), ('#009E73', 'D'),
+          ('#CC79A7', 'v'), ('#E69F00', 'P'), ('#56B4E9', 'X'))
+_TEXT, _FAINT, _GRID = '#1A1A1A', '#666666', '#E2E2E2'
+_VERDICTS = {1: '#0072B2', -1: '#D55E00'}
+_MANY = 5  # arms; more of them, in one panel, would be a tangle
 
 
-@dataclass(frozen=True)
-class Theme:
-    """The colours of a picture."""
-
-    background: str
-    text: str
-    faint: str
-    grid: str
-    lines: tuple[str, ...]
-
-
-LIGHT = Theme('#FFFFFF', '#1A1A1A', '#666666', '#DDDDDD', _COLORS)
-DARK = Theme('#17191C', '#E8E8E8', '#9AA0A6', '#34383D', _COLORS_ON_BLACK)
-
-# Inches. Below the second, a legend has no room beside the curves.
-WIDE = (8, 5)
-_NARROW = 6
-
-
-def plot_curves(arms: Sequence[Arm],
-                path: str | Path | IO[bytes],
-                title: str = '',
-                note: str = '',
-                theme: Theme = LIGHT,
-                size: tuple[float, float] = WIDE,
-                file_format: str | None = None) -> str | Path | IO[bytes]:
-    """Draw the validation metric of every arm over the training.
+def plot_curves(c: Comparison, title: str = '') -> Figure:
+    """Draw the validation metric of every arm over its runs.
 
     A line is the mean over an arm's seeds, the band around it that mean +-
-    their standard deviation. The legend beside is ordered as the lines end.
+    their standard deviation. The baseline is black and dashed. More than five
+    arms get a panel each, with the baseline in all of them.
+    """
+    others = [arm for arm in c.arms if arm != c.baseline]
+    panels = ([[arm] for arm in others] if len(c.arms) > _MANY else [others])
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (8, 5) if len(panels) == 1 else (3.3 * columns, 2.4 * rows + 0.8)
+    figure = Figure(figsize=size, dpi=150, layout='constrained')
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True,
+                           squeeze=False).flat
+    looks = dict(zip(others, _LOOKS * len(others)))
+    for axes, arms in zip(grid, panels):
+        for arm in (c.baseline, *arms):
+            _draw_curve(axes, curve(c, arm), arm, *looks.get(
+                arm, (_TEXT, 'o')), '--' if arm == c.baseline else '-')
+        _decorate(axes)
+        if len(panels) > 1:
+            axes.set_title(arms[0], color=looks[arms[0]][0], loc='left',
+                           fontsize=10, fontweight='bold')
+    for axes in list(grid)[len(panels):]:
+        axes.set_visible(False)
+    note = curves_note(c) + (f'; dashed: {c.baseline}' if others else '')
+    figure.supxlabel(f'{c.unit} ({note})', fontsize=10, color=_TEXT)
+    figure.supylabel(f'validation {c.metric} ({c.better} is better)',
+                     fontsize=10, color=_TEXT)
+    if len(panels) == 1:
+        _add_legend(figure, axes)
+    if title:
+        figure.suptitle(title, x=0.01, ha='left', fontweight='bold',
+                        color=_TEXT)
+    return figure
+
+
+def curves_note(c: Comparison) -> str:
+    """What the lines and bands of a picture of these arms show."""
+    counts = sorted(set(c.runs.arm.value_counts()))
+    if counts == [1]:
+        return 'one run an arm'
+    return ('mean and standard deviation over '
+            f'{" to ".join(map(str, {counts[0]: 0, counts[-1]: 0}))} seeds')
+
+
+def plot_differences(table: pd.DataFrame, keys: Sequence[str] = ('final', ),
+                     baseline: str = 'baseline') -> Figure:
+    """Draw the paired differences to the baseline with their intervals.
 
     Args:
-        arms: The lines; the first one is the black, dashed one.
-        path: The .png or .svg to write, or a file that is open for it.
-        title: Above the axes.
-        note: A line below the title, in smaller type.
-        theme: The colours.
-        size: Width and height in inches. The legend goes below where it is
-            less than six inches wide.
-        file_format: 'png' or 'svg'; by default what the path ends with.
-
-    Returns:
-        ``path``.
+        table: What :func:`mmpsw.compare.summary.read` returns; each
+            comparison is a column of panels.
+        keys: A row of panels for each.
+        baseline: The arm that is the zero line.
     """
-    check_comparable(arms)
-    figure = Figure(figsize=size, dpi=150, layout='constrained',
-                    facecolor=theme.background)
-    axes = figure.add_subplot()
-    many = len(arms) > _MANY
-    ends = {}
-    for arm, style in zip(arms, _styles(theme)):
-        line, ends[arm.name] = _draw_arm(axes, arm, style, many)
-        line.set_label(arm.name)
-    _decorate(axes, arms, theme)
-    axes.set_title(title, loc='left', fontweight='bold', color=theme.text,
-                   pad=24 if note else 12)
-    axes.annotate(note, (0, 1), xytext=(0, 8), xycoords='axes fraction',
-                  textcoords='offset points', color=theme.faint, fontsize=9)
-    _add_legend(figure, axes, ends, theme)
-    return save(figure, path, file_format)
-
-
-def _styles(theme: Theme) -> Iterator[dict]:
-    """The baseline's style, and then the other arms'."""
-    yield dict(color=theme.text, marker='o', linestyle='--', zorder=3)
-    for color, marker, dashes in zip(
-            cycle(theme.lines), cycle(_MARKERS), cycle(_DASHES)):
-        yield dict(color=color, marker=marker, linestyle=dashes)
-
-
-def _draw_arm(axes: Axes, arm: Arm, style: Mapping, many: bool) -> tuple:
-    """Draws an arm; returns its line and where that ends."""
-    mean = metrics.mean_curve(arm.curves)
-    if not mean:  # its seeds were validated at different steps
-        return axes.plot([], [], **style)[0], float('nan')
-    steps, values = zip(*mean, strict=True)
-    if len(arm.runs) > 1:
-        spread = [std for _, std in metrics.std_curve(arm.curves)]
-        axes.fill_between(
-            steps,
-            [value - std for value, std in zip(values, spread)],
-            [value + std for value, std in zip(values, spread)],
-            color=style['color'], alpha=0.08 if many else 0.16, linewidth=0)
-    line, = axes.plot(steps, values, linewidth=1.4 if many else 2,
-                      markersize=4 if many else 5, **style)
-    return line, values[-1]
-
-
-def _decorate(axes: Axes, arms: Sequence[Arm], theme: Theme) -> None:
-    run = arms[0].runs[0]
-    better = 'higher' if run.higher_is_better else 'lower'
-    axes.set_xlabel(run.unit, color=theme.text)
-    rule = f' ({better} is better)' if _is_wide(axes.figure) else ''
-    axes.set_ylabel(f'validation {run.metric}{rule}', color=theme.text)
-    axes.set_facecolor(theme.background)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.tick_params(colors=theme.text)
-    axes.grid(color=theme.grid, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.spines[['left', 'bottom']].set_color(theme.faint)
-
-
-def _add_legend(figure: Figure, axes: Axes, ends: Mapping[str, float],
-                theme: Theme) -> None:
-    """Beside the curves, in the order in which the eye finds their ends."""
-    handles, names = axes.get_legend_handles_labels()
-    wide = _is_wide(figure)
-    order = range(len(names))
-    if wide:
-        order = sorted(order, key=lambda i: ends[names[i]], reverse=True)
-    # Outside of the axes, where it cannot cover a curve.
-    figure.legend(
-        [handles[i] for i in order], [names[i] for i in order],
-        loc='outside right center' if wide else 'outside lower left',
-        ncols=1 if wide else 2, handlelength=3.2, frameon=False,
-        labelcolor=theme.text, fontsize=9)
-
-
-def _is_wide(figure: Figure) -> bool:
-    return figure.get_figwidth() >= _NARROW
+    arms = [arm for arm in table.arm.unique() if arm != baseline]
+    names = table.comparison.unique()
+    figure = Figure(figsize=(1.6 + 2.1 * len(names),
+                             (0.7 + 0.24 * len(arms)) * len(keys) + 0.4),
+                    dpi=150, layout='constrained')
+    grid = figure.subplots(len(keys), len(names), squeeze=False, sharey=True)
+    for axes_row, key in zip(grid, keys):
+        for axes, name in zip(axes_row, names):
+            _draw_differences(axes, table[table.comparison == name], arms, key)
+        axes_row[0].set_yticks(range(len(arms)), arms)
+        axes_row[0].set_ylim(len(arms) - 0.5, -0.5)
+    for axes, name in zip(grid[0], names):
+        metric = table.metric[table.comparison == name].iloc[0]
+        axes.set_title(f'{name}\n{metric}', fontsize=9)
+    figure.supxlabel(f'difference to {baseline}, 95 % interval over seeds; '
+                     'blue is better, orange worse, grey undecided',
+                     fontsize=9)
+    return figure
 
 
 def save(figure: Figure, path: str | Path | IO[bytes],
-         file_format: str | None = None) -> str | Path | IO[bytes]:
-    """Write a figure without pyplot: no window, no global state.
-
-    Equal figures make equal files.
-    """
+         file_format: str | None = None, **options) -> str | Path | IO[bytes]:
+    """Write a figure without a window; equal figures make equal files."""
     if isinstance(path, (str, Path)):
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file_format = file_format or path.suffix.removeprefix('.')
-    FigureCanvasAgg(figure)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        file_format = file_format or Path(path).suffix[1:]
     # Without these an SVG has the date and random names in it.
     with matplotlib.rc_context({'svg.hashsalt': 'mmpsw'}):
-        figure.savefig(path, format=file_format,
-                       metadata={'Date': None} if file_format == 'svg' else {})
+        figure.savefig(
+            path, format=file_format, **options,
+            metadata={'Date': None} if file_format == 'svg' else {})
     return path
+
+
+def _draw_curve(axes: Axes, points: pd.DataFrame, label: str, color: str,
+                marker: str, dashes: str) -> None:
+    mean, std = points['mean'], points['std']
+    axes.fill_between(points.index, mean - std, mean + std, color=color,
+                      alpha=0.15, linewidth=0)
+    axes.plot(points.index, mean, color=color, marker=marker, label=label,
+              linestyle=dashes, linewidth=1.6, markersize=4)
+
+
+def _decorate(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1,
+                                             nbins=8))
+    axes.tick_params(colors=_FAINT, labelsize=9)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.spines[['left', 'bottom']].set_color(_FAINT)
+
+
+def _add_legend(figure: Figure, axes: Axes) -> None:
+    """Outside of the axes, in the order in which the eye finds the ends."""
+    ends = {line: line.get_ydata()[-1] if len(line.get_ydata()) else 0
+            for line in axes.get_lines()}
+    figure.legend(handles=sorted(ends, key=ends.get, reverse=True),
+                  loc='outside right center', frameon=False, fontsize=9)
+
+
+def _draw_differences(axes: Axes, table: pd.DataFrame, arms: Sequence[str],
+                      key: str) -> None:
+    axes.axvline(0, color='#000000', linewidth=0.8)
+    rows = table.assign(verdict=verdicts(table, key)).set_index('arm')
+    for place, arm in enumerate(arms):
+        if arm in rows.index and pd.notna(rows[f'{key}_difference'][arm]):
+            row = rows.loc[arm]
+            axes.errorbar(row[f'{key}_difference'], place,
+                          xerr=row[f'{key}_half_width'],
+                          color=_VERDICTS.get(row.verdict, '#888888'),
+                          marker='o', markersize=4, capsize=2, linewidth=1.3)
+    axes.grid(axis='x', color=_GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[['top', 'right', 'left']].set_visible(False)
+    axes.tick_params(labelsize=8, left=False)
+    axes.locator_params(axis='x', nbins=4)
+    axes.set_xlabel(KEYS[key], fontsize=8)

@@ -1,361 +1,276 @@
-"""Arms side by side: as plain text, as Markdown, and as numbers."""
+"""Arms in numbers, and as a table of text.
 
-import io
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+Of a run's validations m_1..m_E: *best*; *final*, m_E; *area*, the mean over
+the points that all runs have (how good the model is whenever one stops); and
+*drop*, the mean of max(0, m_{e-1} - m_e) (how volatile it is).
+"""
+from collections.abc import Sequence
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import numpy as np
+import pandas as pd
+from scipy import stats
+from tabulate import tabulate
 
-from mmpsw import results
-from mmpsw.compare import metrics
-from mmpsw.compare.metrics import Difference, Estimate, Match
-from mmpsw.compare.runs import Arm, Run, check_comparable, paired_runs
+from mmpsw.compare.comparison import Comparison
 
-# Headers with a rule below them; ASCII, so that every terminal and log has it.
-_PLAIN = box.Box(
-    '    \n    \n -- \n    \n    \n    \n    \n    \n', ascii=True)
+__all__ = ['KEYS', 'as_markdown', 'as_text', 'curve', 'explain', 'numbers',
+           'shown', 'time_note', 'verdicts']
+
+KEYS = ('best', 'final', 'area', 'drop')
 _TEXT_WIDTH = 120
 
 
-@dataclass(frozen=True)
-class Row:
-    """What is said about an arm; None where nothing can be said.
-
-    Attributes:
-        arm: Its name.
-        n: The number of its runs.
-        values: best, final, area and drop over its seeds.
-        differences: The same against the baseline, over the seeds that both
-            have; None for the baseline itself.
-        match: When it reaches the baseline's best.
-        time: Seconds per iteration.
-        time_ratio: By the baseline's.
-        memory: Peak memory in MB.
-        memory_ratio: By the baseline's.
-        zoo: The published value, for the baseline.
-    """
-
-    arm: str
-    n: int
-    values: dict[str, Estimate | None]
-    differences: dict[str, Difference | None]
-    match: Match | None
-    time: Estimate | None
-    time_ratio: float | None
-    memory: Estimate | None
-    memory_ratio: float | None
-    zoo: float | None = None
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table.
-
-    Attributes:
-        title: Its header.
-        cell: What it says about a row.
-        against: Whether it compares with the baseline.
-        difference: The key of ``Row.differences`` that it shows, if any.
-    """
-
-    title: str
-    cell: Callable[[Row], str]
-    against: bool = False
-    difference: str | None = None
-
-
-def as_text(arms: Sequence[Arm], baseline: str,
-            zoo: float | None = None) -> str:
-    """An aligned table without colours or control codes.
-
-    Where it would be wider than 120 columns it is two tables: the arms' own
-    numbers, and those against the baseline.
-
-    Args:
-        arms: The rows, in this order.
-        baseline: The name of the arm that the others are compared with.
-        zoo: The value that the model zoo publishes for the baseline.
-
-    Raises:
-        ValueError: If the arms are not comparable or ``baseline`` is none.
-    """
-    rows = make_rows(arms, baseline, zoo)
-    own, *against = split_columns(rows, make_columns(arms, rows))
-    text = _render(rows, own, _PLAIN)
-    for columns in against:
-        text += (f'\n\nagainst {baseline}:\n\n'
-                 f'{_render(rows, columns, _PLAIN)}')
-    return text
-
-
-def as_markdown(arms: Sequence[Arm], baseline: str,
-                zoo: float | None = None) -> str:
-    """The same as one table in Markdown; arguments as in :func:`as_text`."""
-    rows = make_rows(arms, baseline, zoo)
-    return _render(rows, make_columns(arms, rows), box.MARKDOWN)
-
-
-def write_csv(arms: Sequence[Arm], baseline: str, path: str | Path,
-              zoo: float | None = None) -> Path:
-    """Write the table's numbers, one row per arm.
+def numbers(c: Comparison, zoo: float | None = None) -> pd.DataFrame:
+    """The rows of ``table.csv``, one for each arm.
 
     best, final, area and drop have the columns ``_mean``, ``_std`` (over the
-    seeds), ``_difference``, ``_half_width`` (of the 95 % interval) and ``_n``
-    (pairs of seeds). Cells are empty where there is no number. Arguments as
-    in :func:`as_text`.
+    seeds), ``_difference`` (to the baseline), ``_half_width`` (of its 95 %
+    interval, Student's t) and ``_n`` (pairs of equal seeds). What nothing is
+    known of is NaN.
 
-    Returns:
-        ``path``.
+    Args:
+        c: The runs.
+        zoo: The value that the model zoo publishes for the baseline.
     """
-    run = arms[0].runs[0]
-    about = dict(metric=run.metric, unit=run.unit,
-                 better='higher' if run.higher_is_better else 'lower')
-    rows = [_numbers(row, about) for row in make_rows(arms, baseline, zoo)]
-    return results.write_csv(path, list(rows[0]),
-                             [row.values() for row in rows])
+    by_run = _by_run(c)
+    target = _best(curve(c, c.baseline)['mean'], c.higher)
+    own = _match(c, c.baseline, target)
+    rows = []
+    for arm in c.arms:
+        of_arm = c.of_arm(arm)
+        row = dict(arm=arm, seeds=len(of_arm), metric=c.metric, unit=c.unit,
+                   better=c.better, **_over_seeds(c, by_run, arm))
+        step = _match(c, arm, target)
+        row |= dict(match_step=step, match_ratio=step / own,
+                    zoo=zoo if arm == c.baseline else None)
+        for name, key in (('time_per_iter', 'time'), ('memory_mb', 'memory')):
+            values = of_arm[key]
+            row |= {f'{name}_mean': values.mean(skipna=False),
+                    f'{name}_std': values.std(skipna=False),
+                    f'{key}_ratio': _ratio(c, key, arm)}
+        rows.append(row)
+    return pd.DataFrame(rows).astype(
+        {'match_step': 'Int64', 'zoo': float,
+         **{f'{key}_n': 'Int64' for key in KEYS}})
 
 
-def write_points(arms: Sequence[Arm], path: str | Path) -> Path:
-    """Write every validation: the columns arm, seed, step and value.
+def verdicts(table: pd.DataFrame, key: str) -> pd.Series:
+    """1 better, -1 worse, 0 undecided: where the interval holds 0, or is NaN.
 
-    Returns:
-        ``path``.
+    NaN where there are no two pairs of runs, so that there is no interval.
     """
-    rows = [
-        dict(arm=arm.name, seed=run.seed, step=step, value=value)
-        for arm in arms for run in arm.runs for step, value in run.points
-    ]
-    return results.write_csv(path, list(rows[0]),
-                             [row.values() for row in rows])
+    difference = table[f'{key}_difference']
+    good = np.where((table.better == 'higher') & (key != 'drop'), 1, -1)
+    decided = difference.abs() > table[f'{key}_half_width']
+    return (np.sign(difference) * good).where(decided, 0).where(
+        table[f'{key}_n'].fillna(0).astype(int) > 1)
 
 
-def explain(arms: Sequence[Arm], baseline: str) -> list[str]:
+def curve(c: Comparison, arm: str) -> pd.DataFrame:
+    """Mean and standard deviation (NaN for one run) of an arm, by step.
+
+    At the steps that all of its runs have.
+    """
+    values = c.points[c.points.arm == arm].groupby('step').value
+    found = pd.DataFrame(dict(mean=values.mean(skipna=False),
+                              std=values.std(skipna=False)))
+    return found[values.size() == len(c.of_arm(arm))]
+
+
+def as_text(c: Comparison, table: pd.DataFrame) -> str:
+    """An aligned table in ASCII.
+
+    Where it would be wider than 120 columns it is two: the arms' own numbers,
+    and those against the baseline.
+    """
+    own, against = shown(c, table)
+    text = _tabulate([own, against], 'simple')
+    if len(text.splitlines()[0]) <= _TEXT_WIDTH or against.empty:
+        return text
+    return (f'{_tabulate([own], "simple")}\n\nagainst {c.baseline}:\n\n'
+            f'{_tabulate([against], "simple")}')
+
+
+def as_markdown(c: Comparison, table: pd.DataFrame) -> str:
+    """The same as one table in Markdown."""
+    return _tabulate(shown(c, table), 'github')
+
+
+def shown(c: Comparison,
+          table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What of the numbers is shown, by arm: its own, and to the baseline."""
+    digits = _digits(c)
+    per = 'epoch' if c.unit == 'epoch' else 'validation'
+    own = {'seeds': table.seeds.astype(str)}
+    for key, title in zip(KEYS, ('best', 'final', 'area', f'drop/{per}')):
+        own[title] = _cells(table[f'{key}_mean'], table[f'{key}_std'],
+                            digits + (key == 'drop'))
+    own |= {'model zoo': _cells(table.zoo, None, digits),
+            's/iter': [_time(c.of_arm(arm).time)
+                       for arm in table.arm],
+            'memory (MB)': _cells(table.memory_mb_mean, table.memory_mb_std,
+                                  0)}
+    against = {f'{c.unit}s to match': [
+        '-' if pd.isna(step) else f'{step} ({ratio:.2f})'
+        for step, ratio in zip(table.match_step, table.match_ratio)
+    ]}
+    for key in KEYS[:3]:
+        against[f'{key} - baseline'] = _cells(
+            table[f'{key}_difference'], table[f'{key}_half_width'], digits,
+            sign='+')
+    against |= {'rel. time': _cells(table.time_ratio, None, 2, end='x'),
+                'rel. memory': _cells(table.memory_ratio, None, 2, end='x')}
+    if not (table.seeds > 1).any():
+        del own['seeds']
+        against = {title: cells for title, cells in against.items()
+                   if ' - ' not in title}
+    return _frame(own, table.arm), _frame(against, table.arm)
+
+
+def explain(c: Comparison) -> list[str]:
     """A sentence on each kind of column, for those who see the table."""
-    run = arms[0].runs[0]
-    better = 'higher' if run.higher_is_better else 'lower'
-    unit = run.unit
-    lines = [
-        f'{run.metric}: {better} is better. best: the best validation; '
-        'final: the last one; area: the mean over all '
-        f'{"epochs" if unit == "epoch" else "validations"}; drop: what is '
-        'lost on average from one to the next.',
-        f'{unit}s to match: the first {unit} at which an arm, in the mean over'
-        f' its seeds, is as good as {baseline} ever is, and in parentheses '
-        'that by the one at which the baseline itself is.',
+    points = 'epochs' if c.unit == 'epoch' else 'validations'
+    found = [
+        f'{c.metric}: {c.better} is better. best: the best validation; final: '
+        f'the last one; area: the mean over all {points}; drop: what is lost '
+        'on average from one to the next.',
+        f'{c.unit}s to match: the first {c.unit} at which an arm, in the mean '
+        f'over its seeds, is as good as {c.baseline} ever is, and in '
+        'parentheses that by the one at which the baseline itself is.',
     ]
-    if any(len(arm.runs) > 1 for arm in arms):
-        lines.append(
+    if c.runs.arm.duplicated().any():
+        found.append(
             'a +- b: mean and standard deviation over the seeds. Differences: '
-            f'arm - {baseline}, the mean over the seeds that both have, and '
-            'half the width of its 95 % interval (Student\'s t).')
-    return lines
+            f'arm - {c.baseline}, the mean over the seeds that both have, and '
+            "half the width of its 95 % interval (Student's t).")
+    if c.runs.arm.duplicated().any() and c.runs.time.notna().any():
+        found.append('s/iter: the median over the runs, each of which is a '
+                     'median over its iterations, and the least and greatest.')
+    return found
 
 
-def make_rows(arms: Sequence[Arm], baseline: str,
-              zoo: float | None = None) -> list[Row]:
-    """What the table says; arguments and errors as in :func:`as_text`."""
-    check_comparable(arms)
-    other = _find(arms, baseline)
-    steps = metrics.shared_steps(curve for arm in arms for curve in arm.curves)
-    return [_row(arm, other, steps, zoo if arm is other else None)
-            for arm in arms]
-
-
-def make_columns(arms: Sequence[Arm], rows: Sequence[Row]) -> list[Column]:
-    """The columns that have something to say about these rows."""
-    unit, digits = arms[0].runs[0].unit, _digits(arms)
-    per = 'epoch' if unit == 'epoch' else 'validation'
-    columns = [
-        Column('arm', lambda row: row.arm),
-        Column('seeds', lambda row: str(row.n)),
-        _value('best', 'best', digits),
-        _value('final', 'final', digits),
-        _value('area', 'area', digits),
-        _value('drop', f'drop/{per}', digits + 1),
-        Column('model zoo', lambda row: _number(row.zoo, digits)),
-        Column('s/iter', lambda row: _estimate(row.time, 3)),
-        Column('memory (MB)', lambda row: _estimate(row.memory, 0)),
-        Column(f'{unit}s to match', lambda row: _match(row.match),
-               against=True),
-        _difference('best', digits),
-        _difference('final', digits),
-        _difference('area', digits),
-        Column('rel. time', lambda row: _times(row.time_ratio), against=True),
-        Column('rel. memory', lambda row: _times(row.memory_ratio),
-               against=True),
-    ]
-    always = ('arm', 'best', 'final', 'area', f'{unit}s to match',
-              f'drop/{per}')
-    return [column for column in columns if column.title in always
-            or _says_something(column, rows)]
-
-
-def split_columns(rows: Sequence[Row],
-                  columns: Sequence[Column]) -> list[list[Column]]:
-    """One table, or two where one would be wider than 120 characters.
-
-    The first has the arms' own numbers, the second those against the
-    baseline; the arms' names are in both.
-    """
-    if len(_render(rows, columns, _PLAIN).splitlines()[0]) <= _TEXT_WIDTH:
-        return [list(columns)]
-    name, *others = columns
-    return [[name, *(column for column in others if column.against == against)]
-            for against in (False, True)]
-
-
-def _says_something(column: Column, rows: Sequence[Row]) -> bool:
-    if column.title == 'seeds':
-        return any(row.n > 1 for row in rows)
-    if column.difference and not any(row.n > 1 for row in rows):
-        return False
-    return any(column.cell(row) != '-' for row in rows)
-
-
-def _value(key: str, title: str, digits: int) -> Column:
-    return Column(title, lambda row: _estimate(row.values[key], digits))
-
-
-def _difference(key: str, digits: int) -> Column:
-    def cell(row: Row) -> str:
-        difference = row.differences[key]
-        if difference is None:
-            return '-'
-        return _with_spread(difference.mean, difference.half_width, digits,
-                            sign='+')
-
-    return Column(f'{key} - baseline', cell, against=True, difference=key)
-
-
-def _row(arm: Arm, baseline: Arm, steps: set[int],
-         zoo: float | None) -> Row:
-    numbers: dict[str, Callable[[Run], float | None]] = {
-        'best': lambda run: metrics.best(run.values, run.higher_is_better),
-        'final': lambda run: metrics.final(run.values),
-        'area': lambda run: _area(run, steps),
-        'drop': lambda run: metrics.drop(run.values, run.higher_is_better),
-    }
-    pairs = [] if arm is baseline else paired_runs(arm, baseline)
-    times, memory = _costs(arm)
-    other_times, other_memory = _costs(baseline)
-    return Row(
-        arm=arm.name,
-        n=len(arm.runs),
-        values={key: _over_seeds([number(run) for run in arm.runs])
-                for key, number in numbers.items()},
-        differences={key: _paired(pairs, number)
-                     for key, number in numbers.items()},
-        match=metrics.match(arm.curves, baseline.curves,
-                            arm.runs[0].higher_is_better),
-        time=_over_seeds(times),
-        time_ratio=metrics.ratio(times, other_times),
-        memory=_over_seeds(memory),
-        memory_ratio=metrics.ratio(memory, other_memory),
-        zoo=zoo)
-
-
-def _area(run: Run, steps: set[int]) -> float | None:
-    """Over the points that all runs have: equal stretches for everyone."""
-    values = [value for step, value in run.points if step in steps]
-    return metrics.area(values) if values else None
-
-
-def _costs(arm: Arm) -> tuple[list[float | None], list[float | None]]:
-    return ([run.time_per_iter for run in arm.runs],
-            [run.memory for run in arm.runs])
-
-
-def _over_seeds(values: Sequence[float | None]) -> Estimate | None:
-    return None if None in values else metrics.over_seeds(values)
-
-
-def _paired(pairs: Sequence[tuple[Run, Run]],
-            number: Callable[[Run], float | None]) -> Difference | None:
-    ours = [number(run) for run, _ in pairs]
-    theirs = [number(other) for _, other in pairs]
-    if not pairs or None in ours or None in theirs:
+def time_note(c: Comparison) -> str | None:
+    """Why the ratio of times is left out, where it is."""
+    times = c.of_arm(c.baseline).time
+    silent = [arm for arm in c.arms if arm != c.baseline
+              and not c.of_arm(arm).time.isna().any()
+              and np.isnan(_ratio(c, 'time', arm))]
+    if times.isna().any() or not silent:
         return None
-    return metrics.paired_difference(ours, theirs)
+    if len(times) == 1:
+        return ('rel. time is left out, as one run of the baseline does not '
+                'say how much its time varies.')
+    return (f'rel. time is left out for {", ".join(silent)}: the '
+            f"baseline's own runs take {times.min():.3f} to {times.max():.3f} "
+            's/iter, which differ by more than the arms do.')
 
 
-def _find(arms: Sequence[Arm], name: str) -> Arm:
-    for arm in arms:
-        if arm.name == name:
-            return arm
-    raise ValueError(
-        f'baseline={name!r} is not an arm, because the arms are '
-        f'{[arm.name for arm in arms]}. Name one of these.')
+def _by_run(c: Comparison) -> pd.DataFrame:
+    """best, final, area and drop of each run."""
+    steps = c.points.groupby('step').run.nunique()
+    shared = steps.index[steps == len(c.runs)]
+
+    def of_run(points: pd.DataFrame) -> pd.Series:
+        values = points.value
+        lost = (-1 if c.higher else 1) * np.diff(values)
+        return pd.Series(dict(
+            best=_best(values, c.higher), final=values.iloc[-1],
+            area=values[points.step.isin(shared)].mean(skipna=False),
+            drop=np.maximum(0, lost).mean() if len(lost) else np.nan))
+
+    return c.points.groupby('run')[['step', 'value']].apply(of_run)
 
 
-def _digits(arms: Sequence[Arm]) -> int:
+def _over_seeds(c: Comparison, by_run: pd.DataFrame, arm: str) -> dict:
+    """Mean and spread of an arm, and its paired difference."""
+    ours = by_run.loc[c.of_arm(arm).index]
+    change = _paired(c, by_run, arm)
+    n = len(change) or None
+    half = (stats.t.ppf(0.975, n - 1) * change.sem(skipna=False)
+            if n and n > 1 else change.sum() * np.nan)
+    row = {}
+    for key in KEYS:
+        row |= {f'{key}_mean': ours[key].mean(skipna=False),
+                f'{key}_std': ours[key].std(skipna=False),
+                f'{key}_difference': change[key].mean(skipna=False),
+                f'{key}_half_width': half[key], f'{key}_n': n}
+    return row
+
+
+def _paired(c: Comparison, by_run: pd.DataFrame, arm: str) -> pd.DataFrame:
+    """arm - baseline, for the runs of equal seeds: the first with the first.
+
+    Runs whose seed is not known are paired with none.
+    """
+    known = c.runs[c.runs.seed.notna()]
+    keyed = known.join(by_run).set_index(['arm', 'seed', 'repeat'])[[*KEYS]]
+    ours, theirs = (keyed[keyed.index.get_level_values(0) == name].droplevel(0)
+                    for name in (arm, c.baseline))
+    return (ours - theirs).loc[
+        ours.index.intersection(theirs.index) if arm != c.baseline else []]
+
+
+def _best(values: pd.Series, higher: bool) -> float:
+    """Points that are not a number do not count."""
+    return values.max() if higher else values.min()
+
+
+def _match(c: Comparison, arm: str, target: float) -> float:
+    """The first step at which an arm's mean curve reaches the target."""
+    means = curve(c, arm)['mean']
+    reached = means >= target if c.higher else means <= target
+    return reached.idxmax() if reached.any() else np.nan
+
+
+def _ratio(c: Comparison, key: str, arm: str) -> float:
+    """An arm's median cost by the baseline's; NaN where one was not logged.
+
+    And where the baseline's own times differ by more than the arms do.
+    """
+    ours, theirs = (c.of_arm(name)[key] for name in (arm, c.baseline))
+    ratio = ours.median(skipna=False) / theirs.median(skipna=False)
+    if key == 'time' and arm != c.baseline:
+        change = abs(ours.median() - theirs.median())
+        if len(theirs) == 1 or change < theirs.max() - theirs.min():
+            return np.nan
+    return ratio
+
+
+def _digits(c: Comparison) -> int:
     """Three for a fraction (COCO's mAP), two for a percentage."""
-    largest = max((abs(v) for arm in arms for run in arm.runs
-                   for v in run.values if not math.isnan(v)), default=1)
-    return 3 if largest <= 1 else 2
+    return 2 if c.points.value.abs().max() > 1 else 3
 
 
-def _render(rows: Sequence[Row], columns: Sequence[Column],
-            style: box.Box) -> str:
-    plain = style is _PLAIN
-    table = Table(box=style, collapse_padding=plain, pad_edge=not plain)
-    for column in columns:
-        table.add_column(column.title, no_wrap=True,
-                         justify='left' if column.title == 'arm' else 'right')
-    for row in rows:
-        table.add_row(*(column.cell(row) for column in columns))
-    out = io.StringIO()
-    console = Console(file=out, width=500, color_system=None, markup=False)
-    console.print(table)
-    lines = (line.rstrip() for line in out.getvalue().splitlines())
-    return '\n'.join(line for line in lines if line)
+def _cells(means: pd.Series, spreads: pd.Series | None, digits: int,
+           sign: str = '', end: str = '') -> list[str]:
+    spreads = means * np.nan if spreads is None else spreads
+    return ['-' if pd.isna(mean) else f'{mean:{sign}.{digits}f}{end}' + (
+        '' if pd.isna(spread) else f' +- {spread:.{digits}f}')
+            for mean, spread in zip(means, spreads)]
 
 
-def _number(value: float | None, digits: int) -> str:
-    return '-' if value is None else f'{value:.{digits}f}'
-
-
-def _estimate(estimate: Estimate | None, digits: int) -> str:
-    if estimate is None:
+def _time(times: pd.Series) -> str:
+    if times.isna().any():
         return '-'
-    return _with_spread(estimate.mean, estimate.std, digits)
+    spread = f' ({times.min():.3f} to {times.max():.3f})'
+    return f'{times.median():.3f}{spread if len(times) > 1 else ""}'
 
 
-def _with_spread(mean: float, spread: float | None, digits: int,
-                 sign: str = '') -> str:
-    text = f'{mean:{sign}.{digits}f}'
-    return text if spread is None else f'{text} +- {spread:.{digits}f}'
+def _frame(columns: dict, arms: pd.Series) -> pd.DataFrame:
+    """Without the columns that have nothing to say."""
+    frame = pd.DataFrame({title: list(cells) for title, cells
+                          in columns.items()}, index=list(arms))
+    said = (frame != '-').sum()
+    always = ('best', 'final', 'area', 'drop', 'epochs', 'iterations')
+    return frame[[
+        title for title in frame
+        if (title.startswith(always) and ' - ' not in title)
+        or said[title] > title.startswith('rel.')  # the baseline's is 1
+    ]]
 
 
-def _match(match: Match | None) -> str:
-    return '-' if match is None else f'{match.step} ({match.ratio:.2f})'
-
-
-def _times(ratio: float | None) -> str:
-    return '-' if ratio is None else f'{ratio:.2f}x'
-
-
-def _numbers(row: Row, about: dict[str, str]) -> dict:
-    """A row of the CSV."""
-    cells = dict(arm=row.arm, seeds=row.n, **about)
-    for key, estimate in row.values.items():
-        difference = row.differences[key]
-        cells[f'{key}_mean'] = estimate and estimate.mean
-        cells[f'{key}_std'] = estimate and estimate.std
-        cells[f'{key}_difference'] = difference and difference.mean
-        cells[f'{key}_half_width'] = difference and difference.half_width
-        cells[f'{key}_n'] = difference and difference.n
-    cells |= dict(
-        match_step=row.match and row.match.step,
-        match_ratio=row.match and row.match.ratio,
-        zoo=row.zoo,
-        time_per_iter_mean=row.time and row.time.mean,
-        time_per_iter_std=row.time and row.time.std,
-        time_ratio=row.time_ratio,
-        memory_mb_mean=row.memory and row.memory.mean,
-        memory_mb_std=row.memory and row.memory.std,
-        memory_ratio=row.memory_ratio)
-    return cells
+def _tabulate(frames: Sequence[pd.DataFrame], style: str) -> str:
+    frame = pd.concat(frames, axis=1)
+    text = tabulate(frame, ['arm', *frame], style, disable_numparse=True,
+                    colalign=['left', *['right'] * len(frame.columns)])
+    return '\n'.join(line.rstrip() for line in text.splitlines())

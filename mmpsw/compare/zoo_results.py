@@ -1,19 +1,8 @@
 """What the model zoos publish for the stock config that a run stems from.
 
-OpenMMLab's packages ship their zoos' ``metafile.yml``::
-
-    Models:
-      - Name: retinanet_r18_fpn_1x_coco
-        Config: configs/retinanet/retinanet_r18_fpn_1x_coco.py
-        Results:
-          - Task: Object Detection
-            Dataset: COCO
-            Metrics: {box AP: 31.7}
-        Weights: https://...
+OpenMMLab's packages ship their zoos' ``metafile.yml``: a list of models with
+the keys Config, Weights and Results (Task and Metrics).
 """
-
-import ast
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,24 +12,19 @@ import yaml
 from mmengine.config import Config
 
 from mmpsw import configs
-from mmpsw.compare import differences
+from mmpsw.compare.differences import data_of, differing_keys, plain
 from mmpsw.compare.runs import Run
+
+__all__ = ['NotPublishedError', 'Published', 'find_published']
 
 # Our metrics' keys: the zoo's name for the same, its task, and what 1 of ours
 # is in its unit (mmdet logs fractions and publishes percentages).
-_PUBLISHED = {
+_NAMES = {
     ('mmdet', 'coco/bbox_mAP'): ('box AP', 'Object Detection', 100),
     ('mmdet', 'coco/segm_mAP'): ('mask AP', 'Instance Segmentation', 100),
     ('mmseg', 'mIoU'): ('mIoU', 'Semantic Segmentation', 1),
-    ('mmpretrain', 'accuracy/top1'):
-    ('Top 1 Accuracy', 'Image Classification', 1),
-    ('mmpretrain', 'accuracy/top5'):
-    ('Top 5 Accuracy', 'Image Classification', 1),
-}
-_REPOSITORIES = {
-    'mmdet': 'mmdetection',
-    'mmseg': 'mmsegmentation',
-    'mmpretrain': 'mmpretrain',
+    ('mmpretrain', 'accuracy/top1'): ('Top 1 Accuracy', 'Image Classification',
+                                      1),
 }
 _SHOWN_KEYS = 4
 
@@ -51,198 +35,118 @@ class NotPublishedError(ValueError):
 
 @dataclass(frozen=True)
 class Published:
-    """A number of a model zoo.
-
-    Attributes:
-        value: In the unit of the run's metric.
-        metric: The zoo's name for it.
-        name: The stock config, ``mmdet::retinanet/...``.
-        source: The package and its version.
-        config_url: Where the stock config can be seen.
-        weights_url: The checkpoint with this number; None without one.
-        caveats: Sentences on how its training differs from the run's.
-    """
+    """A number of a model zoo, in the unit of the run's metric."""
 
     value: float
-    metric: str
-    name: str
-    source: str
+    sentence: str  # who publishes it, for what
+    caveats: tuple[str, ...]  # how its training differs from the run's
     config_url: str
     weights_url: str | None
-    caveats: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Stock:
-    """A stock config: a package, its zoo's folder, and a path in it."""
-
-    package: str
-    root: Path
-    inner: str
-
-    @property
-    def name(self) -> str:
-        return f'{self.package}::{self.inner}'
-
-
-def find_published(config: str | Path, run: Run) -> Published:
+def find_published(config: str | Path, run: Run, metric: str) -> Published:
     """Find the zoo's number for the stock config that a config stems from.
 
     Args:
         config: A path or a zoo name: what the run was started with. It is,
             or inherits from, the stock config.
         run: The run, whose saved config says which data it validates on.
+        metric: What was measured.
 
     Raises:
         NotPublishedError: There is no such number, or none that is certain
             to mean the same. The message is the reason.
         ValueError: There is no such config.
     """
-    stock = _find_stock(Path(configs.resolve_config(config)).resolve())
-    if stock is None:
+    found = _find_stock(Path(configs.resolve_config(config)).resolve())
+    if found is None:
+        raise NotPublishedError(f"'{config}' stems from no config of a model "
+                                'zoo')
+    package, root, inner = found
+    stock = configs.load_config(root / 'configs' / inner)
+    keys = differing_keys(data_of(run.config, 'val'), data_of(stock, 'val'))
+    if keys:
         raise NotPublishedError(
-            f"'{config}' stems from no config of a model zoo")
-    ours = Config.fromfile(run.config_path, import_custom_modules=False)
-    theirs = configs.load_config(stock.root / 'configs' / stock.inner)
-    _check_data(stock, ours, theirs)
-    models = list(_models(stock))
-    if not models:
-        raise NotPublishedError(
-            f'the metafile.yml of {stock.package} does not list {stock.name}')
-    value, metric, model = _result(stock, models, run.metric)
-    version = getattr(import_module(stock.package), '__version__', '')
+            f'the validation data are not those of {package}::{inner} '
+            f'({_listed(keys)} of val_dataloader.dataset differ)')
+    value, name, model = _result(package, root, inner, metric)
+    keys = differing_keys(_compared(run.config), _compared(stock))
+    version, weights = import_module(package).__version__, model.get('Weights')
     return Published(
-        value=value,
-        metric=metric,
-        name=stock.name,
-        source=f'{stock.package} {version}',
-        config_url=f'https://github.com/open-mmlab/'
-        f'{_REPOSITORIES[stock.package]}/blob/v{version}/configs/'
-        f'{stock.inner}',
-        weights_url=_weights(model),
-        caveats=tuple(_caveats(model, ours, theirs)))
+        value,
+        f'{package} {version} publishes {name} {value:g} (in the unit of '
+        f'{metric}) for {package}::{inner}, on the same validation data',
+        caveats=(*['Its weights were converted from elsewhere, not trained '
+                   'so.'] * ('Converted From' in model),
+                 *[f'Ours differs from the stock config in {_listed(keys)}.']
+                 * bool(keys)),
+        config_url='https://github.com/open-mmlab/'
+        f'{configs.FRAMEWORKS[package].replace("mmdet", "mmdetection")}/blob/'
+        f'v{version}/configs/{inner}',
+        weights_url=weights if isinstance(weights, str) else None)
 
 
-def _find_stock(path: Path) -> _Stock | None:
-    """The nearest stock config, the given one first."""
+def _find_stock(path: Path) -> tuple[str, Path, str] | None:
+    """The nearest stock config, the given one first: package, root, name."""
     for package in configs.FRAMEWORKS:
         spec = find_spec(package)
-        if spec is None:
-            continue
-        root = Path(spec.origin).parent / '.mim'
+        root = Path(spec.origin).parent / '.mim' if spec else path
         folder = (root / 'configs').resolve()
         if path.is_relative_to(folder) and '_base_' not in path.parts:
-            return _Stock(package, root, path.relative_to(folder).as_posix())
-    for base in _bases(path):
-        found = _find_stock(base)
-        if found is not None:
-            return found
-    return None
+            return package, root, path.relative_to(folder).as_posix()
+    bases = (configs.resolve_config(name if '::' in name else path.parent
+                                    / name)
+             for name in Config._get_base_files(str(path)))
+    stocks = (_find_stock(Path(base).resolve()) for base in bases)
+    return next(filter(None, stocks), None)
 
 
-def _bases(path: Path) -> list[Path]:
-    names = _base_names(path)
-    return [
-        Path(configs.resolve_config(name)).resolve() if '::' in name else
-        (path.parent / name).resolve()
-        for name in ([names] if isinstance(names, str) else names)
-    ]
-
-
-def _base_names(path: Path) -> str | list[str]:
-    text = path.read_text(encoding='utf-8')
-    if path.suffix != '.py':
-        return yaml.safe_load(text).get('_base_', [])
-    for statement in ast.parse(text).body:
-        names = [getattr(target, 'id', '')
-                 for target in getattr(statement, 'targets', [])]
-        if names == ['_base_']:
-            return ast.literal_eval(statement.value)
-        if isinstance(statement, ast.With):
-            raise NotPublishedError(
-                f"'{path.name}' inherits by `with read_base()`, of which the "
-                'stock config cannot be told')
-    return []
-
-
-def _check_data(stock: _Stock, ours: Config, theirs: Config) -> None:
-    keys = differences.differing_keys(differences.data_of(ours, 'val'),
-                                  differences.data_of(theirs, 'val'))
-    if keys:
-        raise NotPublishedError(
-            f'the validation data are not those of {stock.name} '
-            f'({_listed(keys)} of val_dataloader.dataset differ)')
-
-
-def _models(stock: _Stock) -> Iterator[dict]:
-    """The zoo's entries for a stock config."""
-    wanted = f'configs/{stock.inner}'
-    for path in sorted(stock.root.rglob('metafile.y*ml')):
-        text = path.read_text(encoding='utf-8')
-        if wanted not in text:  # reading all of them as YAML takes seconds
-            continue
-        content = yaml.safe_load(text)
-        models = content if isinstance(content, list) else content['Models']
-        yield from (model for model in models
-                    if model.get('Config') == wanted)
-
-
-def _result(stock: _Stock, models: list[dict],
+def _result(package: str, root: Path, inner: str,
             metric: str) -> tuple[float, str, dict]:
-    """The number, the zoo's name for it, and the entry that has it."""
-    if (stock.package, metric) not in _PUBLISHED:
-        raise NotPublishedError(
-            f'it is not known what {stock.package} publishes as {metric}')
-    name, task, unit = _PUBLISHED[stock.package, metric]
-    found = [(result['Metrics'][name] / unit, model)
-             for model in models for result in _results(model)
-             if result.get('Task') == task
-             and (result.get('Metrics') or {}).get(name) is not None]
-    values = sorted({value for value, _ in found})
-    if not values:
-        raise NotPublishedError(
-            f'{stock.package} publishes no {name} for {stock.name}')
-    if len(values) > 1:
-        shown = ', '.join(f'{value:g}' for value in values)
-        raise NotPublishedError(
-            f'{stock.package} publishes several {name} for {stock.name} '
-            f'({shown}), of different weights')
-    return values[0], name, found[0][1]
+    """The number, the zoo's name for it, and the model that has it."""
+    if (package, metric) not in _NAMES:
+        raise NotPublishedError(f'it is not known what {package} publishes as '
+                                f'{metric}')
+    name, task, unit = _NAMES[package, metric]
+    found = {}
+    for model in _models(root, f'configs/{inner}'):
+        results = model.get('Results') or []
+        # mmseg has one result a model, the others have a list.
+        for result in [results] if isinstance(results, dict) else results:
+            value = (result.get('Metrics') or {}).get(name)
+            if result.get('Task') == task and value is not None:
+                found[value / unit] = model
+    if len(found) != 1:
+        values = ', '.join(f'{value:g}' for value in sorted(found))
+        what = (f'several {name} ({values}, of different weights)' if found
+                else f'no {name}')
+        raise NotPublishedError(f'{package} publishes {what} for '
+                                f'{package}::{inner}')
+    (value, model), = found.items()
+    return value, name, model
 
 
-def _results(model: dict) -> list[dict]:
-    """mmseg has one result a model, the others have a list."""
-    results = model.get('Results') or []
-    return [results] if isinstance(results, dict) else results
-
-
-def _weights(model: dict) -> str | None:
-    weights = model.get('Weights')
-    if isinstance(weights, list):
-        weights = weights[0] if len(weights) == 1 else None
-    return weights
-
-
-def _caveats(model: dict, ours: Config, theirs: Config) -> Iterator[str]:
-    if model.get('Converted From'):
-        yield 'Its weights were converted from elsewhere, not trained so.'
-    keys = differences.differing_keys(_compared(ours), _compared(theirs))
-    if keys:
-        yield f'Ours differs from the stock config in {_listed(keys)}.'
+def _models(root: Path, config: str) -> list[dict]:
+    """The zoo's entries for a stock config."""
+    texts = [path.read_text(encoding='utf-8')
+             for path in sorted(root.rglob('metafile.y*ml'))]
+    # Reading all of them as YAML takes seconds.
+    contents = [yaml.safe_load(text) for text in texts if config in text]
+    return [model for content in contents for model in
+            (content if isinstance(content, list) else content['Models'])
+            if model.get('Config') == config]
 
 
 def _compared(config: Config) -> dict:
     """What of a config decides whether two trainings could end alike."""
-    model = dict(config.model)
-    # The runner copies it here from the top level.
-    model.pop('data_preprocessor', None)
-    dataset = config.val_dataloader.dataset
-    return dict(model=model, train_cfg=config.get('train_cfg'),
-                train_data=differences.data_of(config, 'train'),
-                val_pipeline=dataset.get('pipeline'))
+    model = {key: value for key, value in config.model.items()
+             if key != 'data_preprocessor'}  # the runner copies it there
+    return dict(model=plain(model), train_cfg=plain(config.train_cfg),
+                train_data=data_of(config, 'train'), val_pipeline=plain(
+                    config.val_dataloader.dataset.get('pipeline')))
 
 
 def _listed(keys: list[str]) -> str:
-    shown = ', '.join(keys[:_SHOWN_KEYS])
     more = len(keys) - _SHOWN_KEYS
-    return f'{shown} and {more} more' if more > 0 else shown
+    return ', '.join(keys[:_SHOWN_KEYS]) + (f' and {more} more' if more > 0
+                                            else '')

@@ -102,6 +102,9 @@ def generate(root: str | os.PathLike,
         if found is not None:
             shutil.rmtree(root)
         draft.rename(root)
+    except OSError:  # another process may have been faster
+        if _read_parameters(root) != parameters:
+            raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return root

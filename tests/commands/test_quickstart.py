@@ -24,12 +24,13 @@ def grid_of(*argv):
 
 
 def test_the_arms_differ_in_nothing_but_the_arm(tmp_path):
-    grid = grid_of('--work-dir', str(tmp_path), '--seed', '3', '--psw', 'pswa')
+    grid = grid_of('--work-dir', str(tmp_path), '--seed', '3', '--with',
+                   'pswa')
     assert list(grid.arms) == ['baseline', 'pswa', 'control']
     commands = [grid.command(cell) for cell in grid.cells]
     for arm, command in zip(grid.arms, commands):
         assert command[command.index('--seed') + 1] == '3'
-        assert command[command.index('--arm') + 1] == arm
+        assert command[command.index('--with') + 1] == arm
     plain = [[word for word in command if not any(
         arm in word for arm in grid.arms)] for command in commands]
     assert plain[0] == plain[1] == plain[2]
@@ -53,7 +54,7 @@ def test_from_another_folder_the_commands_still_lead_to_the_files(
 def test_an_unknown_technique_is_an_error_of_one_line(capsys):
     assert qs.main(['--psw', 'pswx']) == 2
     error = capsys.readouterr().err
-    assert "psw 'pswx' is neither a technique nor a file" in error
+    assert "'pswx'" in error and 'did you mean' in error
     assert error.count('\n') == 1
 
 

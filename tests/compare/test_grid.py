@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,8 @@ import pytest
 
 from mmpsw.commands import compare
 from mmpsw.compare import grid as grids
+from mmpsw.compare import training
+from mmpsw.compare.comparison import read
 from mmpsw.datasets.digits import generate
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -57,7 +58,7 @@ def test_each_run_is_a_command_that_a_user_would_type(tmp_path):
     command = grid.command(grids.Cell('ema', 3))
     work_dir = f'{tmp_path}/work/ema/seed_3'
     assert command[:9] == [
-        'python', 'tools/train.py', CONFIG, '--arm', 'ema', '--seed', '3',
+        'python', 'tools/train.py', CONFIG, '--with', 'ema', '--seed', '3',
         '--work-dir', work_dir
     ]
     assert command[9] == '--cfg-options'
@@ -84,12 +85,14 @@ def test_a_run_without_a_validated_checkpoint_starts_anew(tmp_path):
     assert '--overwrite' in grid.command(grids.Cell('pswa', 0))
 
 
-def test_finished_runs_are_left_alone(tmp_path):
-    grid = grid_of(tmp_path, '--arms', 'baseline', 'pswa', '--cfg-options',
-                   'train_cfg.max_epochs=2')
-    validated(grid.run_dir(grids.Cell('baseline', 0)), 1, 2)
-    validated(grid.run_dir(grids.Cell('pswa', 0)), 1)
-    assert grids.missing(grid) == [grids.Cell('pswa', 0)]
+def test_fragments_joined_by_plus_are_one_arm(tmp_path):
+    mine = tmp_path / 'My+Own.py'
+    mine.write_text('')
+    grid = grid_of(tmp_path, '--arms', 'pwalks+ema', str(mine))
+    assert list(grid.arms) == ['pwalks+ema', 'my+own']
+    words = [grid.command(cell) for cell in grid.cells]
+    assert words[0][3:7] == ['--with', 'pwalks', 'ema', '--seed']
+    assert words[1][3:6] == ['--with', str(mine), '--seed']
 
 
 def test_arms_and_seeds_are_added_to_the_same_experiment(tmp_path):
@@ -122,11 +125,17 @@ def test_a_folder_of_somebody_else_is_not_touched(tmp_path):
 
 
 @pytest.mark.parametrize('argv, message', [
-    (('--arms', 'baseline', 'pswaa'), "arm 'pswaa' is neither known"),
-    (('--arms', 'pswa', 'configs/_base_/methods/pswa.py'), 'names an arm twice'),
+    (('--arms', 'baseline', 'pswaa'), "'pswaa'"),
+    (('--arms', 'baseline', 'pswa+pswmm'), "'pswmm'"),
+    (('--metric', 'psnr'), 'give --rule greater or --rule less'),
+    (('--cfg-options', 'val_evaluator.type=Other'), 'give --metric'),
+    (('--cfg-options', 'val_evaluator=None'), 'has no val_evaluator'),
+    (('--arms', 'pswa', 'configs/_base_/methods/pswa.py'),
+     'names an arm twice'),
     (('--seeds', '1', '1'), 'names a seed twice'),
     (('--jobs', '0'), '--jobs 0'),
     (('--cfg-options', 'max_epochs'), 'takes key=value'),
+    (('--cfg-options', 'train_cfg.max_epochs.x=1'), 'does not fit'),
     (('--cfg-options', 'train_dataloader.dataset.data_root=nowhere'),
      "'nowhere"),
 ])
@@ -189,26 +198,41 @@ def test_a_killed_grid_ends_as_an_uninterrupted_one(tmp_path):
     ]
 
 
-def test_a_training_that_outlived_the_grid_is_waited_for(tmp_path, capsys):
+def test_a_run_of_another_comparison_is_waited_for(tmp_path, capsys):
     grid = grid_of(tmp_path, '--arms', 'baseline', '--cfg-options',
-                   'train_cfg.max_epochs=2')
+                   'train_cfg.max_epochs=2').with_metric()
     cell = grid.cells[0]
     log = grid.log(cell)
     log.parent.mkdir(parents=True)
     # What the other process holds as long as it lives, and leaves in the end.
     held = os.open(log.with_suffix('.lock'), os.O_RDWR | os.O_CREAT)
     fcntl.flock(held, fcntl.LOCK_EX)
-    with grids.Reporter(grid) as bar, ThreadPoolExecutor() as pool:
-        future = pool.submit(grids.train_cell, grid, cell, bar,
-                             dict(os.environ), threading.Event())
+    with ThreadPoolExecutor() as pool:
+        future = pool.submit(training.train, grid)
         time.sleep(1)
         assert not future.done()
         validated(grid.run_dir(cell), 1, 2)
         os.close(held)
-        assert future.result(timeout=60) is None
+        assert future.result(timeout=60) == []
     printed = capsys.readouterr().out
-    assert 'is waited for' in printed and '$ python' not in printed
+    assert printed.count('is waited for') == 1 and '$ python' not in printed
     assert not log.exists()
+
+
+def test_a_run_that_outlives_its_comparison_holds_the_lock(
+        tmp_path, monkeypatch):
+    grid = grid_of(tmp_path, '--arms', 'baseline').with_metric()
+    monkeypatch.setattr(grids.Grid, 'command', lambda *_: [
+        'python', '-c', 'import time; time.sleep(60)'])
+    with training.Board(grid) as board:
+        first, second = (training.Training(grid, grid.cells[0], board)
+                         for _ in range(2))
+        assert first.start(dict(os.environ))
+        assert not second.start(dict(os.environ))
+        first.process.kill()
+        first.process.wait()
+        assert second.start(dict(os.environ))
+        second.process.kill()
 
 
 def test_a_failed_run_does_not_stop_the_others_and_is_named(
@@ -229,6 +253,79 @@ def test_a_failed_run_does_not_stop_the_others_and_is_named(
     assert (tmp_path / 'work' / 'report' / 'points.csv').exists()
 
 
+def test_the_metric_is_looked_for_after_the_first_validation(tmp_path,
+                                                              capsys):
+    generate(Path('data/digits'))
+    status = compare.main([
+        'run', CONFIG, '--arms', 'baseline', 'pswa', '--work-dir',
+        str(tmp_path / 'work'), '--jobs', '1', '--metric', 'mAP',
+        '--cfg-options', 'train_cfg.max_epochs=50', *SMALL
+    ])
+    captured = capsys.readouterr()
+    assert status == 2
+    assert ("baseline, seed 0, was not validated by 'mAP', but by "
+            'accuracy/top1; give --metric one of these') in captured.err
+    assert 'pswa, seed 0\n$' not in captured.out  # nothing else was begun
+    assert not list(tmp_path.rglob('epoch_9.pth'))
+
+
+@pytest.mark.parametrize(('argv', 'metric', 'rule'), [
+    ((), 'accuracy/top1', 'greater'),
+    (('--cfg-options', 'default_hooks.checkpoint.save_best=acc/x',
+      'default_hooks.checkpoint.rule=less'), 'acc/x', 'less'),
+    (('--metric', 'psnr', '--rule', 'greater'), 'psnr', 'greater'),
+])
+def test_what_is_best_is_kept_for_the_report(tmp_path, argv, metric, rule):
+    """The runs' own save_best is taken from them; the grid keeps it."""
+    grid = grids.claim(grid_of(tmp_path, *argv).with_metric())
+    assert 'default_hooks.checkpoint.save_best=None' in grid.command(
+        grid.cells[0])
+    saved = json.loads((grid.work_dir / 'comparison.json').read_text())
+    assert (saved['metric'], saved['rule']) == (metric, rule)
+    run = grid.run_dir(grid.cells[0])
+    validated(run, 1)
+    for path in run.rglob('scalars.json'):
+        path.write_text(path.read_text().replace('accuracy/top1', metric))
+    c = read([grid.work_dir])
+    assert (c.metric, c.higher) == (metric, rule == 'greater')
+
+
+@pytest.mark.parametrize(('package', 'missing'), [
+    ('scipy', 'scipy'), ('tabulate', 'tabulate'), ('jinja2', 'jinja2')])
+def test_a_report_that_cannot_be_written_is_told_before_anything_is_trained(
+        tmp_path, package, missing):
+    code = (f'import sys; sys.modules["{package}"] = None; '
+            'from mmpsw.commands import compare; '
+            'sys.exit(compare.main(sys.argv[1:]))')
+    done = subprocess.run(
+        [sys.executable, '-c', code, 'run', CONFIG, '--work-dir',
+         str(tmp_path / 'work'), '--cfg-options',
+         'train_dataloader.dataset.data_root=nowhere'],
+        capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"report needs {missing}" in done.stderr.splitlines()[-1]
+    assert 'mmpsw[tools]' in done.stderr and 'Traceback' not in done.stderr
+    assert not (tmp_path / 'work').exists()
+
+
+def test_a_run_on_a_cpu_has_one_thread_unless_the_user_says_so(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(6)))
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    assert training.default_jobs([]) == 6
+    assert training.environment(0, [])['OMP_NUM_THREADS'] == '1'
+    monkeypatch.setenv('OMP_NUM_THREADS', '4')
+    assert training.default_jobs([]) == 1
+    assert training.environment(0, [])['OMP_NUM_THREADS'] == '4'
+
+
+def test_runs_share_the_gpus(monkeypatch):
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    assert training.default_jobs(['4', '7']) == 2
+    found = [training.environment(slot, ['4', '7']) for slot in range(3)]
+    assert [env['CUDA_VISIBLE_DEVICES'] for env in found] == ['4', '7', '4']
+    assert 'OMP_NUM_THREADS' not in found[0]
+
+
 class Told:
     """Writes down what it is told."""
 
@@ -245,9 +342,9 @@ class Told:
 
 def follow(grid, *lines):
     told = Told()
-    follower = grids._Follower(grid, grid.cells[0], 0, told)
+    run = training.Training(grid.with_metric(), grid.cells[0], told)
     for line in lines:
-        follower('11/22 16:42:44 - mmengine - INFO - ' + line)
+        run.read('11/22 16:42:44 - mmengine - INFO - ' + line)
     return told
 
 
@@ -259,8 +356,8 @@ def test_progress_is_read_from_the_log_of_an_epoch_based_loop(tmp_path):
         'accuracy/top1: 12.30  data_time: 0.2  time: 0.5',
         'Epoch(val) [ 2][16/16]    data_time: 0.2  time: 1')
     assert told.steps == [0.9 * 50 / 80, 0.9, 1, 2]
-    assert told.values == [(1, 'accuracy/top1', '12.30'),
-                           (2, '', 'nothing was measured')]
+    assert told.values == [(1, 'accuracy/top1 12.30'),
+                           (2, 'nothing was measured')]
 
 
 def test_progress_is_read_from_the_log_of_an_iteration_based_loop(tmp_path):
@@ -275,7 +372,7 @@ def test_progress_is_read_from_the_log_of_an_iteration_based_loop(tmp_path):
         'aAcc: 91.1  mIoU: nan  mAcc: 50.0  time: 0.5')
     # It is validated each 80 iterations.
     assert told.steps == [50, 80, 150, 160]
-    assert told.values == [(80, 'mIoU', '40.2'), (160, 'mIoU', 'nan')]
+    assert told.values == [(80, 'mIoU 40.2'), (160, 'mIoU nan')]
 
 
 @pytest.mark.parametrize(('seconds', 'text'), [
@@ -283,19 +380,19 @@ def test_progress_is_read_from_the_log_of_an_iteration_based_loop(tmp_path):
     (7265, '2 h 01 min')
 ])
 def test_durations(seconds, text):
-    assert grids.duration(seconds) == text
+    assert training.duration(seconds) == text
 
 
 def test_the_time_left_counts_what_was_done_before_once(tmp_path, capsys):
     grid = grid_of(tmp_path, '--arms', 'baseline', 'pswa', 'pswm',
                    '--cfg-options', 'train_cfg.max_epochs=2')
-    bar = grids.Reporter(grid)
+    bar = training.Board(grid)
     first, second, third = grid.cells
     bar.finished(first)
-    bar.started(second, ['python'], Path('log'), done=1)
+    bar.started(second, ['python'], done=1)
     bar.begun -= 10
     bar.progress(second, 2)
-    bar.value(second, 2, 'acc', '0.5')
+    bar.value(second, 2, 'acc 0.5')
     # An epoch took ten seconds, and two are left.
     assert capsys.readouterr().out.splitlines()[-1] == (
         '  pswa, seed 0: epoch 2/2  acc 0.5  (20 s left)')

@@ -2,12 +2,12 @@
 import pytest
 from compare.work_dirs import grid, trained
 
-from mmpsw.compare.arms import read_arms
+from mmpsw.compare.comparison import read
 from mmpsw.compare.notes import environment, notes
 
 
-def said(work, baseline='baseline'):
-    return notes(read_arms([work]), baseline)
+def said(*paths):
+    return notes(read(paths))
 
 
 def test_nothing_is_said_of_a_whole_grid(tmp_path):
@@ -22,30 +22,28 @@ def test_one_run_an_arm_says_little(tmp_path):
     assert note.startswith('There is one run an arm')
 
 
-@pytest.mark.parametrize(('curves', 'expected'), [
-    ({'baseline': {0: [1., 2.], 1: [1., 2.]}, 'pswa': {0: [1., 2.]}},
+@pytest.mark.parametrize(('pswa', 'expected'), [
+    ({0: [1., 2.]},
      'pswa has the seeds 0, baseline 0, 1; differences are over the shared '
      'seeds 0.'),
-    ({'baseline': {0: [1., 2.], 1: [1., 2.]}, 'pswa': {2: [1.], 3: [1.]}},
+    ({2: [1.], 3: [1.]},
      'pswa has the seeds 2, 3, baseline 0, 1; no seed is shared, so that '
      'there are no paired differences.'),
-    ({'baseline': {0: [1., 2.], 1: [1., 2.]}, 'pswa': {0: [1.], 1: [1.]}},
+    ({0: [1.], 1: [1.]},
      'The runs end at different epochs (baseline: 2; pswa: 1): final and '
-     'best are not from equally long trainings.'),
-    ({'baseline': {0: [1., 2.], 1: [1., 2.]},
-      'pswa': {0: [None, 1.], 1: [1., 2.]}},
+     'best are not from equally long runs.'),
+    ({0: [None, 1.], 1: [1., 2.]},
      'pswa, seed 0, has no acc at epoch 1, where others have.'),
-    ({'baseline': {0: [1., 2.], 1: [1., 2.]},
-      'pswa': {0: [None, 1.], 1: [1., 2.]}},
+    ({0: [None, 1.], 1: [1., 2.]},
      'area is over the points that all runs have: 2.'),
-    ({'baseline': {0: [1., 2.], 1: [1., 2.]},
-      'pswa': {0: [float('nan'), 1.], 1: [1., 2.]}},
+    ({0: [float('nan'), 1.], 1: [1., 2.]},
      'pswa, seed 0, has acc = nan at epoch 1.'),
+    ({0: [None, None, 1.], 1: [None, None, 1.]},
+     'There is no area, because no point is shared by all runs.'),
 ])
-def test_each_fault_is_named(tmp_path, curves, expected):
-    for arm, runs in curves.items():
-        for seed, values in runs.items():
-            trained(tmp_path / arm / f'seed_{seed}', values, seed)
+def test_each_fault_is_named(tmp_path, pswa, expected):
+    grid(tmp_path, {'baseline': {0: [1., 2.], 1: [1., 2.]}, 'pswa': pswa})
+    (tmp_path / 'comparison.json').unlink()
     assert expected in said(tmp_path)
 
 
@@ -60,11 +58,9 @@ def test_unknown_and_repeated_seeds_are_named(tmp_path):
     trained(tmp_path / 'baseline', [1.])
     for name in ('r1', 'r2'):
         trained(tmp_path / name, [1.], 5)
-    arms = read_arms([tmp_path / 'baseline', f'x={tmp_path}/r1',
-                      f'x={tmp_path}/r2'])
-    said = notes(arms, 'baseline')
-    assert said[0].startswith('The seeds of baseline are not known')
-    assert said[1].startswith('x has several runs of seed 5')
+    found = said(tmp_path / 'baseline', f'x={tmp_path}/r1', f'x={tmp_path}/r2')
+    assert found[0].startswith('The seeds of baseline are not known')
+    assert found[1].startswith('x has several runs of seed 5')
 
 
 def test_other_configs_within_an_arm_are_named(tmp_path):
@@ -89,16 +85,12 @@ def test_other_validation_data_are_named(tmp_path):
 
 def test_the_environment_is_read_from_the_log(tmp_path):
     trained(tmp_path / 'a', [1.], 3, torch='2.9')
-    block = environment(read_arms([tmp_path / 'a'])[0].runs[0])
-    assert block.splitlines()[0] == 'System environment:'
-    assert '    PyTorch: 2.9' in block.splitlines()
-    assert block.splitlines()[-1] == '    GPU number: 1'
-
-
-def test_a_missing_log_is_no_error(tmp_path):
-    trained(tmp_path / 'a', [1.])
+    lines = environment(read([tmp_path / 'a']).first).splitlines()
+    assert (lines[0], lines[-1]) == ('System environment:',
+                                     '    GPU number: 1')
+    assert '    PyTorch: 2.9' in lines
     next(tmp_path.rglob('*.log')).unlink()
-    assert environment(read_arms([tmp_path / 'a'])[0].runs[0]) is None
+    assert environment(read([tmp_path / 'a']).first) is None
 
 
 def test_other_environments_are_named_and_other_seeds_are_none(tmp_path):
@@ -109,3 +101,13 @@ def test_other_environments_are_named_and_other_seeds_are_none(tmp_path):
     (note, ) = said(tmp_path)
     assert ('(baseline, seed 0; baseline, seed 1; pswa, seed 0 | '
             'pswa, seed 1)') in note
+
+
+def test_why_no_times_are_compared(tmp_path):
+    for arm, times in dict(baseline=(1.0, 1.2), pswa=(1.2, 1.2)).items():
+        for seed, seconds in enumerate(times):
+            trained(tmp_path / arm / f'seed_{seed}', [1.], seed, time=seconds)
+    assert said(tmp_path) == [
+        "rel. time is left out for pswa: the baseline's own runs take 1.000 "
+        'to 1.200 s/iter, which differ by more than the arms do.'
+    ]

@@ -1,12 +1,11 @@
 """Pictures are looked at by their pixels."""
-import subprocess
-import sys
-
 import mmcv
 import numpy as np
+import pytest
+from compare.work_dirs import trained
 
 from mmpsw.compare import plots
-from mmpsw.compare.runs import Arm, Run
+from mmpsw.compare.comparison import read
 
 
 def count(image, color):
@@ -14,70 +13,56 @@ def count(image, color):
     return (np.abs(image.astype(int) - color).max(axis=-1) < 6).sum()
 
 
-def read(path):
-    return mmcv.imread(path, channel_order='rgb')
+@pytest.fixture
+def draw(tmp_path):
+    """Draws runs of the given values, {arm: [values of a seed, ...]}."""
+
+    def make(curves, name='c.png'):
+        work = tmp_path / name.replace('.', '_')
+        for arm, seeds in curves.items():
+            for seed, values in enumerate(seeds):
+                trained(work / arm / f'seed_{seed}', values, seed)
+        figure = plots.plot_curves(read([work]), 'title')
+        path = plots.save(figure, tmp_path / 'new' / name)
+        return (mmcv.imread(path, channel_order='rgb')
+                if path.suffix == '.png' else path.read_text())
+
+    return make
 
 
-def arm(name, *curves):
-    return Arm(name, tuple(
-        Run(name, 'coco/bbox_mAP', tuple(enumerate(curve, start=1)))
-        for curve in curves))
-
-
-def test_curves_show_every_arm_in_its_own_colour(tmp_path):
-    arms = [arm('baseline', [0.1, 0.3, 0.2]), arm('pswa', [0.2, 0.3, 0.4]),
-            arm('control', [0.2, 0.3, 0.3])]
-    three = read(plots.plot_curves(arms, tmp_path / 'new' / '3.png', 'title'))
-    two = read(plots.plot_curves(arms[:2], tmp_path / '2.png', 'title'))
+def test_curves_show_every_arm_in_its_own_colour(draw):
+    curves = {'baseline': [[0.1, 0.3, 0.2]], 'pswa': [[0.2, 0.3, 0.4]]}
+    two = draw(curves, '2.png')
+    three = draw({**curves, 'swa': [[0.2, 0.3, 0.3]]}, '3.png')
     assert three.shape == two.shape == (750, 1200, 3)
     orange, blue = (0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2)
-    assert count(three, orange) > 500
-    assert count(two, orange) > 500
-    assert count(three, blue) > 300
-    assert count(two, blue) == 0
+    assert count(three, orange) > 500 and count(two, orange) > 500
+    assert count(three, blue) > 300 and count(two, blue) == 0
 
 
-def test_the_band_is_mean_and_standard_deviation(tmp_path):
+def test_many_arms_get_a_panel_each_with_the_baseline(draw):
+    arms = {name: [[0.2, 0.3]] for name in ('baseline', *'abcdefg')}
+    svg = draw(arms, 'many.svg')
+    assert svg.count('id="axes_') == 9  # seven of them are drawn
+    ink = svg.count('stroke-dasharray')  # the dashed line, and its legends
+    assert ink == 7
+
+
+def test_the_band_is_mean_and_standard_deviation(draw):
     # Mean 0.5 and sd sqrt(0.5) = 0.707, or none: a wide grey band, or none.
-    def grey(curves, name):
-        image = read(plots.plot_curves([arm('a', *curves)],
-                                       tmp_path / name))
-        # A sixth of the black of the line on white.
-        return count(image, (0xDA, 0xDA, 0xDA))
-
-    assert grey([[0.0, 0.0], [1.0, 1.0]], 'far.png') > 50_000
-    assert grey([[0.5, 0.5], [0.5, 0.5]], 'near.png') < 5_000
+    grey = (0xDD, 0xDD, 0xDD)
+    far = draw({'baseline': [[0.0, 0.0], [1.0, 1.0]]}, 'far.png')
+    near = draw({'baseline': [[0.5, 0.5], [0.5, 0.5]]}, 'near.png')
+    assert count(far, grey) > 50_000
+    assert count(near, grey) < 9_000  # the lines of the axes' grid
 
 
-def test_a_single_point_is_drawn(tmp_path):
-    path = plots.plot_curves([arm('a', [0.5])], tmp_path / '1.png')
-    assert count(read(path), (0x1A, 0x1A, 0x1A)) > 0
+def test_single_points_gaps_and_no_shared_step_are_drawn(draw):
+    assert count(draw({'baseline': [[0.5]]}), (0x1A, 0x1A, 0x1A)) > 0
+    assert draw({'baseline': [[0.1, 0.2, 0.3], [0.1, float('nan')]],
+                 'pswa': [[0.1], [None, 0.1]]}, 'gaps.png').size
 
 
-def test_eleven_arms_look_different():
-    styles = plots._styles(plots.LIGHT)
-    looks = [next(styles) for _ in range(12)]
-    seen = {(s['color'], s['linestyle']) for s in looks}
-    assert len(seen) == 12
-    assert len({s['marker'] for s in looks[:12]}) == 12
-
-
-def test_arms_of_different_length_and_with_gaps_are_drawn(tmp_path):
-    arms = [arm('a', [0.1, 0.2, 0.3], [0.1, float('nan')]),
-            Arm('b', tuple(Run('b', 'coco/bbox_mAP', ((step, 0.1), ))
-                           for step in (1, 2)))]  # no step in common
-    assert read(plots.plot_curves(arms, tmp_path / 'a.png')).size
-
-
-def test_svg_of_equal_arms_is_equal(tmp_path):
-    arms = [arm('<b> & "c"', [0.1, 0.3])]
-    one, two = (plots.plot_curves(arms, tmp_path / name).read_text()
-                for name in ('1.svg', '2.svg'))
-    assert one == two
-    assert one.lstrip().startswith('<?xml')
-
-
-def test_curves_are_drawn_without_mmdet():
-    code = ('import sys; sys.modules.update(mmdet=None, mmcv=None); '
-            'import mmpsw.compare.plots')
-    subprocess.run([sys.executable, '-c', code], check=True)
+def test_equal_runs_make_equal_files(draw):
+    curves = {'<b> & "c"': [[0.1, 0.3]]}
+    assert draw(curves, '1.svg') == draw(curves, '2.svg')

@@ -1,5 +1,4 @@
 """The page and its files, and the command that writes them."""
-import argparse
 import csv
 import json
 import re
@@ -8,9 +7,8 @@ from html.parser import HTMLParser
 import pytest
 from compare.work_dirs import grid, trained
 
-from mmpsw.commands import report as command
-from mmpsw.compare import metrics
-from mmpsw.compare.arms import read_arms
+from mmpsw.commands import compare
+from mmpsw.compare.comparison import read
 from mmpsw.compare.report import write_report
 
 CURVES = {'baseline': {0: [1., 3.], 1: [2., 4.]},
@@ -51,9 +49,7 @@ class Page(HTMLParser):
 
 
 def report(capsys, *argv):
-    parser = argparse.ArgumentParser()
-    command.add_options(parser)
-    command.report(parser.parse_args([str(word) for word in argv]))
+    compare.report(compare.parse_args(['report', *map(str, argv)]))
     return capsys.readouterr().out
 
 
@@ -84,7 +80,7 @@ def test_the_page_shows_the_table_and_needs_nothing_else(work, capsys):
     own, against, *_ = [row for row in page.rows if row[0] == 'pswa']
     assert own[1:4] == ['2', '4.50 ± 0.71', '4.50 ± 0.71']
     assert against[1:3] == ['2 (1.00)', '+1.00 ± 0.00']
-    assert 'class="better">+1.00' in page.text
+    assert '<td class="better">+1.00' in page.text
     assert '    PyTorch: 2.11' in page.text
     assert ('python tools/compare.py run configs/cls/toy.py --arms baseline '
             'pswa --seeds 0 1 --work-dir work --cfg-options '
@@ -109,8 +105,8 @@ def test_the_numbers_can_be_computed_again_from_the_points(work, capsys):
     finals = {arm: [float(p['value']) for p in points
                     if p['arm'] == arm and p['step'] == '2']
               for arm in CURVES}
-    again = metrics.paired_difference(finals['pswa'], finals['baseline'])
-    assert float(rows['pswa']['final_difference']) == again.mean == 1.0
+    assert finals == {'baseline': [3., 4.], 'pswa': [4., 5.]}
+    assert float(rows['pswa']['final_difference']) == 1.0
 
 
 def test_names_are_escaped_everywhere(tmp_path):
@@ -118,9 +114,10 @@ def test_names_are_escaped_everywhere(tmp_path):
     for seed in (0, 1):
         trained(tmp_path / f'r{seed}', [1.], seed,
                 extra='x = "<script>"' if seed else '')
-    arms = read_arms([f'{name}={tmp_path}/r0', f'b={tmp_path}/r1'])
-    page = Page(write_report(arms, name, tmp_path / 'out', title=name,
-                             remarks=['<u>'], commands=['<i>']))
+    c = read([f'{name}={tmp_path}/r0', f'b={tmp_path}/r1'])
+    write_report(c, tmp_path / 'out', title=name, remarks=['<u>'],
+                 commands=['<i>'])
+    page = Page(tmp_path / 'out' / 'index.html')
     assert not {'script', 'u', 'i'} & page.tags
     assert page.text.count('<img') == 1
     assert name in [row[0] for row in page.rows]
@@ -131,10 +128,17 @@ def test_worse_differences_are_marked_where_lower_is_better(tmp_path):
         for seed in (0, 1):
             trained(tmp_path / arm / f'seed_{seed}', [1.0 + seed + shift],
                     seed, metric='val_loss')
-    arms = read_arms([tmp_path])
-    page = write_report(arms, 'baseline', tmp_path / 'report').read_text()
-    assert 'class="worse">+1.00' in page
-    assert 'class="better">+' not in page
+    write_report(read([tmp_path]), tmp_path / 'report')
+    page = (tmp_path / 'report' / 'index.html').read_text()
+    assert '<td class="worse">+1.00' in page
+    assert '<td class="better">' not in page
+
+
+def test_points_that_are_not_a_number_and_unknown_seeds(tmp_path):
+    trained(tmp_path / 'a', [1., float('nan')])
+    write_report(read([tmp_path / 'a']), tmp_path / 'report')
+    assert (tmp_path / 'report' / 'points.csv').read_text() == (
+        'arm,seed,step,value\na,,1,1.0\na,,2,nan\n')
 
 
 def test_configs_differences_are_shown(work, capsys):
@@ -142,8 +146,8 @@ def test_configs_differences_are_shown(work, capsys):
     path.write_text(path.read_text() + "psw = dict(type='PSWA')\n")
     report(capsys, 'work')
     text = (work / 'report' / 'index.html').read_text()
-    assert re.search(r'<summary>pswa<span class="faint">\+1\s+−0</span>', text)
-    assert '<span class="added">+psw = dict(type=&#39;PSWA&#39;)' in text
+    assert '<span class="added">+psw.type = &#39;PSWA&#39;</span>' in text
+    assert 'class="removed"' not in text.partition('</style>')[2]
 
 
 def test_an_earlier_report_is_replaced_and_nothing_else(work, capsys):
@@ -176,7 +180,8 @@ def test_two_plain_work_dirs(work, capsys):
 def test_a_planned_arm_without_a_curve_is_a_note(work, capsys):
     path = work / 'comparison.json'
     plan = json.loads(path.read_text())
-    path.write_text(json.dumps({**plan, 'arms': [*plan['arms'], 'swa']}))
+    path.write_text(json.dumps(
+        {**plan, 'arms': {**plan['arms'], 'swa': 'swa'}}))
     out = report(capsys, 'work')
     assert '- swa has no curve yet, and is not in the table.' in out
     page = Page(work / 'report' / 'index.html')
@@ -193,7 +198,7 @@ def test_the_zoos_number_is_shown_with_its_links(work, capsys):
         path.write_text(path.read_text().replace('acc', 'accuracy/top1'))
     out = report(capsys, 'work', '--config',
                  'mmpretrain::resnet/resnet18_8xb16_cifar10.py')
-    assert 'publishes Top 1 Accuracy for mmpretrain::resnet/resnet18' in out
+    assert 'publishes Top 1 Accuracy 94.82' in out
     page = Page(work / 'report' / 'index.html')
     assert '94.82' in page.text
     assert [link for link in page.links if link.startswith('https://github')]

@@ -1,48 +1,53 @@
 """Several comparisons in one table."""
+from pathlib import Path
+
+import pandas as pd
 import pytest
 
 from mmpsw.commands import compare
 from mmpsw.compare import summary
+from mmpsw.compare.table import verdicts
 
-TABLE = '''\
-arm,metric,better,final_mean,final_difference,final_half_width,best_mean,\
-drop_mean,drop_difference,drop_half_width
-baseline,mIoU,higher,70.04,,,71,2.5,,
-pswa,mIoU,higher,75.0,4.96,1.25,76,0.5,-2.0,0.3
-ema,mIoU,higher,71.0,0.96,1.25,76,2.6,0.1,0.3
-'''
-OTHER = '''\
-arm,metric,better,final_mean,final_difference,final_half_width,best_mean
-baseline,loss,lower,0.5,,,0.4
-pswa,loss,lower,0.625,0.125,0.1,0.5
-'''
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+KEYS = ('final', 'best', 'area', 'drop')
+
+
+def write(folder, metric, better, rows):
+    """A table.csv from {arm: {key: (mean, difference, half width)}}."""
+    folder.mkdir()
+    pd.DataFrame([
+        dict(arm=arm, metric=metric, better=better, **{
+            f'{key}_{what}': value for key in KEYS for what, value in zip(
+                ('mean', 'difference', 'half_width', 'n'),
+                (*numbers.get(key, (None, ) * 3), 3 if key in numbers
+                 and arm != 'baseline' else None))
+        }) for arm, numbers in rows.items()
+    ]).to_csv(folder / 'table.csv', index=False)
+    return folder / 'table.csv'
 
 
 @pytest.fixture
 def folders(tmp_path):
-    for name, text in (('one', TABLE), ('two', OTHER)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / 'table.csv').write_text(text)
-    return [tmp_path / 'one', tmp_path / 'two' / 'table.csv']
+    one = write(tmp_path / 'one', 'mIoU', 'higher', {
+        'baseline': dict(final=(70.04, None, None), best=(71, None, None),
+                         drop=(2.5, None, None)),
+        'pswa': dict(final=(75.0, 4.96, 1.25), drop=(0.5, -2.0, 0.3)),
+        'ema': dict(final=(71.0, 0.96, 1.25), drop=(2.6, 0.1, 0.3))})
+    two = write(tmp_path / 'two', 'loss', 'lower', {
+        'baseline': dict(final=(0.5, None, None), best=(0.4, None, None)),
+        'pswa': dict(final=(0.625, 0.125, 0.1))})
+    return [one.parent, two]
 
 
 def test_the_table_of_two(folders):
-    assert summary.as_markdown(summary.read(folders)) == '''\
+    assert summary.as_markdown(summary.read(folders), 'final') == '''\
 | arm | one, mIoU | two, loss |
 | --- | --- | --- |
 | baseline | 70.0 | 0.500 |
 | pswa | 75.0 (**+5.0 ± 1.2**) | 0.625 (**+0.125 ± 0.100**) |
 | ema | 71.0 (+1.0 ± 1.2) | - |
 '''
-
-
-def test_what_is_better_follows_the_metric_and_a_drop_is_never(folders):
-    one, two = summary.read(folders)
-    assert one.verdict('pswa', 'final') == 1
-    assert one.verdict('ema', 'final') == 0
-    assert two.verdict('pswa', 'final') == -1
-    assert one.verdict('pswa', 'drop') == 1
-    assert two.verdict('baseline', 'final') == 0
 
 
 def test_the_tally_by_hand(folders):
@@ -53,6 +58,30 @@ def test_the_tally_by_hand(folders):
 | pswa | 1 / 0 / 1 | 1 / 0 / 0 |
 | ema | 0 / 1 / 0 | 0 / 1 / 0 |
 '''
+
+
+@pytest.mark.parametrize('key', ['final', 'drop'])
+def test_a_difference_that_is_not_a_number_is_undecided(tmp_path, key):
+    nan = float('nan')
+    write(tmp_path / 'one', 'mIoU', 'higher', {
+        'baseline': {key: (70., None, None)}, 'pswa': {key: (nan, nan, nan)},
+        'ema': {key: (71., 1., nan)}})
+    table = summary.read([tmp_path / 'one'])
+    assert list(verdicts(table, key))[1:] == [0, 0]
+    assert '| pswa | 0 / 1 / 0 |' in summary.tally(table, [key])
+    assert '| pswa | - |' in summary.as_markdown(table, key)
+    assert '**' not in summary.as_markdown(table, key)
+
+
+def test_the_committed_summary_follows_from_the_committed_tables(capsys):
+    folders = sorted(CHECKOUT.glob('configs/*/results/*'))
+    assert compare.main(['summary', *map(str, folders), '--keys', 'final',
+                         'area', 'drop']) == 0
+    text = (CHECKOUT / 'configs' / 'README.md').read_text()
+    printed = capsys.readouterr().out.splitlines()
+    rows = [line for line in printed if line.startswith('|')]
+    assert len(rows) == 11 + 3 * 12
+    assert [row for row in rows if row not in text.splitlines()] == []
 
 
 def test_the_command_prints_and_draws(folders, tmp_path, capsys):

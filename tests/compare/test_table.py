@@ -1,27 +1,34 @@
 """What the tables say about curves worked out by hand."""
-import csv
 import math
+from pathlib import Path
 
+import pandas as pd
 import pytest
+from compare.work_dirs import grid, trained
 
 from mmpsw.compare import table
-from mmpsw.compare.runs import Arm, Run
+from mmpsw.compare.comparison import read
+
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def run(*values, **others):
-    points = tuple(enumerate(values, start=1))
-    return Run('run', 'coco/bbox_mAP', points, **others)
+@pytest.fixture
+def compare(tmp_path):
+    """Reads runs of the given values, {arm: {seed: values}}."""
+
+    def make(curves, metric='coco/bbox_mAP', costs=(), **others):
+        for arm, seeds in curves.items():
+            for seed, values in seeds.items():
+                cost = dict(costs).get((arm, seed), {})
+                trained(tmp_path / arm / f'seed_{seed}', values, seed,
+                        metric=metric, **cost)
+        return read([tmp_path], **others)
+
+    return make
 
 
-BASELINE = Arm('baseline', (run(0.1, 0.5, 0.4, time_per_iter=0.2), ))
-BETTER = Arm('pswa', (run(0.5, 0.6, 0.6, time_per_iter=0.21), ))
-WORSE = Arm('a [red] arm', (run(0.3), ))
-
-
-def seeded(name, **curves):
-    """An arm from s0=[...], s1=[...]."""
-    return Arm(name, tuple(run(*values, seed=int(seed[1:]))
-                           for seed, values in curves.items()))
+def numbers(c, zoo=None):
+    return table.numbers(c, zoo).set_index('arm')
 
 
 def cells(line):
@@ -29,184 +36,168 @@ def cells(line):
     return [cell.strip() for cell in line.split('  ') if cell.strip()]
 
 
-def test_text_of_one_seed():
-    # The baseline reaches its best, 0.5, at 2; the area of the one point that
-    # all three arms have is that point.
-    lines = table.as_text([BASELINE, BETTER, WORSE], 'baseline').splitlines()
-    assert cells(lines[0]) == ['arm', 'best', 'final', 'area', 'drop/epoch',
-                               's/iter', 'epochs to match', 'rel. time']
-    assert cells(lines[2]) == ['baseline', '0.500', '0.400', '0.100',
-                               '0.0500', '0.200', '2 (1.00)', '1.00x']
-    assert cells(lines[3]) == ['pswa', '0.600', '0.600', '0.500', '0.0000',
-                               '0.210', '1 (0.50)', '1.05x']
-    # Never as good, a single point, no time logged; no markup is read.
-    assert cells(lines[4]) == ['a [red] arm', '0.300', '0.300', '0.300',
-                               *'----']
+def test_numbers_of_one_seed_by_hand(compare):
+    c = compare({'baseline': {0: [0.1, 0.5, 0.4, 0.6, 0.3]},
+                 'pswa': {0: [0.2, 0.7, 0.7, 0.7, 0.8]}})
+    base, pswa = numbers(c).loc['baseline'], numbers(c).loc['pswa']
+    assert (base.best_mean, base.final_mean) == (0.6, 0.3)
+    assert base.area_mean == pytest.approx(1.9 / 5)
+    # it gains 0.4, loses 0.1, gains 0.2, loses 0.3
+    assert base.drop_mean == pytest.approx(0.4 / 4)
+    assert pswa.drop_mean == 0
+    # the baseline's best is 0.6, at 4; pswa has it at 2
+    assert (base.match_step, base.match_ratio) == (4, 1)
+    assert (pswa.match_step, pswa.match_ratio) == (2, 0.5)
+    assert (pswa.final_difference, pswa.final_n) == (0.5, 1)
+    assert math.isnan(pswa.final_half_width) and math.isnan(pswa.final_std)
 
 
-def test_area_is_the_mean_over_the_points_that_all_runs_have():
-    two = table.make_rows([BASELINE, BETTER], 'baseline')
-    assert two[0].values['area'].mean == pytest.approx(1.0 / 3)
-    gap = Arm('gap', (Run('g', 'coco/bbox_mAP', ((2, 0.2), (3, 0.4))), ))
-    rows = table.make_rows([BASELINE, gap], 'baseline')
-    assert rows[0].values['area'].mean == pytest.approx(0.9 / 2)
-    none = Arm('none', (Run('n', 'coco/bbox_mAP', ((7, 0.2), )), ))
-    rows = table.make_rows([BASELINE, none], 'baseline')
-    assert [row.values['area'] for row in rows] == [None, None]
+def test_lower_is_better(compare):
+    c = compare({'baseline': {0: [3.0, 1.0, 2.0]},
+                 'pswa': {0: [2.0, 1.5, 0.5]}}, metric='val_loss')
+    found = numbers(c)
+    assert list(found.best_mean) == [1.0, 0.5]
+    assert list(found.drop_mean) == [0.5, 0.0]  # rises by 1, in two steps
+    assert list(found.match_step) == [2, 3]
+    assert 'lower is better' in table.explain(c)[0]
 
 
-def test_text_is_plain_and_aligned():
-    text = table.as_text([BASELINE, BETTER, WORSE], 'baseline')
-    assert text.isascii()
-    assert '\x1b' not in text
-    header, rule, *rows = text.splitlines()
-    assert set(rule) <= set(' -')
-    assert {len(row) for row in rows} == {len(header)}
-
-
-def test_text_of_one_seed_fits_a_terminal():
-    text = table.as_text([BASELINE, BETTER], 'baseline')
-    assert max(map(len, text.splitlines())) < 80
-
-
-def test_markdown():
-    header, rule, *rows = table.as_markdown([BASELINE, BETTER],
-                                            'baseline').splitlines()
-    assert [cell.strip() for cell in header.strip('|').split('|')] == [
-        'arm', 'best', 'final', 'area', 'drop/epoch', 's/iter',
-        'epochs to match', 'rel. time'
-    ]
-    assert set(rule) <= set('|-:')
-    assert rows[1].strip('|').split('|')[1].strip() == '0.600'
-
-
-def test_several_seeds_show_spread_and_difference():
-    baseline = seeded('baseline', s0=[10.0], s1=[20.0], s2=[30.0])
-    # The same seeds in another order, and one that the baseline has not.
-    arm = seeded('pswa', s2=[33.0], s0=[11.0], s1=[22.0], s3=[22.0])
-    text = table.as_text([baseline, arm], 'baseline')
-    assert text.isascii()
-    own, against = text.split('against baseline:')
+def test_several_seeds_have_students_interval(compare):
+    """Differences 1, 2, 3; t(0.975, 2) = 4.3027 in any table."""
+    c = compare({'baseline': {0: [10.], 1: [20.], 2: [30.]},
+                 'pswa': {2: [33.], 0: [11.], 1: [22.], 3: [22.]}})
+    row = numbers(c).loc['pswa']
     # mean 22, sd of 11, 22, 33, 22: sqrt(242 / 3)
+    assert (row.seeds, row.best_mean) == (4, 22)
+    assert row.best_std == pytest.approx(math.sqrt(242 / 3))
+    assert (row.best_difference, row.best_n) == (2, 3)
+    assert row.best_half_width == pytest.approx(4.3027 / math.sqrt(3),
+                                                rel=1e-4)
+    own, against = table.as_text(c, table.numbers(c)).split(
+        'against baseline:')
     assert cells(own.splitlines()[3])[:3] == ['pswa', '4', '22.00 +- 8.98']
-    # differences 1, 2, 3: 2 +- 4.3027 / sqrt(3)
     assert against.count('+2.00 +- 2.48') == 3
-    assert cells(against.splitlines()[-2])[2:] == ['-', '-', '-']
+    assert cells(against.splitlines()[4])[2:] == ['-', '-', '-']
 
 
-def test_tables_of_many_seeds_and_memory_fit_a_wide_terminal():
-    cost = dict(time_per_iter=0.123, memory=12345.0)
-    arms = [Arm(name, tuple(run(10.0, 20.0, seed=i, **cost)
-                            for i in range(3)))
-            for name in ('baseline', 'switch_ema')]
-    assert max(map(len, table.as_text(arms, 'baseline').splitlines())) <= 120
+def test_matching_compares_the_means_over_seeds(compare):
+    # The baseline's mean is 0.2, 0.4, 0.35: its best is 0.4, at 2, although
+    # one of its seeds has reached 0.6.
+    c = compare({'baseline': {0: [0.1, 0.6, 0.3], 1: [0.3, 0.2, 0.4]},
+                 'pswa': {0: [0.3, 0.3, 0.5], 1: [0.3, 0.3, 0.3]},
+                 'ema': {0: [0.3, 0.3, 0.3], 1: [0.3, 0.3, 0.3]}})
+    found = numbers(c).match_step
+    assert (found['baseline'], found['pswa']) == (2, 3)
+    assert pd.isna(found['ema'])
 
 
-def test_one_pair_has_a_difference_without_an_interval():
-    arms = [seeded('baseline', s0=[10.0], s1=[20.0]),
-            seeded('pswa', s1=[25.0], s2=[25.0])]
-    row = table.as_markdown(arms, 'baseline').splitlines()[3]
-    assert [c.strip() for c in row.split('|')][-4:-1] == ['+5.00'] * 3
+def test_the_curve_is_over_the_steps_that_all_seeds_have(compare):
+    c = compare({'baseline': {0: [1., 2., 5.], 1: [3., 2.], 2: [5., 2.]}})
+    found = table.curve(c, 'baseline')
+    assert list(found.index) == [1, 2]
+    assert list(found['mean']) == [3.0, 2.0]
+    assert list(found['std']) == [2.0, 0.0]  # -2, 0, 2: 8 over n - 1
 
 
-def test_without_a_shared_seed_there_is_no_difference():
-    arms = [seeded('baseline', s0=[10.0], s1=[20.0]),
-            seeded('pswa', s2=[25.0], s3=[25.0])]
-    assert ' - baseline' not in table.as_text(arms, 'baseline')
+def test_area_is_the_mean_over_the_points_that_all_runs_have(compare):
+    c = compare({'baseline': {0: [0.1, 0.5, 0.4]},
+                 'gap': {0: [None, 0.2, 0.4]}})
+    assert list(numbers(c).area_mean) == pytest.approx([0.45, 0.3])
 
 
-def test_lower_is_better():
-    low = dict(higher_is_better=False)
-    baseline = Arm('baseline', (run(3.0, 1.0, 2.0, **low), ))
-    arm = Arm('pswa', (run(1.0, 0.5, 0.4, **low), ))
-    lines = table.as_text([baseline, arm], 'baseline').splitlines()
-    assert cells(lines[2])[1:] == ['1.00', '2.00', '2.00', '0.500',
-                                   '2 (1.00)']
-    assert cells(lines[3])[1:] == ['0.40', '0.40', '0.63', '0.000',
-                                   '1 (0.50)']
-    assert 'lower is better' in table.explain([baseline], 'baseline')[0]
+def test_points_that_are_not_a_number(compare):
+    nan = float('nan')
+    c = compare({'baseline': {0: [1., 2.], 1: [1., 2.]},
+                 'pswa': {0: [3., nan], 1: [3., 4.]}})
+    row = numbers(c).loc['pswa']
+    assert row.best_mean == 3.5
+    assert math.isnan(row.final_mean) and math.isnan(row.drop_mean)
+    assert row.final_n == 2 and math.isnan(row.final_difference)
 
 
-def test_the_zoos_value_stands_beside_the_baselines():
-    lines = table.as_text([BASELINE, BETTER], 'baseline', 0.365).splitlines()
-    assert 'model zoo' in lines[0]
-    assert cells(lines[2])[5] == '0.365'
-    assert cells(lines[3])[5] == '-'
+def test_runs_of_equal_seeds_are_pairs_and_unknown_ones_of_none(tmp_path):
+    for arm, seeds in dict(baseline=[0, 2, 2, None],
+                           a=[2, 0, None, 5, 2]).items():
+        for number, seed in enumerate(seeds):
+            trained(tmp_path / f'{arm}{number}', [10. ** number * (
+                1 if arm == 'a' else 0)], seed)
+    c = read([f'{path.name[:-1]}={path}' for path in sorted(
+        tmp_path.iterdir())], baseline='baseline')
+    # a0, a1 and a4 are paired with zeros: 1 + 10 + 10000
+    row = numbers(c).loc['a']
+    assert (row.final_n, row.final_difference) == (3, 10011 / 3)
 
 
-def read_csv(path):
-    with open(path, newline='') as file:
-        return list(csv.DictReader(file))
-
-
-def test_csv_has_the_tables_numbers_in_full(tmp_path):
-    baseline = seeded('baseline', s0=[0.1, 0.3], s1=[0.2, 0.3], s2=[0.3, 0.2])
-    arm = seeded('a, "b"', s0=[0.2, 0.5], s1=[0.3, 0.6])
-    path = table.write_csv([baseline, arm], 'baseline', tmp_path / 't.csv',
-                           zoo=0.25)
-    first, second = read_csv(path)
-    assert second['arm'] == 'a, "b"'
-    assert (second['seeds'], second['metric'], second['better'],
-            second['unit']) == ('2', 'coco/bbox_mAP', 'higher', 'epoch')
-    assert float(second['best_mean']) == pytest.approx(0.55)
-    assert float(second['best_std']) == pytest.approx(math.sqrt(0.005))
-    # differences 0.2, 0.3; t(0.975, 1) = 12.7062, sd / sqrt(2) = 0.05
-    assert float(second['best_difference']) == pytest.approx(0.25)
-    assert float(second['best_half_width']) == pytest.approx(
-        12.7062 * 0.05, rel=1e-5)
-    assert second['best_n'] == '2'
-    assert float(second['area_difference']) == pytest.approx(
-        ((0.35 - 0.2) + (0.45 - 0.25)) / 2)
-    # The baseline's mean is 0.2, 0.2667; the arm's 0.25, 0.55.
-    assert (second['match_step'], float(second['match_ratio'])) == ('2', 1.0)
-    assert second['time_per_iter_mean'] == second['zoo'] == ''
-    assert (first['zoo'], first['best_difference']) == ('0.25', '')
-    assert float(first['drop_mean']) == pytest.approx(0.1 / 3)
-
-
-def test_points_are_all_there_to_compute_from(tmp_path):
-    arms = [seeded('a', s3=[0.1, 1 / 3]),
-            Arm('b', (Run('b', 'coco/bbox_mAP', ((5, math.nan), )), ))]
-    rows = read_csv(table.write_points(arms, tmp_path / 'new' / 'p.csv'))
-    assert rows == [
-        dict(arm='a', seed='3', step='1', value='0.1'),
-        dict(arm='a', seed='3', step='2', value=repr(1 / 3)),
-        dict(arm='b', seed='', step='5', value='nan'),
-    ]
-
-
-def test_memory_is_shown_where_it_was_logged():
-    arms = [Arm('a', (run(0.1, memory=1500.0), )), Arm('b', (run(0.1), ))]
-    lines = table.as_text(arms, 'a').splitlines()
-    assert cells(lines[0])[5] == 'memory (MB)'
-    assert cells(lines[2])[5] == '1500'
-    assert cells(lines[3])[5] == '-'
-
-
-def test_memory_is_compared_where_both_logged_it():
-    arms = [Arm('a', (run(0.1, memory=1000.0), )),
-            Arm('b', (run(0.1, memory=1250.0), ))]
-    assert table.as_text(arms, 'a').splitlines()[3].endswith('1.25x')
-
-
-def test_iterations_are_named():
-    arm = Arm('a', (run(0.1, 0.2, unit='iteration'), ))
-    header = table.as_text([arm], 'a').splitlines()[0]
-    assert 'iterations to match' in header
-    assert 'drop/validation' in header
-
-
-def test_an_unknown_baseline_names_the_arms():
-    with pytest.raises(ValueError, match=r"'ema'.*\['baseline', 'pswa'\]"):
-        table.as_text([BASELINE, BETTER], 'ema')
-
-
-@pytest.mark.parametrize(('other', 'message'), [
-    (Arm('b', ()), "'b' has no run"),
-    (Arm('b', (Run('r', 'mIoU', ((1, 1.0), )), )), 'metrics differ'),
-    (Arm('b', (run(0.1, unit='iteration'), )), 'steps differ'),
-    (Arm('b', (run(0.1, higher_is_better=False), )), 'rules differ'),
+@pytest.mark.parametrize(('baseline', 'arm', 'ratio'), [
+    ((1.0, 1.2), (2.2, 2.2), 2.0),  # of the medians
+    ((1.0, 1.2), (1.2, 1.2), None),  # 0.1 slower, where 0.2 is chance
+    ((1.0, ), (2.2, ), None),  # nothing is known of chance
 ])
-def test_arms_that_mean_something_else_are_refused(other, message):
-    with pytest.raises(ValueError, match=message):
-        table.as_text([BASELINE, other], 'baseline')
+def test_times_are_compared_where_the_baselines_own_do_not_vary_more(
+        compare, baseline, arm, ratio):
+    costs = {(name, seed): dict(time=time)
+             for name, times in (('baseline', baseline), ('pswa', arm))
+             for seed, time in enumerate(times)}
+    c = compare({'baseline': {seed: [1.] for seed in range(len(baseline))},
+                 'pswa': {seed: [1.] for seed in range(len(arm))}},
+                costs=costs)
+    found = numbers(c).time_ratio['pswa']
+    shown = table.as_text(c, table.numbers(c))
+    if ratio is None:
+        assert math.isnan(found) and 'rel. time' not in shown
+        assert table.time_note(c).startswith('rel. time is left out')
+    else:
+        assert found == pytest.approx(ratio) and '2.00x' in shown
+        assert '1.100 (1.000 to 1.200)' in shown  # the median and the range
+        assert table.time_note(c) is None
+
+
+def test_memory_is_compared_where_both_logged_it(compare):
+    costs = {('baseline', 0): dict(memory=1000.), ('b', 0): dict(memory=1250.)}
+    c = compare({'baseline': {0: [.1]}, 'b': {0: [.1]}, 'c': {0: [.1]}},
+                costs=costs)
+    header, _, base, b, other = table.as_text(
+        c, table.numbers(c)).splitlines()
+    assert 'memory (MB)' in header and 'rel. memory' in header
+    assert (cells(base)[-1], cells(b)[-1], cells(other)[-1]) == (
+        '1.00x', '1.25x', '-')
+
+
+def test_text_and_markdown_show_the_same_in_ascii(compare):
+    c = compare({'baseline': {0: [0.1, 0.5, 0.4]},
+                 'a [red] arm': {0: [0.3]}})
+    text = table.as_text(c, table.numbers(c, zoo=0.365))
+    assert text.isascii() and '\x1b' not in text
+    assert max(map(len, text.splitlines())) < 84
+    rows = [cells(line) for line in text.splitlines()]
+    assert rows[0] == ['arm', 'best', 'final', 'area', 'drop/epoch',
+                       'model zoo', 'epochs to match']
+    assert rows[2] == ['baseline', '0.500', '0.400', '0.100', '0.0500',
+                       '0.365', '2 (1.00)']
+    # A single point, never as good; no markup is read.
+    assert rows[3] == ['a [red] arm', '0.300', '0.300', '0.300', *'---']
+    markdown = [[cell.strip() for cell in line.strip('|').split('|')] for line
+                in table.as_markdown(c, table.numbers(c, 0.365)).splitlines()]
+    assert markdown[0] == rows[0] and markdown[2:] == rows[2:]
+
+
+@pytest.mark.parametrize('folder, metric', [
+    ('cls/results/sign_digits_adamw', 'accuracy/top1'),
+    ('det/variants/bccd_constant', 'coco/bbox_mAP'),
+])
+def test_committed_tables_follow_from_the_committed_points(tmp_path, folder,
+                                                           metric):
+    """Their numbers were computed by another implementation than this."""
+    folder = CHECKOUT / 'configs' / folder
+    points = pd.read_csv(folder / 'points.csv')
+    for (arm, seed), run in points.groupby(['arm', 'seed']):
+        trained(tmp_path / arm / f'seed_{seed}', list(run.value), seed,
+                metric=metric)
+    grid(tmp_path, {}, arms={arm: arm for arm in points.arm.unique()})
+    found = table.numbers(read([tmp_path]))
+    found.to_csv(tmp_path / 'table.csv', index=False)
+    written = pd.read_csv(tmp_path / 'table.csv')
+    expected = pd.read_csv(folder / 'table.csv')
+    assert list(written) == list(expected)
+    same = [name for name in written if not name.startswith('time_')]
+    pd.testing.assert_frame_equal(written[same], expected[same], rtol=1e-9)

@@ -63,7 +63,7 @@ def grid(work, curves, torch='2.11', **others):
     for arm, seeds in curves.items():
         for seed, values in seeds.items():
             trained(work / arm / f'seed_{seed}', values, seed, torch=torch)
-    plan = dict(config='configs/cls/toy.py', arms=list(curves),
+    plan = dict(config='configs/cls/toy.py', arms={arm: arm for arm in curves},
                 seeds=sorted({s for seeds in curves.values() for s in seeds}),
                 cfg_options={})
     (work / 'comparison.json').write_text(json.dumps({**plan, **others}))

@@ -46,11 +46,11 @@ from torch import Tensor, nn
 
 from mmpsw import checkpoints, configs
 from mmpsw.commands import checks, launch, options
+from mmpsw.commands.options import out_folder
 from mmpsw.compare.runs import primary_metric
 from mmpsw.engine.averaging.buffers import owned_buffers
 from mmpsw.methods.averaging import PSWA, PeriodicResampler, recalibrate
 from mmpsw.models import build_model, losses
-from mmpsw.results import out_folder
 
 PARTS = ('live', 'mean', 'previous')
 ORANGE, BLUE = '#D55E00', '#0072B2'  # which the colour-blind can tell apart

@@ -31,9 +31,9 @@ from torch import Tensor
 
 from mmpsw import configs
 from mmpsw.commands import checks, launch, options, train
+from mmpsw.commands.options import out_folder
 from mmpsw.methods.averaging import PeriodicResampler, Schedule
 from mmpsw.models import unwrapped
-from mmpsw.results import out_folder
 
 ORANGE, BLUE = '#D55E00', '#0072B2'  # which the colour-blind can tell apart
 ENDLESS = 10**9  # epochs or iterations of a run that we stop ourselves

@@ -94,7 +94,7 @@ def test_begin_end_and_total_by_hand():
 
 
 @pytest.mark.parametrize('technique, period, message', [
-    (PWALKS(last=1), 3, r'last=1 is a window of one update only.*1.0, a float'),
+    (PWALKS(last=1), 3, r'last=1 is a window of one update.*1.0, a float'),
     (PWALKS(last=0.1), 4, r'last=0.1 is a window of one update'),
     (PSWM(momentum=0, last=1), 3, r'last=1 is a window of one update'),
     (PSWA(), 1, r'The period holds one update only.*use a longer period'),

@@ -1,0 +1,285 @@
+"""Arms side by side: which runs are found where, as two data frames.
+
+A grid, as ``tools/compare.py run`` makes it, is::
+
+    WORK/comparison.json
+    WORK/ARM/seed_0/TIMESTAMP/vis_data/scalars.json
+
+Any other work directory of mmengine is an arm of one run, and a folder of
+such is a grid without seeds.
+"""
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from mmpsw.compare.runs import (
+    MissingRunError,
+    Run,
+    full_name,
+    higher_is_better,
+    hook_of,
+    primary_metric,
+    read_run,
+)
+
+__all__ = ['Comparison', 'name_of', 'read', 'read_plan']
+
+BASELINE = 'baseline'
+
+
+@dataclass
+class Comparison:
+    """Runs that can be compared.
+
+    Attributes:
+        runs: A row for each run, by its number: arm, seed, repeat (of the
+            seed in its arm, from 0), last (step), time (s per iteration),
+            memory (MB) and source, the :class:`Run` itself.
+        points: A row for each validation: run, arm, seed, step, value.
+        metric: What the values are.
+        unit: What a step counts, 'epoch' or 'iteration'.
+        higher: Whether higher values are better.
+        baseline: The arm that the others are compared with.
+        notes: Sentences on what was found wanting when they were read.
+        plans: What ``compare.py run`` was asked for, by its folder.
+    """
+
+    runs: pd.DataFrame
+    points: pd.DataFrame
+    metric: str
+    unit: str
+    higher: bool
+    baseline: str
+    notes: list[str]
+    plans: dict[str, dict]
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms' names, in their order."""
+        return list(dict.fromkeys(self.runs.arm))
+
+    @property
+    def better(self) -> str:
+        """'higher' or 'lower'."""
+        return 'higher' if self.higher else 'lower'
+
+    def of_arm(self, arm: str) -> pd.DataFrame:
+        """The runs of an arm."""
+        return self.runs[self.runs.arm == arm]
+
+    @property
+    def first(self) -> Run:
+        """The baseline's first run."""
+        return self.of_arm(self.baseline).source.iloc[0]
+
+
+def read(paths: Sequence[str | Path],
+         metric: str | None = None,
+         rule: str | None = None,
+         baseline: str | None = None) -> Comparison:
+    """Read the runs that work directories hold.
+
+    A run that did not reach its end is left out where its arm has others
+    that did; the notes say so, and what is missing.
+
+    Args:
+        paths: Grids and work directories. One may be given a name,
+            ``NAME=DIR``: several directories with one name are the seeds of
+            an arm, and a grid's arms become NAME/ARM.
+        metric: What to compare, or its last part. By default what a grid was
+            told, else the first run's primary metric.
+        rule: 'greater' or 'less', where the metric's name does not say.
+        baseline: The arm that the others are compared with. By default the
+            one called 'baseline', else the first one.
+
+    Raises:
+        ValueError: If a path holds no run, if two arms have one name, or if
+            the metric, its rule or the baseline is not known.
+    """
+    paths = list(map(str, paths))
+    found = _find(paths)
+    logged = [run for run in found.source if run and run.logged]
+    if not logged:
+        raise MissingRunError(
+            f'there is no curve in {", ".join(paths)}, because no validation '
+            'metric is logged there yet (mmdet logs none while a detector '
+            'finds no box); wait for one, or give the config a val_evaluator')
+    plans = {path: plan for path in paths if (plan := read_plan(path))}
+    for plan in [] if metric else plans.values():
+        metric, rule = plan.get('metric'), rule or plan.get('rule')
+    metric = _choose(metric, logged)
+    runs, notes = _without_unfinished(_with_curve(found, metric))
+    units = {run.unit for run in runs.source}
+    if len(units) > 1:
+        raise ValueError('the runs cannot be compared, because some count '
+                         'epochs and some iterations; compare equal ones')
+    c = Comparison(
+        runs, _points(runs, metric), metric, units.pop(),
+        higher_is_better(metric, rule, hook_of(logged[0].config)),
+        baseline or BASELINE, [*_missing(found, metric), *notes], plans)
+    if baseline and baseline not in c.arms:
+        raise ValueError(f"--baseline '{baseline}' is not an arm that was "
+                         f'trained; give one of {", ".join(c.arms)}')
+    if c.baseline not in c.arms:
+        c.baseline = c.arms[0]
+        c.notes.insert(0, f'Compared with {c.baseline}, the first arm '
+                       '(--baseline names another).')
+    return c
+
+
+def read_plan(folder: str | Path) -> dict | None:
+    """What ``tools/compare.py run`` was asked for; None where it wasn't.
+
+    Raises:
+        ValueError: If the file is broken.
+    """
+    path = Path(folder) / 'comparison.json'
+    if not path.is_file():
+        return None
+    try:
+        plan = json.loads(path.read_text(encoding='utf-8'))
+        return {**plan, 'arms': dict(plan['arms']),
+                'seeds': [int(seed) for seed in plan['seeds']]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"'{path}' cannot be read, because it is not what compare.py run "
+            f'writes ({type(error).__name__}: {error}); remove it to have the '
+            'folders beside it read as they are') from error
+
+
+def name_of(run: pd.Series) -> str:
+    """What a note calls a run."""
+    return run.arm if pd.isna(run.seed) else f'{run.arm}, seed {run.seed},'
+
+
+def _find(paths: Sequence[str]) -> pd.DataFrame:
+    """The runs in folders: arm, folder, planned (by a grid) and source."""
+    places, owners = {}, {}
+    for path in paths:
+        name, equals, rest = path.partition('=')
+        named = bool(equals and name and not Path(path).exists())
+        for arm, folder, planned in _places(Path(rest if named else path)):
+            if named:
+                arm = f'{name}/{arm}' if arm else name
+            arm = arm or Path(path).resolve().name
+            if owners.setdefault(arm, path) != path and not named:
+                raise ValueError(f"several arms are called '{arm}', after "
+                                 'their folders; give them names: NAME=DIR')
+            # By its folder, so that a run counts once.
+            places.setdefault(folder.resolve(), (arm, folder, planned))
+    found = pd.DataFrame(list(places.values()),
+                         columns=['arm', 'folder', 'planned'])
+    alone = found.groupby('arm').folder.transform('size') == 1
+    found['source'] = [_read(folder, must) for folder, must
+                       in zip(found.folder, alone & ~found.planned)]
+    return found
+
+
+def _places(folder: Path) -> list[tuple[str, Path, bool]]:
+    """A folder's runs: their arm, work directory, and whether planned."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no run in '{folder}', because it is no "
+                         'folder; give a work directory, or the folder of '
+                         'several')
+    plan = read_plan(folder) or dict(arms={}, seeds=[])
+    places = [(arm, folder / arm / f'seed_{seed}', True)
+              for arm in plan['arms'] for seed in plan['seeds']]
+    arms = [path for path in folder.iterdir() if path.is_dir()
+            and (_is_run(path) or _seeds(path))]
+    if not places and (_is_run(folder) or _seeds(folder) or not arms):
+        return [('', run, False) for run in _seeds(folder) or [folder]]
+    order = [*plan['arms'], BASELINE]
+    places += [(path.name, run, False) for path in sorted(arms)
+               for run in _seeds(path) or [path]]
+    return sorted(places, key=lambda place: order.index(place[0])
+                  if place[0] in order else len(order))
+
+
+def _seeds(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob('seed_*')
+             if path.is_dir() and path.name[5:].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def _is_run(folder: Path) -> bool:
+    return any(folder.glob('*/vis_data/scalars.json'))
+
+
+def _read(folder: Path, must: bool) -> Run | None:
+    """A run, or None; alone, what was named by hand must be there."""
+    try:
+        return read_run(folder)
+    except MissingRunError:
+        if must:
+            raise
+    return None
+
+
+def _choose(metric: str | None, logged: Sequence[Run]) -> str:
+    """A metric's full name; without one, the first run's primary metric."""
+    if metric is None:
+        return primary_metric(logged[0].logged, hook_of(logged[0].config))
+    names = (full_name(metric, run.logged) for run in logged)
+    found = next(filter(None, names), None)
+    if found is None:
+        raise ValueError(f"--metric '{metric}' is not what the runs logged; "
+                         f'give one of {", ".join(logged[0].logged)}')
+    return found
+
+
+def _missing(found: pd.DataFrame, metric: str) -> list[str]:
+    """Notes on the runs that have no curve."""
+    notes = []
+    for arm, places in found.groupby('arm', sort=False):
+        lacking = {folder.name: run for folder, run in zip(
+            places.folder, places.source)
+            if run is None or metric not in run.logged}
+        if len(lacking) == len(places):
+            notes.append(f'{arm} has no curve yet, and is not in the table.')
+        notes += [f'{arm}: {name} was not trained yet.' if run is None else
+                  f'{arm}: {name} is left out, as it logged no {metric}.'
+                  for name, run in lacking.items()]
+    return notes
+
+
+def _with_curve(found: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The runs that logged a metric, with all columns."""
+    runs = found[[run is not None and metric in run.logged
+                  for run in found.source]].reset_index(drop=True)
+    steps = [[step for step, metrics in run.validations.items()
+              if metric in metrics] for run in runs.source]
+    runs = runs.assign(last=[max(found) for found in steps], **{
+        name: [getattr(run, key) for run in runs.source] for name, key in dict(
+            seed='seed', time='time', memory='memory', end='max_steps').items()
+    }).astype(dict(seed='Int64', end=float))
+    runs['repeat'] = runs.groupby(['arm', 'seed'], dropna=False).cumcount()
+    return runs
+
+
+def _points(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A validation without the metric (no box found, say) is no point."""
+    return pd.DataFrame([
+        dict(run=number, arm=run.arm, seed=run.seed, step=step,
+             value=metrics[metric])
+        for number, run in runs.iterrows()
+        for step, metrics in run.source.validations.items()
+        if metric in metrics
+    ]).astype(dict(seed='Int64'))
+
+
+def _without_unfinished(runs: pd.DataFrame
+                        ) -> tuple[pd.DataFrame, list[str]]:
+    done = runs.end.isna() | (runs['last'] >= runs.end)
+    others_done = done.groupby(runs.arm).transform('any')
+    notes = [
+        f'{name_of(run)} was validated last at {run.source.unit} '
+        f'{run["last"]} of {run.end:.0f}; ' + (
+            'it is left out, as others of its arm are finished.'
+            if others_done[number] else
+            'its last point counts as its final one.')
+        for number, run in runs[~done].iterrows()
+    ]
+    return runs[done | ~others_done], notes
