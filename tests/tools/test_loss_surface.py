@@ -252,10 +252,11 @@ def test_a_metric_that_is_missing_at_a_point_is_a_gap(run, monkeypatch):
     assert is_png('out/line.png')
 
 
-def test_no_metric_anywhere(run, monkeypatch):
+def test_no_metric_anywhere(run, monkeypatch, capsys):
     monkeypatch.setattr(Evaluator, 'evaluate', lambda self, size: {})
     assert run(*LINE, '--points', '3', '--metric', 'mAP', '--out', 'out') == 0
     assert list(pd.read_csv('out/line.csv')) == ['t', 'loss']
+    assert 'No validation logged such a metric' in capsys.readouterr().out
     assert is_png('out/line.png')
 
 

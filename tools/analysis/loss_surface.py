@@ -145,6 +145,8 @@ def run_line(args: argparse.Namespace) -> None:
     if found := matching(args.metric, points.columns[2:]):
         hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
         shown.append(primary_metric(found, hook))
+    elif args.metric is not None:
+        print('No validation logged such a metric: only the loss is drawn.')
     names = short_names(args.checkpoints)
     draw_line(points[['t', *shown]], names, title(args), out / 'line.png')
     print_table(pd.concat([
