@@ -184,18 +184,17 @@ def _places(folder: Path) -> list[tuple[str, Path, bool]]:
         raise ValueError(f"there is no run in '{folder}', because it is no "
                          'folder; give a work directory, or the folder of '
                          'several')
-    plan = read_plan(folder) or dict(arms={}, seeds=[])
-    places = [(arm, folder / arm / f'seed_{seed}', True)
-              for arm in plan['arms'] for seed in plan['seeds']]
-    arms = [path for path in folder.iterdir() if path.is_dir()
-            and (_is_run(path) or _seeds(path))]
-    if not places and (_is_run(folder) or _seeds(folder) or not arms):
-        return [('', run, False) for run in _seeds(folder) or [folder]]
-    order = [*plan['arms'], BASELINE]
-    places += [(path.name, run, False) for path in sorted(arms)
-               for run in _seeds(path) or [path]]
-    return sorted(places, key=lambda place: order.index(place[0])
-                  if place[0] in order else len(order))
+    plan = read_plan(folder)
+    if plan:
+        return [(arm, folder / arm / f'seed_{seed}', True)
+                for arm in plan['arms'] for seed in plan['seeds']]
+    arms = [] if _is_run(folder) or _seeds(folder) else [
+        path for path in folder.iterdir()
+        if path.is_dir() and (_is_run(path) or _seeds(path))]
+    arms.sort(key=lambda path: (path.name != BASELINE, path.name))
+    return [(path.name, run, False) for path in arms
+            for run in _seeds(path) or [path]] or [
+                ('', run, False) for run in _seeds(folder) or [folder]]
 
 
 def _seeds(folder: Path) -> list[Path]:

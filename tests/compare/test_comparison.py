@@ -37,11 +37,6 @@ def test_without_a_list_the_baseline_is_first(tmp_path):
     assert list(c.of_arm('ema').seed) == [9, 10]  # as numbers
 
 
-def test_an_arm_beside_the_list_is_read_too(tmp_path):
-    grid(tmp_path, CURVES, arms={'baseline': 'baseline'}, seeds=[0])
-    assert shape(read([tmp_path])) == CURVES
-
-
 def test_what_is_planned_and_missing_is_named(tmp_path):
     work = grid(tmp_path, CURVES, seeds=[0, 1, 2],
                 arms={'baseline': 'baseline', 'pswa': 'pswa', 'swa': 'swa'})

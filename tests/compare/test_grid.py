@@ -152,8 +152,8 @@ def test_bad_input_ends_in_one_line_before_anything_is_written(
 def start(work_dir, *argv, **keys):
     return subprocess.Popen([
         sys.executable, 'tools/compare.py', 'run', CONFIG, '--arms',
-        'baseline', 'pswa', '--seeds', '0', '1', '--work-dir',
-        str(work_dir), *argv, '--cfg-options', 'train_cfg.max_epochs=3',
+        'baseline', 'pswa', '--jobs', '1', '--work-dir', str(work_dir), *argv,
+        '--cfg-options', 'train_cfg.max_epochs=3',
         *SMALL
     ], env={**os.environ, 'OMP_NUM_THREADS': '1'}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **keys)
@@ -172,30 +172,29 @@ def sessions(work_dir):
 
 
 def test_a_killed_grid_ends_as_an_uninterrupted_one(tmp_path):
-    """SIGKILL to the whole group, in the middle of the third run."""
+    """SIGKILL to the whole group, in the middle of the second run."""
     generate(Path('data/digits'))
     whole = tmp_path / 'whole'
     done = start(whole)
-    assert 'pswa, seed 1' in done.communicate()[0]
+    assert 'pswa, seed 0' in done.communicate()[0]
     assert done.returncode == 0
 
     killed = tmp_path / 'killed'
     process = start(killed, start_new_session=True)
-    third = killed / 'baseline' / 'seed_1' / 'epoch_1.pth'
+    second = killed / 'pswa' / 'seed_0' / 'epoch_1.pth'
     deadline = time.monotonic() + 300
-    while not third.exists():
+    while not second.exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     before = sessions(killed)
     output = start(killed).communicate()[0]
-    assert output.count('finished already') == 2
+    assert output.count('finished already') == 1
     assert points(killed) == points(whole)
     after = sessions(killed)
-    assert [after[name] - before.get(name, 0) for name in after] == [
-        0, 1, 0, 1
-    ]
+    assert {name: after[name] - before[name] for name in after} == {
+        'baseline/seed_0': 0, 'pswa/seed_0': 1}
 
 
 def test_a_run_of_another_comparison_is_waited_for(tmp_path, capsys):

@@ -193,7 +193,8 @@ def test_committed_tables_follow_from_the_committed_points(tmp_path, folder,
     for (arm, seed), run in points.groupby(['arm', 'seed']):
         trained(tmp_path / arm / f'seed_{seed}', list(run.value), seed,
                 metric=metric)
-    grid(tmp_path, {}, arms={arm: arm for arm in points.arm.unique()})
+    grid(tmp_path, {}, arms={arm: arm for arm in points.arm.unique()},
+         seeds=sorted(map(int, points.seed.unique())))
     found = table.numbers(read([tmp_path]))
     found.to_csv(tmp_path / 'table.csv', index=False)
     written = pd.read_csv(tmp_path / 'table.csv')
