@@ -230,9 +230,8 @@ def resume_point(run_dir: Path) -> Path | None:
 
 def shipped(name: str) -> str:
     """A file of the checkout or the installed package, as a user types it."""
-    package = Path(mmpsw.__file__).resolve().parent
-    installed = package / '.mim' / name
-    path = installed if installed.exists() else package.parent / name
+    # In a checkout, .mim holds links.
+    path = (Path(mmpsw.__file__).parent / '.mim' / name).resolve()
     relative = os.path.relpath(path)
     return str(path) if relative.startswith('..') else relative
 

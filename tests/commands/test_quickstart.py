@@ -79,6 +79,7 @@ def test_a_small_quickstart_ends_with_table_plot_and_picture(
     # Untrained scores are about 0.01.
     config.model.test_cfg.score_thr = 0.0
     config.train_cfg.max_epochs = 1
+    config.train_dataloader.batch_size = 4  # two updates: one is no mean
     config.dump(tmp_path / 'small.py')
     grid = compare.train_grid(
         grids.Grid(
