@@ -28,9 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report_outcome(command: Callable[[], None]) -> int:
     """Runs a command; a line, or the ends of logs, where it went wrong.
 
-    Returns:
-        int: The exit status: 0, 1 after runs that failed, 2 after a user's
-        error, 130 after Ctrl-C.
+    Returns the exit status: 0, 1 after runs that failed, 2 after a user's
+    error, 130 after Ctrl-C.
     """
     from mmpsw.compare.training import TrainingError
     try:
@@ -116,8 +115,9 @@ def _summary_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add('tables', nargs='+', metavar='TABLE',
         help="reports' folders, or the table.csv in them")
-    add('--keys', nargs='+', default=('final', ), metavar='KEY',
-        help='what is compared: final, best, area, drop (default: final)')
+    add('--keys', nargs='+', default=('final', ),
+        choices=['final', 'best', 'area', 'drop'],
+        help='what is compared (default: final)')
     add('--plot', type=Path, metavar='PNG', help='also draw a picture')
 
 
@@ -234,19 +234,18 @@ def report(args: Namespace) -> None:
     numbers = reports.write_report(c, out, title, remarks, zoo,
                                    _commands(args, c))
     print(table.as_text(c, numbers))
-    published = [zoo.sentence, *zoo.caveats, zoo.config_url] if zoo else []
+    published = [*zoo.sentences, zoo.config_url] if zoo else []
     for head, lines in (('', table.explain(c)), ('model zoo:\n', published),
                         ('notes:\n', remarks)):
         if lines:
             print(f'\n{head}' + '\n'.join(f'- {line}' for line in lines))
-    print(f'\npage:   {out / reports.PAGE}')
-    print('\n'.join(f'        {out / name}' for name in reports.FILES))
+    print('\npage:   ' + '\n        '.join(
+        str(out / name) for name in (reports.PAGE, *reports.FILES)))
 
 
 def summary(args: Namespace) -> None:
     """Prints how often an arm wins, and a table for each key; draws them."""
     from mmpsw.compare import plots, summary
-    summary.check_keys(args.keys)
     table = summary.read(args.tables)
     if len(args.tables) > 1:
         print('Better / undecided / worse than the baseline:\n\n'
@@ -256,7 +255,7 @@ def summary(args: Namespace) -> None:
               f'{summary.as_markdown(table, key)}')
     if args.plot:
         print('picture:', plots.save(
-            plots.plot_differences(table, args.keys), args.plot, 'png'))
+            plots.plot_differences(table, args.keys), args.plot))
 
 
 def _check_report() -> None:
@@ -287,7 +286,7 @@ def _published(args: Namespace, config: str | None,
               '(--config says it)')
     try:
         if config is not None:
-            return find_published(config, c.first, c.metric), []
+            return find_published(config, c.first.config, c.metric), []
     except ValueError as error:
         # A grid may be read far from where it was made.
         if args.config and not isinstance(error, NotPublishedError):

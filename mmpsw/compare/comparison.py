@@ -16,7 +16,6 @@ from pathlib import Path
 import pandas as pd
 
 from mmpsw.compare.runs import (
-    MissingRunError,
     Run,
     full_name,
     higher_is_better,
@@ -41,7 +40,7 @@ class Comparison:
         points: A row for each validation: run, arm, seed, step, value.
         metric: What the values are.
         unit: What a step counts, 'epoch' or 'iteration'.
-        higher: Whether higher values are better.
+        better: Which values are better, 'higher' or 'lower'.
         baseline: The arm that the others are compared with.
         notes: Sentences on what was found wanting when they were read.
         plans: What ``compare.py run`` was asked for, by its folder.
@@ -51,7 +50,7 @@ class Comparison:
     points: pd.DataFrame
     metric: str
     unit: str
-    higher: bool
+    better: str
     baseline: str
     notes: list[str]
     plans: dict[str, dict]
@@ -59,12 +58,7 @@ class Comparison:
     @property
     def arms(self) -> list[str]:
         """The arms' names, in their order."""
-        return list(dict.fromkeys(self.runs.arm))
-
-    @property
-    def better(self) -> str:
-        """'higher' or 'lower'."""
-        return 'higher' if self.higher else 'lower'
+        return list(self.runs.arm.unique())
 
     def of_arm(self, arm: str) -> pd.DataFrame:
         """The runs of an arm."""
@@ -103,10 +97,11 @@ def read(paths: Sequence[str | Path],
     found = _find(paths)
     logged = [run for run in found.source if run and run.logged]
     if not logged:
-        raise MissingRunError(
-            f'there is no curve in {", ".join(paths)}, because no validation '
-            'metric is logged there yet (mmdet logs none while a detector '
-            'finds no box); wait for one, or give the config a val_evaluator')
+        raise ValueError(
+            f'there is no curve in {", ".join(paths)}, because no TIMESTAMP/'
+            'vis_data/scalars.json with a validation metric is there yet '
+            '(mmdet logs none while a detector finds no box); give the '
+            '--work-dir of runs that validate, or wait for one')
     plans = {path: plan for path in paths if (plan := read_plan(path))}
     for plan in [] if metric else plans.values():
         metric, rule = plan.get('metric'), rule or plan.get('rule')
@@ -116,18 +111,19 @@ def read(paths: Sequence[str | Path],
     if len(units) > 1:
         raise ValueError('the runs cannot be compared, because some count '
                          'epochs and some iterations; compare equal ones')
-    c = Comparison(
-        runs, _points(runs, metric), metric, units.pop(),
-        higher_is_better(metric, rule, hook_of(logged[0].config)),
-        baseline or BASELINE, [*_missing(found, metric), *notes], plans)
-    if baseline and baseline not in c.arms:
+    higher = higher_is_better(metric, rule, hook_of(logged[0].config))
+    notes = _missing(found, metric) + notes
+    arms = list(runs.arm.unique())
+    if baseline and baseline not in arms:
         raise ValueError(f"--baseline '{baseline}' is not an arm that was "
-                         f'trained; give one of {", ".join(c.arms)}')
-    if c.baseline not in c.arms:
-        c.baseline = c.arms[0]
-        c.notes.insert(0, f'Compared with {c.baseline}, the first arm '
-                       '(--baseline names another).')
-    return c
+                         f'trained; give one of {", ".join(arms)}')
+    baseline = baseline or (BASELINE if BASELINE in arms else None)
+    if baseline is None:
+        baseline = arms[0]
+        notes.insert(0, f'Compared with {baseline}, the first arm '
+                     '(--baseline names another).')
+    return Comparison(runs, _points(runs, metric), metric, units.pop(),
+                      'higher' if higher else 'lower', baseline, notes, plans)
 
 
 def read_plan(folder: str | Path) -> dict | None:
@@ -156,12 +152,12 @@ def name_of(run: pd.Series) -> str:
 
 
 def _find(paths: Sequence[str]) -> pd.DataFrame:
-    """The runs in folders: arm, folder, planned (by a grid) and source."""
+    """The runs in folders: arm, folder and source, a Run or None."""
     places, owners = {}, {}
     for path in paths:
         name, equals, rest = path.partition('=')
         named = bool(equals and name and not Path(path).exists())
-        for arm, folder, planned in _places(Path(rest if named else path)):
+        for arm, folder in _places(Path(rest if named else path)):
             if named:
                 arm = f'{name}/{arm}' if arm else name
             arm = arm or Path(path).resolve().name
@@ -169,52 +165,36 @@ def _find(paths: Sequence[str]) -> pd.DataFrame:
                 raise ValueError(f"several arms are called '{arm}', after "
                                  'their folders; give them names: NAME=DIR')
             # By its folder, so that a run counts once.
-            places.setdefault(folder.resolve(), (arm, folder, planned))
-    found = pd.DataFrame(list(places.values()),
-                         columns=['arm', 'folder', 'planned'])
-    alone = found.groupby('arm').folder.transform('size') == 1
-    found['source'] = [_read(folder, must) for folder, must
-                       in zip(found.folder, alone & ~found.planned)]
-    return found
+            places.setdefault(folder.resolve(), (arm, folder))
+    found = pd.DataFrame(places.values(), columns=['arm', 'folder'])
+    return found.assign(source=[read_run(folder) for folder in found.folder])
 
 
-def _places(folder: Path) -> list[tuple[str, Path, bool]]:
-    """A folder's runs: their arm, work directory, and whether planned."""
+def _places(folder: Path) -> list[tuple[str, Path]]:
+    """The arm ('' for the folder itself) and work directory of each run."""
     if not folder.is_dir():
         raise ValueError(f"there is no run in '{folder}', because it is no "
                          'folder; give a work directory, or the folder of '
                          'several')
     plan = read_plan(folder)
     if plan:
-        return [(arm, folder / arm / f'seed_{seed}', True)
+        return [(arm, folder / arm / f'seed_{seed}')
                 for arm in plan['arms'] for seed in plan['seeds']]
-    arms = [] if _is_run(folder) or _seeds(folder) else [
-        path for path in folder.iterdir()
-        if path.is_dir() and (_is_run(path) or _seeds(path))]
-    arms.sort(key=lambda path: (path.name != BASELINE, path.name))
-    return [(path.name, run, False) for path in arms
-            for run in _seeds(path) or [path]] or [
-                ('', run, False) for run in _seeds(folder) or [folder]]
+    own = _runs(folder)
+    arms = [] if own else sorted(
+        filter(_runs, folder.iterdir()),
+        key=lambda path: (path.name != BASELINE, path.name))
+    return [(path.name, run) for path in arms for run in _runs(path)] or [
+        ('', run) for run in own or [folder]]
 
 
-def _seeds(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob('seed_*')
+def _runs(folder: Path) -> list[Path]:
+    """The seeds of an arm's folder, or itself where it is a run."""
+    seeds = [path for path in folder.glob('seed_*')
              if path.is_dir() and path.name[5:].isdecimal()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
-
-
-def _is_run(folder: Path) -> bool:
-    return any(folder.glob('*/vis_data/scalars.json'))
-
-
-def _read(folder: Path, must: bool) -> Run | None:
-    """A run, or None; alone, what was named by hand must be there."""
-    try:
-        return read_run(folder)
-    except MissingRunError:
-        if must:
-            raise
-    return None
+    is_run = any(folder.glob('*/vis_data/scalars.json'))
+    return sorted(seeds, key=lambda path: int(path.name[5:])) or (
+        [folder] if is_run else [])
 
 
 def _choose(metric: str | None, logged: Sequence[Run]) -> str:
@@ -246,14 +226,14 @@ def _missing(found: pd.DataFrame, metric: str) -> list[str]:
 
 def _with_curve(found: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The runs that logged a metric, with all columns."""
-    runs = found[[run is not None and metric in run.logged
-                  for run in found.source]].reset_index(drop=True)
-    steps = [[step for step, metrics in run.validations.items()
-              if metric in metrics] for run in runs.source]
-    runs = runs.assign(last=[max(found) for found in steps], **{
-        name: [getattr(run, key) for run in runs.source] for name, key in dict(
-            seed='seed', time='time', memory='memory', end='max_steps').items()
-    }).astype(dict(seed='Int64', end=float))
+    runs = pd.DataFrame([
+        dict(arm=arm, source=run, seed=run.seed, time=run.time,
+             memory=run.memory, end=run.max_steps,
+             last=max(step for step, metrics in run.validations.items()
+                      if metric in metrics))
+        for arm, run in zip(found.arm, found.source)
+        if run and metric in run.logged
+    ]).astype(dict(seed='Int64', end=float))
     runs['repeat'] = runs.groupby(['arm', 'seed'], dropna=False).cumcount()
     return runs
 

@@ -1,7 +1,7 @@
 """Pictures with the boxes that detectors find; needs mmdet."""
 import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, zip_longest
 from pathlib import Path
 
 import cv2
@@ -31,7 +31,7 @@ _BOX_COLORS = ((0, 200, 83), (255, 196, 0), (255, 109, 0), (3, 169, 244))
 
 def plot_detections(config: Config,
                     checkpoints: Mapping[str, str | Path],
-                    path: str | Path,
+                    path: Path,
                     scenes: Sequence[int] = (0, 1, 2, 3),
                     score_thr: float = 0.3,
                     title: str = '') -> Path:
@@ -47,9 +47,6 @@ def plot_detections(config: Config,
         scenes: The images' places in the validation set.
         score_thr: Boxes with a lower score are not drawn.
         title: Above the picture.
-
-    Returns:
-        ``path``.
     """
     init_default_scope(config.get('default_scope', 'mmdet'))
     dataset = DATASETS.build(config.val_dataloader.dataset)
@@ -88,14 +85,13 @@ def _detections(config: Config, checkpoint: str | Path,
     model = init_detector(config, str(checkpoint), palette='random',
                           device=get_device())
     samples = inference_detector(model, [info['img_path'] for info in infos])
-    found = [sample.pred_instances.cpu() for sample in samples]
-    return [_best(boxes[boxes.scores >= score_thr]) for boxes in found]
-
-
-def _best(boxes: InstanceData) -> InstanceData:
-    """One box for a place: detectors give a box for each likely class."""
-    _, keep = nms(boxes.bboxes, boxes.scores, iou_threshold=0.5)
-    return boxes[keep]
+    found = []
+    for boxes in (sample.pred_instances.cpu() for sample in samples):
+        boxes = boxes[boxes.scores >= score_thr]
+        # One box for a place: detectors give a box for each likely class.
+        _, keep = nms(boxes.bboxes, boxes.scores, iou_threshold=0.5)
+        found.append(boxes[keep])
+    return found
 
 
 def _draw_boxes(image: np.ndarray, boxes: InstanceData,
@@ -106,10 +102,9 @@ def _draw_boxes(image: np.ndarray, boxes: InstanceData,
                        interpolation=cv2.INTER_CUBIC)
     visualizer = DetLocalVisualizer(image=image)
     if len(boxes.labels):
-        labels = [str(classes[label]) for label in boxes.labels]
-        if 'scores' in boxes:
-            labels = [f'{label} {score:.2f}'
-                      for label, score in zip(labels, boxes.scores)]
+        scores = [f' {score:.2f}' for score in boxes.get('scores', [])]
+        labels = [f'{classes[label]}{score}' for label, score in zip_longest(
+            boxes.labels, scores, fillvalue='')]
         corners = boxes.bboxes * zoom
         visualizer.draw_bboxes(corners, edge_colors=color, alpha=1,
                                line_widths=3)

@@ -1,11 +1,12 @@
 """How the configs of two runs differ."""
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config
 
-__all__ = ['changed_lines', 'data_of', 'differing_keys', 'lines', 'plain']
+__all__ = ['changed_lines', 'data_of', 'differing_keys', 'lines', 'listed',
+           'plain']
 
 # Where a run lies and whether it was interrupted: no difference in what it
 # trained. The seed is compared elsewhere.
@@ -38,15 +39,9 @@ def changed_lines(ours: Config, theirs: Config) -> list[str]:
 
 
 def data_of(config: Config, phase: str) -> Any:
-    """What says which data a config uses, wherever they lie.
+    """The settings that say which data 'train' or 'val' uses.
 
-    Args:
-        config: A whole config.
-        phase: 'train' or 'val'.
-
-    Returns:
-        The data set's settings without its place and its pipeline; equal
-        results mean equal data.
+    Equal results mean equal data, wherever they lie.
     """
     loader = config.get(f'{phase}_dataloader') or {}
     return plain(loader.get('dataset') or {})
@@ -56,7 +51,8 @@ def plain(value: Any, root: str = '') -> Any:
     """A setting in plain containers, without scopes and places."""
     if isinstance(value, Mapping):
         root = value.get('data_root') or root
-        items = {key: _class_name(item) if key == 'type' else plain(item, root)
+        items = {key: (str(getattr(item, '__name__', item)).split('.')[-1]
+                       if key == 'type' else plain(item, root))
                  for key, item in value.items() if key not in _NOT_DATA}
         return {key: item for key, item in items.items()
                 if item is not None and item != '' and item != {}}
@@ -75,6 +71,13 @@ def differing_keys(ours: Any, theirs: Any, prefix: str = '') -> list[str]:
                                         f'{prefix}.{key}'.lstrip('.'))]
 
 
+def listed(items: Iterable, most: int = 10) -> str:
+    """Items in a sentence."""
+    items = list(items)
+    shown = ', '.join(map(str, items[:most]))
+    return shown if len(items) <= most else f'{shown}, ... ({len(items)})'
+
+
 def _flat(value: Any, key: str) -> Iterator[str]:
     if isinstance(value, Mapping) and value:
         for name, item in value.items():
@@ -85,8 +88,3 @@ def _flat(value: Any, key: str) -> Iterator[str]:
             yield from _flat(item, f'{key}[]')
     else:
         yield f'{key} = {value!r}'
-
-
-def _class_name(kind: object) -> str:
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return name.rpartition('.')[2]

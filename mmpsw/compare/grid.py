@@ -24,7 +24,6 @@ from mmengine.config import Config, DictAction
 import mmpsw
 from mmpsw import configs
 from mmpsw.compare.runs import (
-    MissingRunError,
     expected_metric,
     higher_is_better,
     hook_of,
@@ -51,26 +50,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """What is compared, and where the results go.
+    """What is compared, and where the results go."""
 
-    Attributes:
-        config: The config, as ``tools/train.py`` takes it.
-        arms: What each arm adds to it, by the arm's name: a fragment's name
-            or path, or several joined by ``+``.
-        seeds: The random seeds of each arm.
-        work_dir: The folder of all results.
-        options: ``key=value`` for ``--cfg-options`` of all the runs.
-        metric: What the arms are compared by, or its last part.
-        rule: 'greater' or 'less': which of its values are better.
-    """
-
-    config: str
+    config: str  # as tools/train.py takes it
+    # By the arm's name, what it adds to the config: a fragment's name or
+    # path, or several joined by +.
     arms: dict[str, str]
     seeds: tuple[int, ...]
     work_dir: Path
-    options: tuple[str, ...] = ()
-    metric: str | None = None
-    rule: str | None = None
+    options: tuple[str, ...] = ()  # key=value, for all the runs
+    metric: str | None = None  # or its last part
+    rule: str | None = None  # 'greater' or 'less'
 
     @property
     def cells(self) -> list[Cell]:
@@ -87,11 +77,19 @@ class Grid:
 
     def command(self, cell: Cell) -> list[str]:
         """The command that trains a run, or goes on with it."""
+        hook = 'default_hooks.checkpoint'
         return [
             'python', shipped('tools/train.py'), self.config,
             '--with', *parts(self.arms[cell.arm]), '--seed', str(cell.seed),
             '--work-dir', str(self.run_dir(cell)), *self._resume(cell),
-            '--cfg-options', *self._checkpoints(), *self.options
+            '--cfg-options',
+            f'{hook}.interval={self.interval()}',
+            f'{hook}.by_epoch={self.by_epoch()}',
+            # The newest may have been saved just before its validation.
+            f'{hook}.max_keep_ckpts=2',
+            f'{hook}.save_best=None',
+            # Workers that persist have random states that nobody can save.
+            'train_dataloader.persistent_workers=False', *self.options
         ]
 
     def load(self) -> Config:
@@ -149,19 +147,6 @@ class Grid:
             metric=self.metric,
             rule=self.rule)
 
-    def _checkpoints(self) -> list[str]:
-        """Settings that let an interrupted run go on where it was."""
-        hook = 'default_hooks.checkpoint'
-        return [
-            f'{hook}.interval={self.interval()}',
-            f'{hook}.by_epoch={self.by_epoch()}',
-            # The newest may have been saved just before its validation.
-            f'{hook}.max_keep_ckpts=2',
-            f'{hook}.save_best=None',
-            # Workers that persist have random states that nobody can save.
-            'train_dataloader.persistent_workers=False'
-        ]
-
     def _resume(self, cell: Cell) -> list[str]:
         if not self.run_dir(cell).exists():
             return []
@@ -188,29 +173,27 @@ def claim(grid: Grid, fresh: bool = False) -> Grid:
     Args:
         grid: What is to be compared.
         fresh: Whether to pass by an equal experiment.
-
-    Returns:
-        Grid: With the folder that was taken.
     """
+    from mmpsw.checkpoints import whole_file  # torch comes with it
     wanted = grid.settings()
     number, folder = 1, grid.work_dir
     while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         joined = None if fresh else _joined(folder, wanted)
-        if joined is not None:
+        if joined:
             wanted = joined
             break
         number += 1
         folder = Path(f'{grid.work_dir}_{number}')
-    _write_settings(folder, wanted)
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / SETTINGS) as path:
+        path.write_text(json.dumps(wanted, indent=1) + '\n')
     return replace(grid, work_dir=folder)
 
 
 def steps_done(run_dir: Path) -> int:
     """How far a run is, validation included."""
-    try:
-        return max(read_run(run_dir).validations, default=0)
-    except MissingRunError:
-        return 0
+    run = read_run(run_dir)
+    return max(run.validations, default=0) if run else 0
 
 
 def resume_point(run_dir: Path) -> Path | None:
@@ -220,12 +203,11 @@ def resume_point(run_dir: Path) -> Path | None:
     validation that was interrupted, whose point would be missing.
     """
     done = steps_done(run_dir)
-    found = {
-        int(match[1]): path for path in run_dir.glob('*.pth')
-        if (match := re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem))
-    }
-    usable = [step for step in found if step <= done]
-    return found[max(usable)] if usable else None
+    steps = {path: int(path.stem.rpartition('_')[2])
+             for path in run_dir.glob('*_*.pth')
+             if re.fullmatch(r'(epoch|iter)_\d+', path.stem)}
+    usable = [path for path in steps if steps[path] <= done]
+    return max(usable, key=steps.get, default=None)
 
 
 def shipped(name: str) -> str:
@@ -240,24 +222,15 @@ def _joined(folder: Path, wanted: dict) -> dict | None:
     """A folder's settings and ours together; None where they disagree."""
     try:
         saved = json.loads((folder / SETTINGS).read_text())
-        same = all(saved[key] == wanted[key]
-                   for key in ('config_sha256', 'cfg_options'))
         hashes = {**wanted['arms_sha256'], **saved['arms_sha256']}
-        if not same or not wanted['arms_sha256'].items() <= hashes.items():
+        if (saved['config_sha256'] != wanted['config_sha256']
+                or not wanted['arms_sha256'].items() <= hashes.items()):
             return None
-        return {**saved, 'arms': {**saved['arms'], **wanted['arms']},
+        return {**wanted, 'arms': {**saved['arms'], **wanted['arms']},
                 'arms_sha256': hashes,
-                'seeds': sorted({*saved['seeds'], *wanted['seeds']}),
-                'metric': wanted['metric'], 'rule': wanted['rule']}
+                'seeds': sorted({*saved['seeds'], *wanted['seeds']})}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _write_settings(folder: Path, settings: dict) -> None:
-    from mmpsw.checkpoints import whole_file  # torch comes with it
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / SETTINGS) as path:
-        path.write_text(json.dumps(settings, indent=1) + '\n')
 
 
 @functools.cache

@@ -1,9 +1,10 @@
 """What a reader of a comparison must know besides its numbers."""
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
 from mmpsw.compare import differences
 from mmpsw.compare.comparison import Comparison, name_of
+from mmpsw.compare.differences import listed
 from mmpsw.compare.runs import Run
 from mmpsw.compare.table import time_note
 
@@ -13,24 +14,16 @@ __all__ = ['environment', 'notes']
 _NOT_MACHINE = re.compile(r'\n\s*(?:numpy_random_)?seed:[^\n]*')
 _ENVIRONMENT = re.compile(
     r'^-{60}\n(System environment:\n.*?)\n-{60}$', re.MULTILINE | re.DOTALL)
-_MANY = 10  # items in a sentence
 
 
 def notes(c: Comparison) -> list[str]:
     """Sentences on whatever makes the arms less comparable than they look."""
-    found = list(c.notes)
-    for check in (_metrics, _lengths, _points, _seeds, _configs,
-                  _environments):
-        found += check(c)
-    return found + list(filter(None, [time_note(c)]))
+    checks = (_runs, _points, _seeds, _configs, _environments, time_note)
+    return c.notes + [note for check in checks for note in check(c)]
 
 
 def environment(run: Run) -> str | None:
-    """The block on machine and versions at the top of a run's log.
-
-    Returns:
-        The text; None where there is no log, or one without it.
-    """
+    """The block on machine and versions in a run's log; None without one."""
     for log in sorted(run.log_dir.glob('*.log')):
         match = _ENVIRONMENT.search(
             log.read_text(encoding='utf-8', errors='replace'))
@@ -39,17 +32,14 @@ def environment(run: Run) -> str | None:
     return None
 
 
-def _metrics(c: Comparison) -> Iterator[str]:
+def _runs(c: Comparison) -> Iterator[str]:
     others = [name for name in c.runs.source.iloc[0].logged
               if name != c.metric]
     if others:
         yield (f'Compared by {c.metric}; also logged: {", ".join(others)} '
                '(--metric compares by one of these).')
-
-
-def _lengths(c: Comparison) -> Iterator[str]:
     if c.runs['last'].nunique() > 1:
-        ends = '; '.join(f'{arm}: {_listed(sorted(set(lasts)))}' for arm, lasts
+        ends = '; '.join(f'{arm}: {listed(sorted(set(lasts)))}' for arm, lasts
                          in c.runs.groupby('arm', sort=False)['last'])
         yield (f'The runs end at different {c.unit}s ({ends}): final and best '
                'are not from equally long runs.')
@@ -62,25 +52,25 @@ def _points(c: Comparison) -> Iterator[str]:
         bad = points.step[points.value.isna()]
         if len(bad):
             yield (f'{name_of(run)} has {c.metric} = nan at {c.unit} '
-                   f'{_listed(list(bad))}.')
+                   f'{listed(list(bad))}.')
         # After its end it is short, which the lengths have told.
         gaps = [step for step in runs_at.index.difference(points.step)
                 if step < run['last']]
         if gaps:
             yield (f'{name_of(run)} has no {c.metric} at {c.unit} '
-                   f'{_listed(gaps)}, where others have.')
+                   f'{listed(gaps)}, where others have.')
     shared = runs_at.index[runs_at == len(c.runs)]
     if not len(shared):
         yield 'There is no area, because no point is shared by all runs.'
     elif len(shared) < len(runs_at):
         yield ('area is over the points that all runs have: '
-               f'{_listed(list(shared))}.')
+               f'{listed(list(shared))}.')
 
 
 def _seeds(c: Comparison) -> Iterator[str]:
     unknown = c.runs.arm[c.runs.seed.isna()].unique()
     if len(unknown):
-        yield (f'The seeds of {_listed(unknown)} are not known, because no '
+        yield (f'The seeds of {listed(unknown)} are not known, because no '
                'config sets randomness.seed: these runs are paired with none.')
     seeds = {arm: sorted(of_arm.dropna()) for arm, of_arm
              in c.runs.groupby('arm', sort=False).seed}
@@ -88,15 +78,15 @@ def _seeds(c: Comparison) -> Iterator[str]:
     for arm, ours in seeds.items():
         twice = sorted({seed for seed in ours if ours.count(seed) > 1})
         if twice:
-            yield (f'{arm} has several runs of seed {_listed(twice)}: its '
+            yield (f'{arm} has several runs of seed {listed(twice)}: its '
                    'spread is not that of independent runs.')
         if arm not in unknown and ours != theirs:
             both = sorted({*ours} & {*theirs})
-            what = (f'differences are over the shared seeds {_listed(both)}'
+            what = (f'differences are over the shared seeds {listed(both)}'
                     if both else 'no seed is shared, so that there are no '
                     'paired differences')
-            yield (f'{arm} has the seeds {_listed(ours)}, {c.baseline} '
-                   f'{_listed(theirs)}; {what}.')
+            yield (f'{arm} has the seeds {listed(ours)}, {c.baseline} '
+                   f'{listed(theirs)}; {what}.')
     if not c.runs.arm.duplicated().any():
         yield ('There is one run an arm: nothing is known of the spread over '
                'seeds, and a difference may be chance.')
@@ -115,7 +105,7 @@ def _configs(c: Comparison) -> Iterator[str]:
               for run in (first, c.first)))
         if keys:
             yield (f'{arm} was validated on other data than {c.baseline} '
-                   f'(val_dataloader.dataset: {_listed(keys)}): their numbers '
+                   f'(val_dataloader.dataset: {listed(keys)}): their numbers '
                    'do not mean the same.')
 
 
@@ -130,9 +120,3 @@ def _environments(c: Comparison) -> Iterator[str]:
         shown = ' | '.join('; '.join(names) for names in groups.values())
         yield (f'The runs come from different environments ({shown}): compare '
                'their times with care.')
-
-
-def _listed(items: Sequence | Iterable) -> str:
-    items = list(items)
-    shown = ', '.join(map(str, items[:_MANY]))
-    return shown if len(items) <= _MANY else f'{shown}, ... ({len(items)})'

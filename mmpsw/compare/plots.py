@@ -1,7 +1,6 @@
 """Pictures: validation curves, and differences to the baseline."""
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import matplotlib
 import pandas as pd
@@ -19,11 +18,17 @@ __all__ = ['plot_curves', 'plot_differences', 'save']
 # yellow, too pale for a line on white; markers say the same in print.
 _LOOKS = (('#D55E00', 's'), ('#0072B2', '^'), ('#009E73', 'D'),
           ('#CC79A7', 'v'), ('#E69F00', 'P'), ('#56B4E9', 'X'))
-_TEXT, _FAINT, _GRID = '#1A1A1A', '#666666', '#E2E2E2'
+_STYLE = {
+    'svg.hashsalt': 'mmpsw',  # no random names
+    'axes.grid': True, 'axes.axisbelow': True, 'grid.color': '#E2E2E2',
+    'axes.spines.top': False, 'axes.spines.right': False,
+    'xtick.labelsize': 9, 'ytick.labelsize': 9, 'axes.titlesize': 10,
+}
 _VERDICTS = {1: '#0072B2', -1: '#D55E00'}
 _MANY = 5  # arms; more of them, in one panel, would be a tangle
 
 
+@matplotlib.rc_context(_STYLE)
 def plot_curves(c: Comparison, title: str = '') -> Figure:
     """Draw the validation metric of every arm over its runs.
 
@@ -43,34 +48,29 @@ def plot_curves(c: Comparison, title: str = '') -> Figure:
     for axes, arms in zip(grid, panels):
         for arm in (c.baseline, *arms):
             _draw_curve(axes, curve(c, arm), arm, *looks.get(
-                arm, (_TEXT, 'o')), '--' if arm == c.baseline else '-')
-        _decorate(axes)
+                arm, ('#1A1A1A', 'o')), '--' if arm == c.baseline else '-')
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1,
+                                                 nbins=8))
         if len(panels) > 1:
-            axes.set_title(arms[0], color=looks[arms[0]][0], loc='left',
-                           fontsize=10, fontweight='bold')
+            axes.set_title(arms[0], color=looks[arms[0]][0], loc='left')
     for axes in list(grid)[len(panels):]:
         axes.set_visible(False)
-    note = curves_note(c) + (f'; dashed: {c.baseline}' if others else '')
-    figure.supxlabel(f'{c.unit} ({note})', fontsize=10, color=_TEXT)
+    counts = sorted({min(c.runs.arm.value_counts()),
+                     max(c.runs.arm.value_counts())})
+    note = ('one run an arm' if counts == [1] else 'mean and standard '
+            f'deviation over {" to ".join(map(str, counts))} seeds')
+    dashed = f'; dashed: {c.baseline}' if others else ''
+    figure.supxlabel(f'{c.unit} ({note}{dashed})', fontsize=10)
     figure.supylabel(f'validation {c.metric} ({c.better} is better)',
-                     fontsize=10, color=_TEXT)
+                     fontsize=10)
     if len(panels) == 1:
-        _add_legend(figure, axes)
-    if title:
-        figure.suptitle(title, x=0.01, ha='left', fontweight='bold',
-                        color=_TEXT)
+        figure.legend(handles=axes.get_lines(), loc='outside right center',
+                      frameon=False, fontsize=9)
+    figure.suptitle(title, x=0.01, ha='left', fontweight='bold')
     return figure
 
 
-def curves_note(c: Comparison) -> str:
-    """What the lines and bands of a picture of these arms show."""
-    counts = sorted(set(c.runs.arm.value_counts()))
-    if counts == [1]:
-        return 'one run an arm'
-    return ('mean and standard deviation over '
-            f'{" to ".join(map(str, {counts[0]: 0, counts[-1]: 0}))} seeds')
-
-
+@matplotlib.rc_context({**_STYLE, 'axes.grid.axis': 'x'})
 def plot_differences(table: pd.DataFrame, keys: Sequence[str] = ('final', ),
                      baseline: str = 'baseline') -> Figure:
     """Draw the paired differences to the baseline with their intervals.
@@ -89,29 +89,26 @@ def plot_differences(table: pd.DataFrame, keys: Sequence[str] = ('final', ),
     grid = figure.subplots(len(keys), len(names), squeeze=False, sharey=True)
     for axes_row, key in zip(grid, keys):
         for axes, name in zip(axes_row, names):
-            _draw_differences(axes, table[table.comparison == name], arms, key)
+            rows = table.assign(verdict=verdicts(table, key))[
+                table.comparison == name].set_index('arm')
+            _draw_differences(axes, rows.reindex(arms), key)
         axes_row[0].set_yticks(range(len(arms)), arms)
         axes_row[0].set_ylim(len(arms) - 0.5, -0.5)
     for axes, name in zip(grid[0], names):
         metric = table.metric[table.comparison == name].iloc[0]
-        axes.set_title(f'{name}\n{metric}', fontsize=9)
+        axes.set_title(f'{name}\n{metric}')
     figure.supxlabel(f'difference to {baseline}, 95 % interval over seeds; '
                      'blue is better, orange worse, grey undecided',
                      fontsize=9)
     return figure
 
 
-def save(figure: Figure, path: str | Path | IO[bytes],
-         file_format: str | None = None, **options) -> str | Path | IO[bytes]:
+def save(figure: Figure, path: Path) -> Path:
     """Write a figure without a window; equal figures make equal files."""
-    if isinstance(path, (str, Path)):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        file_format = file_format or Path(path).suffix[1:]
-    # Without these an SVG has the date and random names in it.
-    with matplotlib.rc_context({'svg.hashsalt': 'mmpsw'}):
-        figure.savefig(
-            path, format=file_format, **options,
-            metadata={'Date': None} if file_format == 'svg' else {})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(path, metadata={'Date': None} if path.suffix == '.svg'
+                       else {})
     return path
 
 
@@ -124,38 +121,13 @@ def _draw_curve(axes: Axes, points: pd.DataFrame, label: str, color: str,
               linestyle=dashes, linewidth=1.6, markersize=4)
 
 
-def _decorate(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1,
-                                             nbins=8))
-    axes.tick_params(colors=_FAINT, labelsize=9)
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.spines[['left', 'bottom']].set_color(_FAINT)
-
-
-def _add_legend(figure: Figure, axes: Axes) -> None:
-    """Outside of the axes, in the order in which the eye finds the ends."""
-    ends = {line: line.get_ydata()[-1] if len(line.get_ydata()) else 0
-            for line in axes.get_lines()}
-    figure.legend(handles=sorted(ends, key=ends.get, reverse=True),
-                  loc='outside right center', frameon=False, fontsize=9)
-
-
-def _draw_differences(axes: Axes, table: pd.DataFrame, arms: Sequence[str],
-                      key: str) -> None:
+def _draw_differences(axes: Axes, rows: pd.DataFrame, key: str) -> None:
+    """Arms that have none leave their place empty."""
     axes.axvline(0, color='#000000', linewidth=0.8)
-    rows = table.assign(verdict=verdicts(table, key)).set_index('arm')
-    for place, arm in enumerate(arms):
-        if arm in rows.index and pd.notna(rows[f'{key}_difference'][arm]):
-            row = rows.loc[arm]
-            axes.errorbar(row[f'{key}_difference'], place,
-                          xerr=row[f'{key}_half_width'],
-                          color=_VERDICTS.get(row.verdict, '#888888'),
-                          marker='o', markersize=4, capsize=2, linewidth=1.3)
-    axes.grid(axis='x', color=_GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[['top', 'right', 'left']].set_visible(False)
-    axes.tick_params(labelsize=8, left=False)
+    for place, (_, row) in enumerate(rows.iterrows()):
+        axes.errorbar(row[f'{key}_difference'], place,
+                      xerr=row[f'{key}_half_width'],
+                      color=_VERDICTS.get(row.verdict, '#888888'),
+                      marker='o', markersize=4, capsize=2, linewidth=1.3)
     axes.locator_params(axis='x', nbins=4)
     axes.set_xlabel(KEYS[key], fontsize=8)

@@ -1,6 +1,5 @@
 """One self-contained page, and files, on the arms of a comparison."""
 import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,17 +10,18 @@ from mmpsw.compare import differences, notes, plots, table
 from mmpsw.compare.comparison import Comparison
 from mmpsw.compare.zoo_results import Published
 
-__all__ = ['FILES', 'PAGE', 'check_out_dir', 'write_report']
+__all__ = ['FILES', 'PAGE', 'write_report']
 
 PAGE = 'index.html'
 FILES = ('table.md', 'table.csv', 'points.csv', 'curves.png', 'curves.svg')
 _TEMPLATE = Path(__file__).with_name('report.html')
 # In the page's head: what tells an earlier report from a user's own page.
 _GENERATOR = '<meta name="generator" content="mmpsw compare report">'
+_TYPES = {'.csv': 'text/csv', '.svg': 'image/svg+xml'}
 
 
 def write_report(c: Comparison,
-                 out_dir: str | Path,
+                 out_dir: Path,
                  title: str = 'Comparison',
                  remarks: Sequence[str] = (),
                  zoo: Published | None = None,
@@ -42,8 +42,7 @@ def write_report(c: Comparison,
     Raises:
         ValueError: If ``out_dir`` holds anything else.
     """
-    out_dir = Path(out_dir)
-    check_out_dir(out_dir)
+    _check_out_dir(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     page = out_dir / PAGE
     if not page.exists():  # marks the folder, should this be interrupted
@@ -57,19 +56,16 @@ def write_report(c: Comparison,
                                       encoding='utf-8')
     for name in ('curves.png', 'curves.svg'):
         plots.save(plots.plot_curves(c, title), out_dir / name)
-    page.write_text(
-        _render(c, numbers, out_dir, title=title, zoo=zoo, commands=commands,
-                remarks=[_typeset(line) for line in remarks]),
-        encoding='utf-8')
+    html = _render(c, numbers, files={
+        name: _data_uri(out_dir / name) for name in FILES
+        if Path(name).suffix in _TYPES
+    }, title=title, remarks=remarks, zoo=zoo, commands=commands)
+    page.write_text(html, encoding='utf-8')
     return numbers
 
 
-def check_out_dir(out_dir: Path) -> None:
-    """Refuse a folder with anything but an earlier report in it.
-
-    Raises:
-        ValueError: If it is one, or a file.
-    """
+def _check_out_dir(out_dir: Path) -> None:
+    """Refuse a folder with anything but an earlier report in it."""
     if not out_dir.exists():
         return
     if not out_dir.is_dir():
@@ -87,59 +83,23 @@ def check_out_dir(out_dir: Path) -> None:
             'give another folder with --out')
 
 
-def _render(c: Comparison, numbers: pd.DataFrame, out_dir: Path,
-            **others) -> str:
+def _render(c: Comparison, numbers: pd.DataFrame, **others) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding='utf-8'))
+    kinds = {(arm, f'{key} - baseline'): kind for key in table.KEYS
+             for value, kind in ((1, 'better'), (-1, 'worse'))
+             for arm in numbers.arm[table.verdicts(numbers, key) == value]}
     return template.render(
-        c=c,
-        picture=_picture(c),
-        tables=[_page_table(frame, numbers)
-                for frame in table.shown(c, numbers)],
-        explanations=[_typeset(line) for line in table.explain(c)],
+        c=c, kinds=kinds, tables=table.shown(c, numbers),
+        explanations=table.explain(c), environment=notes.environment(c.first),
         differences={
             arm: differences.changed_lines(
                 c.of_arm(arm).source.iloc[0].config, c.first.config)
             for arm in c.arms if arm != c.baseline
-        },
-        environment=notes.environment(c.first),
-        downloads={name: _data_uri('text/csv', (out_dir / name).read_bytes())
-                   for name in ('table.csv', 'points.csv')},
-        **others)
+        }, **others)
 
 
-def _picture(c: Comparison) -> str:
-    out = io.BytesIO()
-    plots.save(plots.plot_curves(c), out, 'svg', transparent=True)
-    return _data_uri('image/svg+xml', out.getvalue())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f'data:{kind};base64,{base64.b64encode(content).decode()}'
-
-
-def _page_table(frame: pd.DataFrame, numbers: pd.DataFrame) -> dict:
-    """Each cell's text, spread and kind: 'better', 'worse' or ''."""
-    kinds = pd.DataFrame('', index=frame.index, columns=frame.columns)
-    for title in frame:
-        key, _, difference = title.partition(' - ')
-        if difference:
-            kinds[title] = [{1: 'better', -1: 'worse'}.get(verdict, '')
-                            for verdict in table.verdicts(numbers, key)]
-    rows = {
-        arm: [(_typeset(text), spread, kinds.loc[arm, title])
-              for title, cell in cells.items()
-              for text, _, spread in [cell.partition(' +- ')]]
-        for arm, cells in frame.iterrows()
-    }
-    return dict(titles=[_typeset(title) for title in frame], rows=rows)
-
-
-def _typeset(text: str) -> str:
-    """What a terminal shows in ASCII."""
-    if text == '-':
-        return '–'
-    if text[:1] == '-' and text[1:2].isdigit():
-        text = '−' + text[1:]
-    return text.replace('+-', '±').replace(' - ', ' − ')
+def _data_uri(path: Path) -> str:
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f'data:{_TYPES[path.suffix]};base64,{content}'

@@ -22,9 +22,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-__all__ = ['MissingRunError', 'Run', 'expected_metric', 'full_name',
-           'higher_is_better', 'hook_of', 'is_by_epoch', 'primary_metric',
-           'read_run']
+__all__ = ['Run', 'expected_metric', 'full_name', 'higher_is_better',
+           'hook_of', 'is_by_epoch', 'primary_metric', 'read_run']
 
 # What the zoos rank models by, by the evaluator that logs it. It is often
 # not the first thing logged: mmseg begins with aAcc, and mmdet with the
@@ -37,10 +36,6 @@ RANKED_BY = {
     'CocoPanopticMetric': 'coco_panoptic/PQ',
     'Accuracy': 'accuracy/top1',
 }
-
-
-class MissingRunError(ValueError):
-    """A directory holds no run, or no curve of the wanted metric yet."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +56,8 @@ class Run:
     config: Config
     log_dir: Path
     validations: dict[int, dict[str, float]]
-    time: float = math.nan
-    memory: float = math.nan
+    time: float
+    memory: float
 
     @property
     def logged(self) -> list[str]:
@@ -166,88 +161,67 @@ def full_name(metric: str, logged: Sequence[str]) -> str | None:
     return metric if metric in logged else next(iter(found), None)
 
 
-def read_run(work_dir: str | Path) -> Run:
-    """Read the newest run of a mmengine work directory.
+def read_run(work_dir: str | Path) -> Run | None:
+    """Read the newest run of a mmengine work directory; None without one.
 
     A run that was resumed is joined from its timestamp directories; where
     two of them have the same step, the later one counts.
 
     Raises:
-        MissingRunError: There is none.
         ValueError: A line of its log is broken.
     """
-    sessions: list[_Session] = []
+    sessions = []
     files = Path(work_dir).glob('*/vis_data/scalars.json')
     for path in sorted(files, reverse=True):
-        session = _read_session(path)
+        # What a config imports is of no use here, and may not be installed.
+        config = Config.fromfile(path.with_name('config.py'),
+                                 import_custom_modules=False)
+        lines = _read_lines(path, config)
+        train = [line for line in lines if 'iter' in line]
         # `Runner.val` alone writes such a file too, but it trains nothing.
-        if not session.train:
+        if not train:
             continue
-        sessions.insert(0, session)
-        if not session.config.get('resume', False):
+        val = [line for line in lines if 'iter' not in line]
+        sessions.insert(0, (path.parents[1], config, train, val))
+        if not config.get('resume', False):
             break
     if not sessions:
-        raise MissingRunError(
-            f"there is no run in '{work_dir}', because no TIMESTAMP/vis_data/"
-            'scalars.json with training lines is there; give the directory '
-            'that a run had as --work-dir')
-    memory = [line['memory'] for session in sessions for line in session.train
-              if 'memory' in line]
-    times = [time for session in sessions for time in session.times()]
-    return Run(Path(work_dir), sessions[-1].config, sessions[-1].log_dir,
-               _joined_validations(sessions),
+        return None
+    times, memory = [], []
+    for *_, train, _ in sessions:
+        logged = [line['time'] for line in train if 'time' in line]
+        # Without the warming up: the first tenth.
+        times += logged[max(1, len(logged) // 10):] or logged
+        memory += [line['memory'] for line in train if 'memory' in line]
+    log_dir, config, *_ = sessions[-1]
+    return Run(Path(work_dir), config, log_dir,
+               _join([val for *_, val in sessions]),
                time=statistics.median(times or [math.nan]),
                memory=max(memory, default=math.nan))
 
 
-@dataclass(frozen=True)
-class _Session:
-    """The lines of one timestamp directory."""
-
-    log_dir: Path
-    config: Config
-    train: list[dict]
-    val: list[dict]
-
-    def times(self) -> list[float]:
-        """Without the warming up: the first tenth."""
-        logged = [line['time'] for line in self.train if 'time' in line]
-        warm_up = min(len(logged) - 1, max(1, len(logged) // 10))
-        return logged[max(0, warm_up):]
-
-
-def _read_session(scalars: Path) -> _Session:
-    # What a config imports is of no use here, and may not be installed.
-    config = Config.fromfile(scalars.with_name('config.py'),
-                             import_custom_modules=False)
-    lines = _read_lines(scalars)
-    if _logs_epochs(config) and 'max_iters' in (config.get('train_cfg') or {}):
-        lines = _with_iterations(lines, config.train_cfg)
-    # `LogProcessor(log_with_hierarchy=True)` writes such prefixes.
-    lines = [{re.sub('^(train|val)/', '', key): value
-              for key, value in line.items()} for line in lines]
-    return _Session(scalars.parents[1], config,
-                    train=[line for line in lines if 'iter' in line],
-                    val=[line for line in lines if 'iter' not in line])
-
-
-def _read_lines(path: Path) -> list[dict]:
+def _read_lines(path: Path, config: Config) -> list[dict]:
     texts = path.read_text(encoding='utf-8').splitlines()
     lines = []
     for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
+            # `LogProcessor(log_with_hierarchy=True)` writes such prefixes.
+            lines.append({re.sub('^(train|val)/', '', key): value
+                          for key, value in json.loads(text).items()})
         except ValueError as error:
             # A run that is killed, or still writing, may leave half a line.
             if number < len(texts):
                 raise ValueError(f"line {number} of '{path}' is no JSON "
                                  f'({error}); remove it, or train again'
                                  ) from error
+    loop = config.get('train_cfg') or {}
+    if _logs_epochs(config) and 'max_iters' in loop:
+        _number_validations(lines, loop)
     return lines
 
 
-def _with_iterations(lines: list[dict], train_cfg: Mapping) -> list[dict]:
-    """Validation lines with the iteration as their step.
+def _number_validations(lines: list[dict], train_cfg: Mapping) -> None:
+    """Give validation lines the iteration as their step.
 
     An iteration-based loop whose LoggerHook has its default, the epoch, calls
     every validation's step 0. A validation comes after a multiple of
@@ -262,26 +236,23 @@ def _with_iterations(lines: list[dict], train_cfg: Mapping) -> list[dict]:
             due = math.ceil(trained / interval) * interval
             line['step'] = validated = min(
                 train_cfg['max_iters'], max(due, validated + interval))
-    return lines
 
 
-def _joined_validations(sessions: Sequence[_Session]) -> dict[int, dict]:
+def _join(sessions: Sequence[list[dict]]) -> dict[int, dict]:
     """Metrics by step; mmdet logs none while a detector finds no box.
 
     What a session begins with is what it was resumed to: whatever an earlier
     one has from that step on did not lead to the final weights.
     """
     joined: dict[int, dict] = {}
-    for session in sessions:
-        first = session.val[0]['step'] if session.val else math.inf
+    for lines in sessions:
+        first = lines[0]['step'] if lines else math.inf
         joined = {step: line for step, line in joined.items() if step < first}
-        for line in session.val:
-            joined[line['step']] = {
-                key: float(value) for key, value in line.items()
-                if key not in ('step', 'time', 'data_time')
-                and isinstance(value, Real)
-            }
-    return dict(sorted(joined.items()))
+        joined |= {
+            line['step']: {key: float(value) for key, value in line.items()
+                           if key not in ('step', 'time', 'data_time')
+                           and isinstance(value, Real)} for line in lines}
+    return joined
 
 
 def _logs_epochs(config: Config) -> bool:

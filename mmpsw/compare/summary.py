@@ -10,7 +10,7 @@ import pandas as pd
 
 from mmpsw.compare.table import verdicts
 
-__all__ = ['KEYS', 'as_markdown', 'check_keys', 'read', 'tally']
+__all__ = ['KEYS', 'as_markdown', 'read', 'tally']
 
 KEYS = {
     'final': 'final value',
@@ -42,21 +42,14 @@ def read(paths: Sequence[str | Path]) -> pd.DataFrame:
             raise ValueError(f"two comparisons are called '{name}', after "
                              'their folders; rename one')
         table = pd.read_csv(file)
-        needed = {'arm', 'metric', 'better', *(f'{key}_n' for key in KEYS)}
-        if not needed <= {*table}:
+        missing = {'arm', 'metric', 'better',
+                   *(f'{key}_n' for key in KEYS)} - {*table}
+        if missing:
             raise ValueError(f"'{file}' is no table of a comparison, because "
-                             f'it has no {min(needed - {*table})}; give the '
-                             'table.csv that compare.py report has written')
+                             f'it has no {min(missing)}; give the table.csv '
+                             'that compare.py report has written')
         tables[name] = table.assign(comparison=name)
     return pd.concat(tables.values(), ignore_index=True)
-
-
-def check_keys(keys: Sequence[str]) -> None:
-    """Refuse what is none of :data:`KEYS`, by a ValueError."""
-    for key in keys:
-        if key not in KEYS:
-            raise ValueError(f"'{key}' is not a number of a comparison; give "
-                             f'one of {", ".join(KEYS)}')
 
 
 def as_markdown(table: pd.DataFrame, key: str) -> str:
@@ -81,28 +74,22 @@ def tally(table: pd.DataFrame, keys: Sequence[str]) -> str:
     It is undecided where the 95 % interval of the difference holds 0, or is
     not a number.
     """
-    counts = {}
-    for key in keys:
-        groups = verdicts(table, key).groupby(table.arm, sort=False)
-        counts[KEYS[key]] = groups.apply(lambda found: ' / '.join(
-            str((found == verdict).sum()) for verdict in (1, 0, -1)))
-    counts = pd.DataFrame(counts)
+    counts = pd.DataFrame({
+        KEYS[key]: verdicts(table, key).groupby(table.arm, sort=False).apply(
+            lambda found: ' / '.join(str((found == verdict).sum())
+                                     for verdict in (1, 0, -1)))
+        for key in keys})
     return _markdown(counts[(counts != '0 / 0 / 0').any(axis=1)])
 
 
 def _cell(row: pd.Series, key: str, verdict: float, digits: int) -> str:
-    mean, difference, half = (row[f'{key}_{what}'] for what in
-                              ('mean', 'difference', 'half_width'))
-    if pd.isna(mean):
-        return '-'
-    text = f'{mean:.{digits}f}'
-    if pd.isna(difference):
-        return text
-    change = f'{difference:+.{digits}f}'
-    if not pd.isna(half):
-        change += f' ± {half:.{digits}f}'
-    return f'{text} (**{change}**)' if verdict in (1, -1) else (
-        f'{text} ({change})')
+    mean, difference, half = (
+        '' if pd.isna(row[name]) else f'{row[name]:{sign}.{digits}f}'
+        for name, sign in ((f'{key}_mean', ''), (f'{key}_difference', '+'),
+                           (f'{key}_half_width', '')))
+    change = f'{difference} ± {half}' if half else difference
+    bold = '**' if verdict in (1, -1) else ''
+    return (mean or '-') + (f' ({bold}{change}{bold})' if change else '')
 
 
 def _markdown(cells: pd.DataFrame) -> str:

@@ -4,7 +4,7 @@ Of a run's validations m_1..m_E: *best*; *final*, m_E; *area*, the mean over
 the points that all runs have (how good the model is whenever one stops); and
 *drop*, the mean of max(0, m_{e-1} - m_e) (how volatile it is).
 """
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -32,21 +32,19 @@ def numbers(c: Comparison, zoo: float | None = None) -> pd.DataFrame:
         c: The runs.
         zoo: The value that the model zoo publishes for the baseline.
     """
-    by_run = _by_run(c)
-    target = _best(curve(c, c.baseline)['mean'], c.higher)
-    own = _match(c, c.baseline, target)
+    runs = c.runs.join(_by_run(c))
+    match = {arm: _match(c, arm) for arm in c.arms}
     rows = []
     for arm in c.arms:
-        of_arm = c.of_arm(arm)
+        of_arm = runs[runs.arm == arm]
         row = dict(arm=arm, seeds=len(of_arm), metric=c.metric, unit=c.unit,
-                   better=c.better, **_over_seeds(c, by_run, arm))
-        step = _match(c, arm, target)
-        row |= dict(match_step=step, match_ratio=step / own,
-                    zoo=zoo if arm == c.baseline else None)
+                   better=c.better, **_over_seeds(c, runs, arm),
+                   match_step=match[arm],
+                   match_ratio=match[arm] / match[c.baseline],
+                   zoo=zoo if arm == c.baseline else None)
         for name, key in (('time_per_iter', 'time'), ('memory_mb', 'memory')):
-            values = of_arm[key]
-            row |= {f'{name}_mean': values.mean(skipna=False),
-                    f'{name}_std': values.std(skipna=False),
+            row |= {f'{name}_mean': of_arm[key].mean(skipna=False),
+                    f'{name}_std': of_arm[key].std(skipna=False),
                     f'{key}_ratio': _ratio(c, key, arm)}
         rows.append(row)
     return pd.DataFrame(rows).astype(
@@ -98,33 +96,42 @@ def as_markdown(c: Comparison, table: pd.DataFrame) -> str:
 
 def shown(c: Comparison,
           table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What of the numbers is shown, by arm: its own, and to the baseline."""
-    digits = _digits(c)
-    per = 'epoch' if c.unit == 'epoch' else 'validation'
-    own = {'seeds': table.seeds.astype(str)}
-    for key, title in zip(KEYS, ('best', 'final', 'area', f'drop/{per}')):
+    """What of the numbers is shown, by arm: its own, and to the baseline.
+
+    Without the columns that have nothing to say.
+    """
+    # Three for a fraction (COCO's mAP), two for a percentage.
+    digits = 2 if c.points.value.abs().max() > 1 else 3
+    several = (table.seeds > 1).any()
+    own = pd.DataFrame(index=pd.Index(table.arm, name=None))
+    against = own.copy()
+    if several:
+        own['seeds'] = table.seeds.astype(str).to_list()
+    titles = KEYS[:3] + ('drop/epoch' if c.unit == 'epoch' else
+                         'drop/validation', )
+    for key, title in zip(KEYS, titles):
         own[title] = _cells(table[f'{key}_mean'], table[f'{key}_std'],
                             digits + (key == 'drop'))
-    own |= {'model zoo': _cells(table.zoo, None, digits),
-            's/iter': [_time(c.of_arm(arm).time)
-                       for arm in table.arm],
-            'memory (MB)': _cells(table.memory_mb_mean, table.memory_mb_std,
-                                  0)}
-    against = {f'{c.unit}s to match': [
+    against[f'{c.unit}s to match'] = [
         '-' if pd.isna(step) else f'{step} ({ratio:.2f})'
-        for step, ratio in zip(table.match_step, table.match_ratio)
-    ]}
+        for step, ratio in zip(table.match_step, table.match_ratio)]
+    if table.zoo.notna().any():
+        own['model zoo'] = _cells(table.zoo, None, digits)
+    if table.time_per_iter_mean.notna().any():
+        own['s/iter'] = [_time(c.of_arm(arm).time) for arm in table.arm]
+    if table.memory_mb_mean.notna().any():
+        own['memory (MB)'] = _cells(table.memory_mb_mean, table.memory_mb_std,
+                                    0)
     for key in KEYS[:3]:
-        against[f'{key} - baseline'] = _cells(
-            table[f'{key}_difference'], table[f'{key}_half_width'], digits,
-            sign='+')
-    against |= {'rel. time': _cells(table.time_ratio, None, 2, end='x'),
-                'rel. memory': _cells(table.memory_ratio, None, 2, end='x')}
-    if not (table.seeds > 1).any():
-        del own['seeds']
-        against = {title: cells for title, cells in against.items()
-                   if ' - ' not in title}
-    return _frame(own, table.arm), _frame(against, table.arm)
+        if several and table[f'{key}_difference'].notna().any():
+            against[f'{key} - baseline'] = _cells(
+                table[f'{key}_difference'], table[f'{key}_half_width'],
+                digits, sign='+')
+    for key in ('time', 'memory'):
+        if table[f'{key}_ratio'].count() > 1:  # the baseline's is 1
+            against[f'rel. {key}'] = _cells(table[f'{key}_ratio'], None, 2,
+                                            end='x')
+    return own, against
 
 
 def explain(c: Comparison) -> list[str]:
@@ -143,26 +150,27 @@ def explain(c: Comparison) -> list[str]:
             'a +- b: mean and standard deviation over the seeds. Differences: '
             f'arm - {c.baseline}, the mean over the seeds that both have, and '
             "half the width of its 95 % interval (Student's t).")
-    if c.runs.arm.duplicated().any() and c.runs.time.notna().any():
-        found.append('s/iter: the median over the runs, each of which is a '
-                     'median over its iterations, and the least and greatest.')
+        if c.runs.time.notna().any():
+            found.append('s/iter: the median over the runs, each of which is '
+                         'a median over its iterations, and the least and '
+                         'greatest.')
     return found
 
 
-def time_note(c: Comparison) -> str | None:
+def time_note(c: Comparison) -> Iterator[str]:
     """Why the ratio of times is left out, where it is."""
     times = c.of_arm(c.baseline).time
     silent = [arm for arm in c.arms if arm != c.baseline
               and not c.of_arm(arm).time.isna().any()
               and np.isnan(_ratio(c, 'time', arm))]
-    if times.isna().any() or not silent:
-        return None
-    if len(times) == 1:
-        return ('rel. time is left out, as one run of the baseline does not '
-                'say how much its time varies.')
-    return (f'rel. time is left out for {", ".join(silent)}: the '
-            f"baseline's own runs take {times.min():.3f} to {times.max():.3f} "
-            's/iter, which differ by more than the arms do.')
+    if silent and times.notna().all():
+        yield (
+            'rel. time is left out, as one run of the baseline does not say '
+            'how much its time varies.' if len(times) == 1 else
+            f'rel. time is left out for {", ".join(silent)}: the '
+            f"baseline's own runs take {times.min():.3f} to "
+            f'{times.max():.3f} s/iter, which differ by more than the arms '
+            'do.')
 
 
 def _by_run(c: Comparison) -> pd.DataFrame:
@@ -172,53 +180,47 @@ def _by_run(c: Comparison) -> pd.DataFrame:
 
     def of_run(points: pd.DataFrame) -> pd.Series:
         values = points.value
-        lost = (-1 if c.higher else 1) * np.diff(values)
+        lost = -_sign(c) * np.diff(values)
         return pd.Series(dict(
-            best=_best(values, c.higher), final=values.iloc[-1],
+            best=(values * _sign(c)).max() * _sign(c), final=values.iloc[-1],
             area=values[points.step.isin(shared)].mean(skipna=False),
             drop=np.maximum(0, lost).mean() if len(lost) else np.nan))
 
     return c.points.groupby('run')[['step', 'value']].apply(of_run)
 
 
-def _over_seeds(c: Comparison, by_run: pd.DataFrame, arm: str) -> dict:
-    """Mean and spread of an arm, and its paired difference."""
-    ours = by_run.loc[c.of_arm(arm).index]
-    change = _paired(c, by_run, arm)
-    n = len(change) or None
-    half = (stats.t.ppf(0.975, n - 1) * change.sem(skipna=False)
-            if n and n > 1 else change.sum() * np.nan)
+def _over_seeds(c: Comparison, runs: pd.DataFrame, arm: str) -> dict:
+    """Mean and spread of an arm, and its paired difference.
+
+    Runs of equal seeds are pairs, the first with the first; those whose seed
+    is not known are paired with none.
+    """
+    keyed = runs[runs.seed.notna()].set_index(['seed', 'repeat'])
+    ours, theirs = (keyed.loc[keyed.arm == name, [*KEYS]]
+                    for name in (arm, c.baseline))
+    pairs = ours.index.intersection(theirs.index)
+    n = len(pairs) if arm != c.baseline else 0
+    change = (ours - theirs).loc[pairs[:n]]
+    half = stats.t.ppf(0.975, n - 1) * change.sem(skipna=False)
     row = {}
     for key in KEYS:
-        row |= {f'{key}_mean': ours[key].mean(skipna=False),
-                f'{key}_std': ours[key].std(skipna=False),
+        values = runs[key][runs.arm == arm]
+        row |= {f'{key}_mean': values.mean(skipna=False),
+                f'{key}_std': values.std(skipna=False),
                 f'{key}_difference': change[key].mean(skipna=False),
-                f'{key}_half_width': half[key], f'{key}_n': n}
+                f'{key}_half_width': half[key], f'{key}_n': n or None}
     return row
 
 
-def _paired(c: Comparison, by_run: pd.DataFrame, arm: str) -> pd.DataFrame:
-    """arm - baseline, for the runs of equal seeds: the first with the first.
+def _sign(c: Comparison) -> int:
+    return 1 if c.better == 'higher' else -1
 
-    Runs whose seed is not known are paired with none.
-    """
-    known = c.runs[c.runs.seed.notna()]
-    keyed = known.join(by_run).set_index(['arm', 'seed', 'repeat'])[[*KEYS]]
-    ours, theirs = (keyed[keyed.index.get_level_values(0) == name].droplevel(0)
+
+def _match(c: Comparison, arm: str) -> float:
+    """The first step at which an arm is as good as the baseline ever is."""
+    ours, theirs = (curve(c, name)['mean'] * _sign(c)
                     for name in (arm, c.baseline))
-    return (ours - theirs).loc[
-        ours.index.intersection(theirs.index) if arm != c.baseline else []]
-
-
-def _best(values: pd.Series, higher: bool) -> float:
-    """Points that are not a number do not count."""
-    return values.max() if higher else values.min()
-
-
-def _match(c: Comparison, arm: str, target: float) -> float:
-    """The first step at which an arm's mean curve reaches the target."""
-    means = curve(c, arm)['mean']
-    reached = means >= target if c.higher else means <= target
+    reached = ours >= theirs.max()
     return reached.idxmax() if reached.any() else np.nan
 
 
@@ -228,17 +230,11 @@ def _ratio(c: Comparison, key: str, arm: str) -> float:
     And where the baseline's own times differ by more than the arms do.
     """
     ours, theirs = (c.of_arm(name)[key] for name in (arm, c.baseline))
-    ratio = ours.median(skipna=False) / theirs.median(skipna=False)
     if key == 'time' and arm != c.baseline:
         change = abs(ours.median() - theirs.median())
         if len(theirs) == 1 or change < theirs.max() - theirs.min():
             return np.nan
-    return ratio
-
-
-def _digits(c: Comparison) -> int:
-    """Three for a fraction (COCO's mAP), two for a percentage."""
-    return 2 if c.points.value.abs().max() > 1 else 3
+    return ours.median(skipna=False) / theirs.median(skipna=False)
 
 
 def _cells(means: pd.Series, spreads: pd.Series | None, digits: int,
@@ -254,19 +250,6 @@ def _time(times: pd.Series) -> str:
         return '-'
     spread = f' ({times.min():.3f} to {times.max():.3f})'
     return f'{times.median():.3f}{spread if len(times) > 1 else ""}'
-
-
-def _frame(columns: dict, arms: pd.Series) -> pd.DataFrame:
-    """Without the columns that have nothing to say."""
-    frame = pd.DataFrame({title: list(cells) for title, cells
-                          in columns.items()}, index=list(arms))
-    said = (frame != '-').sum()
-    always = ('best', 'final', 'area', 'drop', 'epochs', 'iterations')
-    return frame[[
-        title for title in frame
-        if (title.startswith(always) and ' - ' not in title)
-        or said[title] > title.startswith('rel.')  # the baseline's is 1
-    ]]
 
 
 def _tabulate(frames: Sequence[pd.DataFrame], style: str) -> str:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -25,8 +26,6 @@ __all__ = ['Board', 'Training', 'TrainingError', 'default_jobs', 'train']
 _LOG_LINE = re.compile(r'(?:Epoch|Iter)\((train|val)\)\s*(?:\[\s*(\d+)\])?'
                        r'\[\s*(\d+)/(\d+)\](.*)')
 _PAIR = re.compile(r'(?:val/)?(\S+): (-?[\d.]+(?:e[+-]?\d+)?|nan)(?!\S)')
-# What of an epoch's time is training; the rest is its validation.
-_TRAIN_SHARE = 0.9
 _TAIL_LINES = 15
 _POLL = 0.5  # seconds
 
@@ -88,7 +87,6 @@ def train(grid: Grid, jobs: int = 1, gpus: Sequence[str] = ()) -> list[Cell]:
                         slots.append(slot)
                         del running[slot]
                     if status:
-                        board.failed(run.cell)
                         failed.append(run.cell)
                 time.sleep(_POLL)
         finally:  # nobody would see what an orphan does
@@ -125,7 +123,9 @@ class Training:
         self.validated = steps_done(self.grid.run_dir(self.cell))
         if self.validated < self.grid.max_steps():
             return False
-        self.board.finished(self.cell)
+        self.board.say(f'\n{self.cell}: finished already, its results in '
+                       f'{self.grid.run_dir(self.cell)}/ are used')
+        self.board.skip(self.cell, self.validated)
         return True
 
     def start(self, env: dict[str, str]) -> bool:
@@ -146,7 +146,11 @@ class Training:
             if self.is_over():  # meanwhile
                 return True
             command = self.grid.command(self.cell)
-            self.board.started(self.cell, command, self.validated)
+            number = self.grid.cells.index(self.cell) + 1
+            self.board.skip(self.cell, self.validated)
+            self.board.say(f'\n[{number}/{len(self.grid.cells)}] {self.cell}\n'
+                           f'$ {shlex.join(command)}\n  its output: '
+                           f'{self.log}')
             # To a file, not a pipe: the run outlives a killed comparison, and
             # its log is whole.
             with open(self.log, 'ab') as file:
@@ -166,8 +170,9 @@ class Training:
             self.read_to = file.tell() - len(rest)
         for line in lines:
             self.read(line.decode(errors='replace'))
-        if status == 0:
-            self.board.finished(self.cell)
+        if status:
+            self.board.say(f'{self.cell}: ended with an error')
+            self.board.skip(self.cell, self.grid.max_steps())
         return status
 
     def read(self, line: str) -> None:
@@ -177,9 +182,9 @@ class Training:
             return
         phase, epoch, step, steps, rest = match.groups()
         if phase == 'train':
-            share = int(step) / int(steps) * _TRAIN_SHARE
-            self.board.progress(self.cell, int(epoch) - 1 + share
-                                if self.grid.by_epoch() else int(step))
+            self.board.progress(
+                self.cell, int(epoch) - 1 + int(step) / int(steps)
+                if self.grid.by_epoch() else int(step))
         elif step == steps:
             self.validated = min(self.grid.max_steps(), int(epoch) if epoch
                                  else self.validated + self.grid.interval())
@@ -203,7 +208,7 @@ class Board:
     """One bar over all runs; plain lines where there is no terminal."""
 
     def __init__(self, grid: Grid):
-        self.grid, self.steps = grid, grid.max_steps()
+        self.steps = grid.max_steps()
         self.unit = 'epoch' if grid.by_epoch() else 'iteration'
         self.done = dict.fromkeys(grid.cells, 0.0)
         self.before = 0.0  # steps that cost no time now
@@ -229,26 +234,10 @@ class Board:
         self.bar.console.print(text)
         self.bar.console.file.flush()
 
-    def started(self, cell: Cell, command: Sequence[str], done: int) -> None:
-        """A run begins, or goes on after ``done`` steps."""
-        self._skip(cell, done)
-        number = list(self.done).index(cell) + 1
-        self.say(f'\n[{number}/{len(self.done)}] {cell}\n'
-                 f'$ {shlex.join(command)}\n  its output: '
-                 f'{self.grid.log(cell)}')
-
-    def finished(self, cell: Cell) -> None:
-        """A run is at its end, or was before."""
-        if not self.done[cell]:
-            self.say(f'\n{cell}: finished already, its results in '
-                     f'{self.grid.run_dir(cell)}/ are used')
-            self._skip(cell, self.steps)
-        self.progress(cell, self.steps)
-
-    def failed(self, cell: Cell) -> None:
-        """A run ended with an error: nothing is left to do for it."""
-        self._skip(cell, self.steps - self.done[cell])
-        self.say(f'{cell}: ended with an error')
+    def skip(self, cell: Cell, done: float) -> None:
+        """A run has this behind it, without having been trained now."""
+        self.before += done - self.done[cell]
+        self.progress(cell, done)
 
     def progress(self, cell: Cell, done: float) -> None:
         """How many steps a run has behind it."""
@@ -261,23 +250,10 @@ class Board:
         self.say(f'  {cell}: {self.unit} {step}/{self.steps}  {value}  '
                  f'{self._left()}')
 
-    def _skip(self, cell: Cell, steps: float) -> None:
-        self.before += steps
-        self.done[cell] += steps
-
     def _left(self) -> str:
         done = sum(self.done.values())
         if done <= self.before:
             return ''
         pace = (time.monotonic() - self.begun) / (done - self.before)
         left = self.steps * len(self.done) - done
-        return f'({duration(pace * left)} left)'
-
-
-def duration(seconds: float) -> str:
-    """Seconds, as a person says them."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f'{hours} h {minutes:02d} min'
-    return f'{minutes} min {seconds:02d} s' if minutes else f'{seconds} s'
+        return f'({timedelta(seconds=round(pace * left))} left)'

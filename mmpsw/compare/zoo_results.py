@@ -12,8 +12,7 @@ import yaml
 from mmengine.config import Config
 
 from mmpsw import configs
-from mmpsw.compare.differences import data_of, differing_keys, plain
-from mmpsw.compare.runs import Run
+from mmpsw.compare.differences import data_of, differing_keys, listed, plain
 
 __all__ = ['NotPublishedError', 'Published', 'find_published']
 
@@ -26,7 +25,6 @@ _NAMES = {
     ('mmpretrain', 'accuracy/top1'): ('Top 1 Accuracy', 'Image Classification',
                                       1),
 }
-_SHOWN_KEYS = 4
 
 
 class NotPublishedError(ValueError):
@@ -38,19 +36,19 @@ class Published:
     """A number of a model zoo, in the unit of the run's metric."""
 
     value: float
-    sentence: str  # who publishes it, for what
-    caveats: tuple[str, ...]  # how its training differs from the run's
+    sentences: tuple[str, ...]  # who publishes it, and how its training was
     config_url: str
     weights_url: str | None
 
 
-def find_published(config: str | Path, run: Run, metric: str) -> Published:
+def find_published(config: str | Path, trained: Config,
+                   metric: str) -> Published:
     """Find the zoo's number for the stock config that a config stems from.
 
     Args:
         config: A path or a zoo name: what the run was started with. It is,
             or inherits from, the stock config.
-        run: The run, whose saved config says which data it validates on.
+        trained: What a run saved, which says on what data it validates.
         metric: What was measured.
 
     Raises:
@@ -64,26 +62,40 @@ def find_published(config: str | Path, run: Run, metric: str) -> Published:
                                 'zoo')
     package, root, inner = found
     stock = configs.load_config(root / 'configs' / inner)
-    keys = differing_keys(data_of(run.config, 'val'), data_of(stock, 'val'))
+    keys = differing_keys(data_of(trained, 'val'), data_of(stock, 'val'))
     if keys:
         raise NotPublishedError(
             f'the validation data are not those of {package}::{inner} '
-            f'({_listed(keys)} of val_dataloader.dataset differ)')
-    value, name, model = _result(package, root, inner, metric)
-    keys = differing_keys(_compared(run.config), _compared(stock))
-    version, weights = import_module(package).__version__, model.get('Weights')
+            f'({listed(keys, 4)} of val_dataloader.dataset differ)')
+    if (package, metric) not in _NAMES:
+        raise NotPublishedError(f'it is not known what {package} publishes as '
+                                f'{metric}')
+    name, task, unit = _NAMES[package, metric]
+    models = _results(root, f'configs/{inner}', name, task)
+    if len(models) != 1:
+        values = ', '.join(f'{value / unit:g}' for value in sorted(models))
+        what = (f'several {name} ({values}, of different weights)' if models
+                else f'no {name}')
+        raise NotPublishedError(f'{package} publishes {what} for '
+                                f'{package}::{inner}')
+    (value, model), = models.items()
+    version = import_module(package).__version__
+    sentences = [
+        f'{package} {version} publishes {name} {value / unit:g} (in the unit '
+        f'of {metric}) for {package}::{inner}, on the same validation data.']
+    if 'Converted From' in model:
+        sentences.append('Its weights were converted from elsewhere, not '
+                         'trained so.')
+    keys = differing_keys(_compared(trained), _compared(stock))
+    if keys:
+        sentences.append('Ours differs from the stock config in '
+                         f'{listed(keys, 4)}.')
+    weights = model.get('Weights')  # a list, where there are several
+    repository = configs.FRAMEWORKS[package].replace('mmdet', 'mmdetection')
     return Published(
-        value,
-        f'{package} {version} publishes {name} {value:g} (in the unit of '
-        f'{metric}) for {package}::{inner}, on the same validation data',
-        caveats=(*['Its weights were converted from elsewhere, not trained '
-                   'so.'] * ('Converted From' in model),
-                 *[f'Ours differs from the stock config in {_listed(keys)}.']
-                 * bool(keys)),
-        config_url='https://github.com/open-mmlab/'
-        f'{configs.FRAMEWORKS[package].replace("mmdet", "mmdetection")}/blob/'
-        f'v{version}/configs/{inner}',
-        weights_url=weights if isinstance(weights, str) else None)
+        value / unit, tuple(sentences),
+        f'https://github.com/open-mmlab/{repository}/blob/v{version}/configs/'
+        f'{inner}', weights if isinstance(weights, str) else None)
 
 
 def _find_stock(path: Path) -> tuple[str, Path, str] | None:
@@ -101,40 +113,25 @@ def _find_stock(path: Path) -> tuple[str, Path, str] | None:
     return next(filter(None, stocks), None)
 
 
-def _result(package: str, root: Path, inner: str,
-            metric: str) -> tuple[float, str, dict]:
-    """The number, the zoo's name for it, and the model that has it."""
-    if (package, metric) not in _NAMES:
-        raise NotPublishedError(f'it is not known what {package} publishes as '
-                                f'{metric}')
-    name, task, unit = _NAMES[package, metric]
-    found = {}
-    for model in _models(root, f'configs/{inner}'):
-        results = model.get('Results') or []
-        # mmseg has one result a model, the others have a list.
-        for result in [results] if isinstance(results, dict) else results:
-            value = (result.get('Metrics') or {}).get(name)
-            if result.get('Task') == task and value is not None:
-                found[value / unit] = model
-    if len(found) != 1:
-        values = ', '.join(f'{value:g}' for value in sorted(found))
-        what = (f'several {name} ({values}, of different weights)' if found
-                else f'no {name}')
-        raise NotPublishedError(f'{package} publishes {what} for '
-                                f'{package}::{inner}')
-    (value, model), = found.items()
-    return value, name, model
-
-
-def _models(root: Path, config: str) -> list[dict]:
-    """The zoo's entries for a stock config."""
+def _results(root: Path, config: str, name: str,
+             task: str) -> dict[float, dict]:
+    """The zoo's models for a stock config, by their value of a metric."""
     texts = [path.read_text(encoding='utf-8')
              for path in sorted(root.rglob('metafile.y*ml'))]
     # Reading all of them as YAML takes seconds.
     contents = [yaml.safe_load(text) for text in texts if config in text]
-    return [model for content in contents for model in
-            (content if isinstance(content, list) else content['Models'])
-            if model.get('Config') == config]
+    found = {}
+    for content in contents:
+        for model in (content if isinstance(content, list)
+                      else content['Models']):
+            results = model.get('Results') or []
+            # mmseg has one result a model, the others have a list.
+            for result in [results] if isinstance(results, dict) else results:
+                value = (result.get('Metrics') or {}).get(name)
+                if (model.get('Config'), result.get('Task')) == (
+                        config, task) and value is not None:
+                    found[value] = model
+    return found
 
 
 def _compared(config: Config) -> dict:
@@ -144,9 +141,3 @@ def _compared(config: Config) -> dict:
     return dict(model=plain(model), train_cfg=plain(config.train_cfg),
                 train_data=data_of(config, 'train'), val_pipeline=plain(
                     config.val_dataloader.dataset.get('pipeline')))
-
-
-def _listed(keys: list[str]) -> str:
-    more = len(keys) - _SHOWN_KEYS
-    return ', '.join(keys[:_SHOWN_KEYS]) + (f' and {more} more' if more > 0
-                                            else '')

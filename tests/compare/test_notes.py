@@ -10,16 +10,13 @@ def said(*paths):
     return notes(read(paths))
 
 
-def test_nothing_is_said_of_a_whole_grid(tmp_path):
-    grid(tmp_path, {'baseline': {0: [1., 2.], 1: [1., 2.]},
-                    'pswa': {0: [1., 2.], 1: [1., 2.]}})
-    assert said(tmp_path) == []
-
-
-def test_one_run_an_arm_says_little(tmp_path):
-    grid(tmp_path, {'baseline': {0: [1.]}, 'pswa': {0: [1.]}})
-    (note, ) = said(tmp_path)
+def test_of_a_whole_grid_nothing_is_said_and_of_one_run_an_arm_little(
+        tmp_path):
+    one = {'baseline': {0: [1., 2.]}, 'pswa': {0: [1., 2.]}}
+    (note, ) = said(grid(tmp_path / 'one', one))
     assert note.startswith('There is one run an arm')
+    two = {arm: {**runs, 1: [1., 2.]} for arm, runs in one.items()}
+    assert said(grid(tmp_path / 'two', two)) == []
 
 
 @pytest.mark.parametrize(('pswa', 'expected'), [

@@ -61,8 +61,3 @@ def test_single_points_gaps_and_no_shared_step_are_drawn(draw):
     assert count(draw({'baseline': [[0.5]]}), (0x1A, 0x1A, 0x1A)) > 0
     assert draw({'baseline': [[0.1, 0.2, 0.3], [0.1, float('nan')]],
                  'pswa': [[0.1], [None, 0.1]]}, 'gaps.png').size
-
-
-def test_equal_runs_make_equal_files(draw):
-    curves = {'<b> & "c"': [[0.1, 0.3]]}
-    assert draw(curves, '1.svg') == draw(curves, '2.svg')
