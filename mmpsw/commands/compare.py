@@ -122,16 +122,11 @@ def _summary_options(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
-    """Trains what the command line says, and reports on it."""
     report_on(train_grid(make_grid(args), args.jobs))
 
 
 def make_grid(args: Namespace) -> grids.Grid:
-    """Turns the command line into the runs that it asks for.
-
-    Raises:
-        ValueError: An option is wrong.
-    """
+    """The runs that a command line asks for; ValueError for a wrong option."""
     arms = {grids.arm_name(arm): arm for arm in args.arms}
     if len(arms) < len(args.arms):
         raise ValueError(
@@ -173,12 +168,23 @@ def train_grid(grid: grids.Grid, jobs: int | None = None,
             the first validation, where it did not log the metric.
         TrainingError: Some runs failed; the report is of the others.
     """
+    from mmpsw.commands import checks, train
     from mmpsw.compare import training
-    _check_report()
+    try:
+        import mmpsw.compare.report  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"the comparison's report needs {error.name}, which cannot be "
+            "imported; pip install 'mmpsw[tools]'") from error
     grid = grid.with_metric()
-    _check(grid)
+    for arm in grid.arms:
+        command = grid.command(grids.Cell(arm, grid.seeds[0]))
+        cfg = train.build_config(train.parse_args(command[2:]))
+        checks.check_amp(cfg)
+        checks.check_data(cfg, 'train', 'val')
     gpus = visible_gpus()
     jobs = jobs or min(training.default_jobs(gpus), len(grid.cells))
+    # All of that was looked at before hours are spent.
     grid = grids.claim(grid, fresh)
     print(f'{len(grid.cells)} runs, {jobs} at a time: the arms '
           f'{", ".join(grid.arms)}, with the seeds '
@@ -209,12 +215,7 @@ def report_on(grid: grids.Grid) -> None:
 
 
 def report(args: Namespace) -> None:
-    """Prints the table and the notes, and writes the report.
-
-    Raises:
-        ValueError: A folder holds no run, an option does not fit the runs,
-            or the report's folder holds something else.
-    """
+    """Prints the table and the notes, and writes the report."""
     from mmpsw.compare import comparison, table
     from mmpsw.compare import report as reports
     from mmpsw.compare.notes import notes
@@ -256,26 +257,6 @@ def summary(args: Namespace) -> None:
     if args.plot:
         print('picture:', plots.save(
             plots.plot_differences(table, args.keys), args.plot))
-
-
-def _check_report() -> None:
-    """Looks whether a report can be written, before hours are spent."""
-    try:
-        import mmpsw.compare.report  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"the comparison's report needs {error.name}, which cannot be "
-            "imported; pip install 'mmpsw[tools]'") from error
-
-
-def _check(grid: grids.Grid) -> None:
-    """Looks at each arm's config before hours are spent."""
-    from mmpsw.commands import checks, train
-    for arm in grid.arms:
-        command = grid.command(grids.Cell(arm, grid.seeds[0]))
-        cfg = train.build_config(train.parse_args(command[2:]))
-        checks.check_amp(cfg)
-        checks.check_data(cfg, 'train', 'val')
 
 
 def _published(args: Namespace, config: str | None,

@@ -78,10 +78,15 @@ class Grid:
     def command(self, cell: Cell) -> list[str]:
         """The command that trains a run, or goes on with it."""
         hook = 'default_hooks.checkpoint'
+        begin = []
+        if self.run_dir(cell).exists():
+            checkpoint = resume_point(self.run_dir(cell))
+            begin = (['--resume', str(checkpoint)] if checkpoint
+                     else ['--overwrite'])
         return [
             'python', shipped('tools/train.py'), self.config,
             '--with', *parts(self.arms[cell.arm]), '--seed', str(cell.seed),
-            '--work-dir', str(self.run_dir(cell)), *self._resume(cell),
+            '--work-dir', str(self.run_dir(cell)), *begin,
             '--cfg-options',
             f'{hook}.interval={self.interval()}',
             f'{hook}.by_epoch={self.by_epoch()}',
@@ -131,28 +136,6 @@ class Grid:
         return replace(self, metric=metric,
                        rule='greater' if higher else 'less')
 
-    def settings(self) -> dict:
-        """What ``comparison.json`` says."""
-        return dict(
-            config=self.config,
-            config_sha256=_sha256(self.load().pretty_text),
-            cfg_options=dict(pair.split('=', 1) for pair in self.options),
-            arms=self.arms,
-            arms_sha256={
-                name: _sha256(*(configs.load_fragment(part).pretty_text
-                                for part in parts(arm)))
-                for name, arm in self.arms.items()
-            },
-            seeds=list(self.seeds),
-            metric=self.metric,
-            rule=self.rule)
-
-    def _resume(self, cell: Cell) -> list[str]:
-        if not self.run_dir(cell).exists():
-            return []
-        checkpoint = resume_point(self.run_dir(cell))
-        return ['--resume', str(checkpoint)] if checkpoint else ['--overwrite']
-
 
 def parts(arm: str) -> list[str]:
     """The fragments of an arm: ``pwalks+ema``, or a path."""
@@ -175,7 +158,17 @@ def claim(grid: Grid, fresh: bool = False) -> Grid:
         fresh: Whether to pass by an equal experiment.
     """
     from mmpsw.checkpoints import whole_file  # torch comes with it
-    wanted = grid.settings()
+    fragments = {name: [configs.load_fragment(part).pretty_text
+                        for part in parts(arm)]
+                 for name, arm in grid.arms.items()}
+    wanted = dict(
+        config=grid.config,
+        config_sha256=_sha256(grid.load().pretty_text),
+        cfg_options=dict(pair.split('=', 1) for pair in grid.options),
+        arms=grid.arms,
+        arms_sha256={name: _sha256(*texts)
+                     for name, texts in fragments.items()},
+        seeds=list(grid.seeds), metric=grid.metric, rule=grid.rule)
     number, folder = 1, grid.work_dir
     while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         joined = None if fresh else _joined(folder, wanted)
