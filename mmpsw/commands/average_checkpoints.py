@@ -22,29 +22,19 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         prog='average_checkpoints.py',
         description='The mean of checkpoints, in one file to deploy.')
     parser.add_argument(
-        'checkpoints',
-        nargs='+',
-        type=Path,
+        'checkpoints', nargs='+', type=Path,
         help='.pth files, or a work dir: all its epoch_*.pth or iter_*.pth')
+    parser.add_argument('--last', type=options.at_least(1), metavar='K',
+                        help='only the last K of them')
+    parser.add_argument('--out', type=Path, required=True,
+                        help='the file to write')
+    parser.add_argument('--overwrite', action='store_true',
+                        help='allow replacing --out')
     parser.add_argument(
-        '--last',
-        type=options.at_least(1),
-        metavar='K',
-        help='only the last K of them')
-    parser.add_argument(
-        '--out', type=Path, required=True, help='the file to write')
-    parser.add_argument(
-        '--overwrite', action='store_true', help='allow replacing --out')
-    parser.add_argument(
-        '--recalibrate',
-        metavar='CONFIG',
-        help="recompute batch norm's statistics on this config's train data: "
-        'a path or a zoo name')
-    parser.add_argument(
-        '--batches',
-        type=options.at_least(1),
-        default=100,
-        help='how many batches of it (default: 100)')
+        '--recalibrate', metavar='CONFIG', help="recompute batch norm's "
+        "statistics on this config's train data: a path or a zoo name")
+    parser.add_argument('--batches', type=options.at_least(1), default=100,
+                        help='how many batches of it (default: 100)')
     options.add_cfg_options(parser)
     return parser.parse_args(argv)
 
@@ -73,17 +63,11 @@ def average(args: Namespace) -> None:
           f'{paths[0].name} to {paths[-1].name}')
 
 
-def find_checkpoints(names: Sequence[Path],
-                     last: int | None = None) -> list[Path]:
+def find_checkpoints(names: Sequence[Path], last: int | None) -> list[Path]:
     """Returns the checkpoints that files and work dirs name.
 
-    Args:
-        names: Paths of files and folders.
-        last: How many to keep, those with the highest numbers. Default: all.
-
-    Returns:
-        List[Path]: Ordered by the epoch or iteration in their names; as given
-        where they have none.
+    They are ordered by the epoch or iteration in their names; as given where
+    they have none. The ``last`` of these are kept, all by default.
 
     Raises:
         ValueError, FileNotFoundError: There is none, or not ``last``.
