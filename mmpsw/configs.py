@@ -111,13 +111,14 @@ def apply_fragments(cfg: Config, fragments: Sequence[Config],
         key = _conflict(one, other)
         if key:
             raise ValueError(
-                f"'{_name(one)}' and '{_name(other)}' cannot be used "
-                f'together, because both set {key}; leave one out')
+                f"'{method_name(one.filename)}' and "
+                f"'{method_name(other.filename)}' cannot be used together, "
+                f'because both set {key}; leave one out')
     psw = [fragment.psw for fragment in fragments if 'psw' in fragment]
     for fragment in fragments:
         settings = {key: value for key, value in fragment.to_dict().items()
                     if key not in ('psw', 'custom_hooks')}
-        merge(cfg, settings, f"'{_name(fragment)}'")
+        merge(cfg, settings, f"'{method_name(fragment.filename)}'")
     if psw or amp:
         for _, wrapper in optim_wrappers(cfg):
             if psw:
@@ -215,10 +216,6 @@ def _conflict(one: Mapping, other: Mapping, outer: str = '') -> str:
         elif whole or one[key] != other[key]:
             return f'{outer}{key}'
     return ''
-
-
-def _name(fragment: Config) -> str:
-    return method_name(fragment.filename or 'a fragment')
 
 
 def _set_wrapper_types(cfg: Config, psw: bool, amp: bool) -> None:

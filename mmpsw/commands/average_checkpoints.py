@@ -52,9 +52,14 @@ def average(args: Namespace) -> None:
         raise ValueError(f"--out '{args.out}' exists; give another name, or "
                          '--overwrite')
     paths = find_checkpoints(args.checkpoints, args.last)
-    cfg = _recalibration_config(args) if args.recalibrate else None
+    if args.recalibrate:  # its data are looked for before all work
+        from mmpsw.commands import checks, launch
+        cfg = configs.load_config(args.recalibrate)
+        options.merge_options(cfg, args)
+        launch.set_dataloader_defaults(cfg, launch.has_accelerator())
+        checks.check_data(cfg, 'train')
     weights, meta = checkpoints.mean(paths)
-    if cfg is not None:
+    if args.recalibrate:
         _recalibrate(weights, cfg, args.batches)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with checkpoints.whole_file(args.out) as path, path.open('wb') as file:
@@ -101,16 +106,6 @@ def _kind(path: Path) -> str | None:
     """'epoch' for epoch_3.pth; None for other names."""
     match = re.fullmatch(r'(epoch|iter)_\d+\.pth', path.name)
     return match and match[1]
-
-
-def _recalibration_config(args: Namespace) -> configs.Config:
-    """The config to recalibrate with, its data found."""
-    from mmpsw.commands import checks, launch
-    cfg = configs.load_config(args.recalibrate)
-    options.merge_options(cfg, args)
-    launch.set_dataloader_defaults(cfg, launch.has_accelerator())
-    checks.check_data(cfg, 'train')
-    return cfg
 
 
 def _recalibrate(weights: dict, cfg: configs.Config, batches: int) -> None:

@@ -14,13 +14,6 @@ from mmengine.runner import Runner
 from mmpsw import configs
 from mmpsw.commands import options
 
-# What each launcher sets for its processes, and how to start it.
-_LAUNCHER_SIGNS = {
-    'pytorch': ('RANK', 'bash tools/dist_train.sh CONFIG PROCESSES'),
-    'slurm': ('SLURM_PROCID', 'bash tools/slurm_train.sh'),
-    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
-}
-
 
 def set_up(cfg: Config, args: Namespace) -> None:
     """Sets the work dir, the launcher and the defaults of a run, in place.
@@ -87,7 +80,7 @@ def set_dataloader_defaults(cfg: Config, accelerator: bool) -> None:
 
 
 def _check_launcher(launcher: str) -> None:
-    variable, command = _LAUNCHER_SIGNS[launcher]
+    variable, command = options.LAUNCHERS[launcher]
     if launcher != 'pytorch' and not has_accelerator():
         raise ValueError(
             f'--launcher {launcher} needs accelerators, but torch sees none; '

@@ -15,7 +15,12 @@ from mmengine.config import Config, DictAction
 
 from mmpsw import configs
 
-LAUNCHERS = ('pytorch', 'slurm', 'mpi')
+# What each launcher sets for its processes, and how to start it.
+LAUNCHERS = {
+    'pytorch': ('RANK', 'bash tools/dist_train.sh CONFIG PROCESSES'),
+    'slurm': ('SLURM_PROCID', 'bash tools/slurm_train.sh'),
+    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
+}
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Scripts in tools/ are ours too.
 _OURS = tuple(f'{path}/' for path in (_PACKAGE, _PACKAGE.parent / 'tools'))
