@@ -18,12 +18,6 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
-__all__ = [
-    'PARTIAL', 'allow_resume', 'check_resumable', 'data_only', 'is_local',
-    'mean', 'newest_readable', 'read', 'reason', 'weights',
-    'whole_file'
-]
-
 # No checkpoint's name ends so: what a killed run leaves is not taken for one.
 PARTIAL = '.psw-partial'
 _NUMBERED = re.compile(r'(?:epoch|iter)_\d+\.pth')
@@ -39,16 +33,13 @@ _ANOTHER = ("give another one, or --resume for the work dir's newest readable "
 def allow_resume() -> None:
     """Allow what an mmengine checkpoint holds beside tensors.
 
-    ``torch.load`` reads weights only by default, and refuses the message
-    hub's ``HistoryBuffer`` and its numpy arrays, so that ``--resume`` of
-    stock mmengine 0.10 fails. These are plain data. With them on the list,
-    ``weights_only`` stays on, and code in a checkpoint still cannot run: a
-    HistoryBuffer names its methods through ``getattr``, for which a function
-    stands in that finds nothing else.
+    ``torch.load(weights_only=True)`` refuses the message hub's HistoryBuffer
+    and its numpy arrays, so that ``--resume`` of stock mmengine 0.10 fails.
+    Code in a checkpoint still cannot run: a HistoryBuffer names its methods
+    through ``getattr``, for which a function stands in that finds no others.
     """
     renamed: list[tuple[Callable, str]] = [
-        (_history_method, 'builtins.getattr')
-    ]
+        (_history_method, 'builtins.getattr')]
     for core in ('numpy.core', 'numpy._core'):  # numpy 1 and 2
         renamed += [(np.ndarray(0).__reduce__()[0],
                      f'{core}.multiarray._reconstruct'),
@@ -95,15 +86,14 @@ def is_local(path: str) -> bool:
 
 
 def read(path: str | Path, whole: bool = True) -> Any:
-    """Reads a checkpoint as data, its tensors mapped and not copied.
+    """Reads a local checkpoint as data, its tensors mapped and not copied.
 
     Args:
-        path: A local file.
+        path: The file.
         whole: Whether to compare the checksums too, which reads all of it.
 
     Raises:
         ValueError: It is cut off, damaged, no checkpoint, or holds code.
-            Nothing of it was run.
     """
     allow_resume()
     try:
@@ -119,19 +109,15 @@ def read(path: str | Path, whole: bool = True) -> Any:
         raise ValueError(
             f"checkpoint '{path}' cannot be read, because it is cut off or no "
             f'checkpoint ({reason(error)}); {_ANOTHER}') from error
+    # torch.load does not look whether a byte has changed on the disk.
     if whole and zipfile.is_zipfile(path):
-        _check_sums(path)
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(
+                f"checkpoint '{path}' cannot be read, because it is damaged: "
+                f"'{damaged}' in it does not have its checksum; {_ANOTHER}")
     return content
-
-
-def _check_sums(path: str | Path) -> None:
-    """torch.load does not look whether a byte has changed on the disk."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(
-            f"checkpoint '{path}' cannot be read, because it is damaged: "
-            f"'{damaged}' in it does not have its checksum; {_ANOTHER}")
 
 
 def reason(error: BaseException) -> str:
@@ -144,14 +130,10 @@ def reason(error: BaseException) -> str:
 
 
 def weights(path: str | Path, content: Any) -> dict[str, Any]:
-    """Returns the ``state_dict`` of what was read, or bare weights.
-
-    Args:
-        path: Its name, for the message.
-        content: What was read.
+    """Returns what was read at ``path``: its ``state_dict``, or itself.
 
     Raises:
-        ValueError: It holds none.
+        ValueError: It holds no weights.
     """
     held = content
     if isinstance(content, dict):
@@ -164,15 +146,7 @@ def weights(path: str | Path, content: Any) -> dict[str, Any]:
 
 
 def check_resumable(path: str | Path, content: Any) -> None:
-    """Looks whether a checkpoint is one of a training.
-
-    Args:
-        path: Its name, for the message.
-        content: What was read.
-
-    Raises:
-        ValueError: It lacks what mmengine resumes from.
-    """
+    """A ValueError where what was read lacks what mmengine resumes from."""
     held = content if isinstance(content, dict) else {}
     missing = [key for key in _RESUMED if not isinstance(held.get(key), dict)]
     if not missing:
@@ -186,19 +160,21 @@ def check_resumable(path: str | Path, content: Any) -> None:
 
 
 def newest_readable(work_dir: str | Path) -> tuple[Path | None, list[str]]:
-    """Finds the checkpoint from which a work dir's run goes on.
+    """Finds the checkpoint with the most iterations, if any.
 
-    Args:
-        work_dir: The folder of ``epoch_N.pth`` or ``iter_N.pth``. Where it
-            has none, the one that its ``last_checkpoint`` names elsewhere.
-
-    Returns:
-        The one with the most iterations, or None, and a sentence for each
-        file that cannot be resumed from. Checksums are compared from the
-        newest one on, until one is right.
+    It is an ``epoch_N.pth`` or ``iter_N.pth`` of the work dir, or where it has
+    none, what its ``last_checkpoint`` names. Returns also a sentence for each
+    file that cannot be resumed from. Checksums are compared from the newest
+    one on, until one is right.
     """
+    paths = [path for path in sorted(Path(work_dir).glob('*.pth'))
+             if _NUMBERED.fullmatch(path.name)]
+    pointer = Path(work_dir) / 'last_checkpoint'
+    if not paths and pointer.is_file():  # CheckpointHook had an out_dir
+        named = pointer.read_text().strip()
+        paths = [Path(named)] if named and is_local(named) else []
     found, skipped = [], []
-    for path in _saved(Path(work_dir)):
+    for path in paths:
         try:
             content = read(path, whole=False)
             check_resumable(path, content)
@@ -208,21 +184,10 @@ def newest_readable(work_dir: str | Path) -> tuple[Path | None, list[str]]:
     for _, path in sorted(found, reverse=True):
         try:
             read(path)
+            return path, skipped
         except ValueError as error:
             skipped.append(str(error))
-        else:
-            return path, skipped
     return None, skipped
-
-
-def _saved(work_dir: Path) -> list[Path]:
-    paths = [path for path in sorted(work_dir.glob('*.pth'))
-             if _NUMBERED.fullmatch(path.name)]
-    pointer = work_dir / 'last_checkpoint'
-    if not paths and pointer.is_file():
-        named = pointer.read_text().strip()
-        paths = [Path(named)] if named and is_local(named) else []
-    return paths
 
 
 def mean(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -231,9 +196,6 @@ def mean(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
     Floating-point tensors are averaged in double precision and get their own
     precision back. All else is the last checkpoint's: counters, and a buffer
     whose mean is infinite, as one that masks is.
-
-    Args:
-        paths: Files with equal keys and shapes in their ``state_dict``.
 
     Raises:
         ValueError: A file is no checkpoint, has other keys or shapes than

@@ -1,7 +1,7 @@
 """Names of configs, and fragments that go into any config of the zoos."""
 import copy
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -16,10 +16,7 @@ MODULE2PACKAGE['mmpsw'] = 'mmpsw.configs'
 
 # The frameworks whose zoos have names, and what pip calls them.
 FRAMEWORKS = {
-    'mmdet': 'mmdet',
-    'mmseg': 'mmsegmentation',
-    'mmpretrain': 'mmpretrain',
-}
+    'mmdet': 'mmdet', 'mmseg': 'mmsegmentation', 'mmpretrain': 'mmpretrain'}
 _SUFFIXES = ('.py', '.json', '.yml', '.yaml')
 _SCOPES = ('', 'mmengine', 'mmpsw', *FRAMEWORKS)
 _WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'PSWOptimWrapper',
@@ -27,16 +24,13 @@ _WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'PSWOptimWrapper',
 
 
 def resolve_config(name: str | Path) -> str:
-    """Returns the path of a config.
+    """Returns the path of a config, given by its path or zoo name.
 
-    Args:
-        name: A path, or a zoo name: ``mmdet::``, ``mmseg::`` or
-            ``mmpretrain::`` and a path in that framework's ``configs/``, with
-            or without ``.py``.
+    A zoo name is ``mmdet::``, ``mmseg::`` or ``mmpretrain::`` and a path in
+    that framework's ``configs/``, with or without ``.py``.
 
     Raises:
-        ValueError: There is no such config. The message is one line, with the
-            right name where the given one is a near miss.
+        ValueError: There is none; it asks for a name that is near.
     """
     name = str(name)
     if '::' in name:
@@ -68,23 +62,15 @@ def load_config(name: str | Path) -> Config:
 
 
 def known_methods() -> dict[str, Path]:
-    """The fragments that have a name, such as ``variants/pswa_late``.
-
-    They are in the package's ``.mim``, which in a checkout is a link.
-    """
+    """The fragments that have a name, such as ``variants/pswa_late``."""
+    # In a checkout, .mim is a link.
     folder = Path(__file__).parent / '.mim' / 'configs' / '_base_' / 'methods'
-    return {
-        path.relative_to(folder).with_suffix('').as_posix(): path
-        for path in sorted(folder.rglob('*.py'))
-    }
+    return {path.relative_to(folder).with_suffix('').as_posix(): path
+            for path in sorted(folder.rglob('*.py'))}
 
 
 def load_fragment(name: str | Path) -> Config:
-    """Reads the settings that ``--with NAME`` adds to a config.
-
-    Args:
-        name: One of :func:`known_methods`, or the path of such a file: a
-            config with ``psw``, ``custom_hooks`` and any other settings.
+    """Reads the settings that ``--with`` a known name, or a path, adds.
 
     Raises:
         ValueError: There is none, or it cannot be read.
@@ -113,39 +99,47 @@ def apply_fragments(cfg: Config, fragments: Sequence[Config],
     before the hooks, so that ``custom_hooks.0`` is the config's own first.
 
     Args:
-        cfg: A whole config, of any of the frameworks. A ``psw`` that it has
-            is replaced by a fragment's.
-        fragments: From :func:`load_fragment`. Their hooks are appended in
-            order, all else is merged as options are.
+        cfg: A whole config. A fragment's ``psw`` replaces one that it has.
+        fragments: Their hooks are appended in order, all else is merged.
         amp: Whether to train with mixed precision.
         options: Those of ``--cfg-options``, with dotted keys.
 
     Raises:
         ValueError: The fragments do not fit each other or the config.
     """
-    _check_together(fragments)
+    for one, other in combinations(fragments, 2):
+        key = _conflict(one, other)
+        if key:
+            raise ValueError(
+                f"'{method_name(one.filename)}' and "
+                f"'{method_name(other.filename)}' cannot be used together, "
+                f'because both set {key}; leave one out')
     psw = [fragment.psw for fragment in fragments if 'psw' in fragment]
     for fragment in fragments:
         settings = {key: value for key, value in fragment.to_dict().items()
                     if key not in ('psw', 'custom_hooks')}
-        merge(cfg, settings, f"'{_name(fragment)}'")
-    if psw:
-        _set_psw(cfg, psw[0])
-    if amp:
+        merge(cfg, settings, f"'{method_name(fragment.filename)}'")
+    if psw or amp:
         for _, wrapper in optim_wrappers(cfg):
-            wrapper.setdefault('loss_scale', 'dynamic')
+            if psw:
+                wrapper['psw'] = copy.deepcopy(psw[0])
+            if amp:
+                wrapper.setdefault('loss_scale', 'dynamic')
+    if psw and 'psw' in cfg:  # the saved config should not contradict itself
+        cfg.psw = copy.deepcopy(psw[0])
     merge(cfg, options or {}, '--cfg-options')
     if psw or amp:
         _set_wrapper_types(cfg, bool(psw), amp)
-    _add_hooks(cfg, fragments, bool(psw))
+    hooks = [hook for owner in (cfg, *fragments)
+             for hook in owner.get('custom_hooks') or []]
+    if psw and 'PSWHook' not in [class_name(h.get('type')) for h in hooks]:
+        hooks.insert(0, ConfigDict(type='mmpsw.PSWHook'))
+    if hooks:
+        cfg.custom_hooks = copy.deepcopy(hooks)
 
 
 def merge(cfg: Config, settings: Mapping[str, Any], source: str) -> None:
-    """Merges settings into a config, in place, as mmengine does.
-
-    Raises:
-        ValueError: A key leads nowhere.
-    """
+    """Merges settings in place; a ValueError where a key leads nowhere."""
     try:
         cfg.merge_from_dict(dict(settings))
     except (KeyError, TypeError, AttributeError) as error:
@@ -154,9 +148,7 @@ def merge(cfg: Config, settings: Mapping[str, Any], source: str) -> None:
 
 
 def optim_wrappers(cfg: Config) -> list[tuple[str, ConfigDict]]:
-    """Returns the optimizer wrappers of a config, with their dotted keys.
-
-    One, or several where a constructor builds an OptimWrapperDict.
+    """Returns a config's optimizer wrappers and their dotted keys.
 
     Raises:
         ValueError: There is none.
@@ -164,6 +156,7 @@ def optim_wrappers(cfg: Config) -> list[tuple[str, ConfigDict]]:
     outer = cfg.get('optim_wrapper')
     if isinstance(outer, dict) and 'optimizer' in outer:
         return [('optim_wrapper', outer)]
+    # Several, where a constructor builds an OptimWrapperDict.
     inner = [(f'optim_wrapper.{key}', value)
              for key, value in (outer or {}).items()
              if isinstance(value, dict) and 'optimizer' in value]
@@ -173,6 +166,16 @@ def optim_wrappers(cfg: Config) -> list[tuple[str, ConfigDict]]:
             "it is trained; write optim_wrapper = dict(type='OptimWrapper', "
             "optimizer=dict(type='SGD', lr=0.01))")
     return inner
+
+
+def dicts(node: object) -> Iterator[dict]:
+    """All dicts in a part of a config, the outer ones first."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            yield from dicts(item)
 
 
 def is_amp(wrapper: Mapping) -> bool:
@@ -186,63 +189,33 @@ def is_psw(wrapper: Mapping) -> bool:
 
 
 def class_name(kind: object) -> str:
-    """The bare class name of a ``type``, whose scope is one of ours.
-
-    Configs in the newer style give the class itself.
-    """
-    if not isinstance(kind, str):
+    """The bare class name of a ``type``, whose scope is one of ours."""
+    if not isinstance(kind, str):  # a class, in configs of the newer style
         return getattr(kind, '__name__', str(kind))
     scope, _, name = kind.rpartition('.')
     return name if scope.split('.')[0] in _SCOPES else kind
 
 
 def check_strategy(cfg: Config) -> None:
-    """Refuses PSW where FSDP, DeepSpeed or the like trains.
-
-    To be called before anything is built: their packages may be missing.
-
-    Raises:
-        ValueError: The config's runner is a FlexibleRunner.
-    """
+    """Refuses PSW, by a ValueError, where FSDP, DeepSpeed or so trains."""
     if class_name(cfg.get('runner_type')) == 'FlexibleRunner':
         from mmpsw.engine.averaging.strategies import refuse_flexible_runner
-        strategy = cfg.get('strategy') or {}
-        kind = strategy.get('type') or 'SingleDeviceStrategy'
+        kind = (cfg.get('strategy') or {}).get('type', 'SingleDeviceStrategy')
         raise refuse_flexible_runner(class_name(kind))
-
-
-def _check_together(fragments: Sequence[Config]) -> None:
-    for one, other in combinations(fragments, 2):
-        key = _conflict(one, other)
-        if key:
-            raise ValueError(
-                f"'{_name(one)}' and '{_name(other)}' cannot be used "
-                f'together, because both set {key}; leave one out')
 
 
 def _conflict(one: Mapping, other: Mapping, outer: str = '') -> str:
     """The first key that both set, and not to the same; empty if none."""
     for key in sorted(set(one.keys()) & set(other.keys()) - {'custom_hooks'}):
-        if f'{outer}{key}' == 'psw':  # a technique's settings are one whole
-            return 'psw'
-        if isinstance(one[key], dict) and isinstance(other[key], dict):
+        whole = f'{outer}{key}' == 'psw'  # a technique's settings are one
+        if isinstance(one[key], dict) and isinstance(
+                other[key], dict) and not whole:
             inner = _conflict(one[key], other[key], f'{outer}{key}.')
             if inner:
                 return inner
-        elif one[key] != other[key]:
+        elif whole or one[key] != other[key]:
             return f'{outer}{key}'
     return ''
-
-
-def _name(fragment: Config) -> str:
-    return method_name(fragment.filename or 'a fragment')
-
-
-def _set_psw(cfg: Config, psw: Mapping) -> None:
-    for _, wrapper in optim_wrappers(cfg):
-        wrapper['psw'] = copy.deepcopy(psw)
-    if 'psw' in cfg:  # a leaf's own: the saved config should not contradict
-        cfg.psw = copy.deepcopy(psw)
 
 
 def _set_wrapper_types(cfg: Config, psw: bool, amp: bool) -> None:
@@ -259,18 +232,6 @@ def _set_wrapper_types(cfg: Config, psw: bool, amp: bool) -> None:
         prefix = 'mmpsw.PSW' if psw or 'PSW' in name else ''
         infix = 'Amp' if amp or 'Amp' in name else ''
         wrapper['type'] = f'{prefix}{infix}OptimWrapper'
-
-
-def _add_hooks(cfg: Config, fragments: Sequence[Config], psw: bool) -> None:
-    """Appends the fragments' hooks; PSWHook comes first, once."""
-    hooks = list(cfg.get('custom_hooks') or [])
-    for fragment in fragments:
-        hooks += copy.deepcopy(fragment.get('custom_hooks') or [])
-    known = [class_name(hook.get('type')) for hook in hooks]
-    if psw and 'PSWHook' not in known:
-        hooks.insert(0, ConfigDict(type='mmpsw.PSWHook'))
-    if hooks:
-        cfg.custom_hooks = hooks
 
 
 def _resolve_zoo_name(name: str) -> Path:

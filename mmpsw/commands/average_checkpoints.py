@@ -22,29 +22,19 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         prog='average_checkpoints.py',
         description='The mean of checkpoints, in one file to deploy.')
     parser.add_argument(
-        'checkpoints',
-        nargs='+',
-        type=Path,
+        'checkpoints', nargs='+', type=Path,
         help='.pth files, or a work dir: all its epoch_*.pth or iter_*.pth')
+    parser.add_argument('--last', type=options.at_least(1), metavar='K',
+                        help='only the last K of them')
+    parser.add_argument('--out', type=Path, required=True,
+                        help='the file to write')
+    parser.add_argument('--overwrite', action='store_true',
+                        help='allow replacing --out')
     parser.add_argument(
-        '--last',
-        type=options.at_least(1),
-        metavar='K',
-        help='only the last K of them')
-    parser.add_argument(
-        '--out', type=Path, required=True, help='the file to write')
-    parser.add_argument(
-        '--overwrite', action='store_true', help='allow replacing --out')
-    parser.add_argument(
-        '--recalibrate',
-        metavar='CONFIG',
-        help="recompute batch norm's statistics on this config's train data: "
-        'a path or a zoo name')
-    parser.add_argument(
-        '--batches',
-        type=options.at_least(1),
-        default=100,
-        help='how many batches of it (default: 100)')
+        '--recalibrate', metavar='CONFIG', help="recompute batch norm's "
+        "statistics on this config's train data: a path or a zoo name")
+    parser.add_argument('--batches', type=options.at_least(1), default=100,
+                        help='how many batches of it (default: 100)')
     options.add_cfg_options(parser)
     return parser.parse_args(argv)
 
@@ -62,9 +52,14 @@ def average(args: Namespace) -> None:
         raise ValueError(f"--out '{args.out}' exists; give another name, or "
                          '--overwrite')
     paths = find_checkpoints(args.checkpoints, args.last)
-    cfg = _recalibration_config(args) if args.recalibrate else None
+    if args.recalibrate:  # its data are looked for before all work
+        from mmpsw.commands import checks, launch
+        cfg = configs.load_config(args.recalibrate)
+        options.merge_options(cfg, args)
+        launch.set_dataloader_defaults(cfg, launch.has_accelerator())
+        checks.check_data(cfg, 'train')
     weights, meta = checkpoints.mean(paths)
-    if cfg is not None:
+    if args.recalibrate:
         _recalibrate(weights, cfg, args.batches)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with checkpoints.whole_file(args.out) as path, path.open('wb') as file:
@@ -73,17 +68,11 @@ def average(args: Namespace) -> None:
           f'{paths[0].name} to {paths[-1].name}')
 
 
-def find_checkpoints(names: Sequence[Path],
-                     last: int | None = None) -> list[Path]:
+def find_checkpoints(names: Sequence[Path], last: int | None) -> list[Path]:
     """Returns the checkpoints that files and work dirs name.
 
-    Args:
-        names: Paths of files and folders.
-        last: How many to keep, those with the highest numbers. Default: all.
-
-    Returns:
-        List[Path]: Ordered by the epoch or iteration in their names; as given
-        where they have none.
+    They are ordered by the epoch or iteration in their names; as given where
+    they have none. The ``last`` of these are kept, all by default.
 
     Raises:
         ValueError, FileNotFoundError: There is none, or not ``last``.
@@ -117,16 +106,6 @@ def _kind(path: Path) -> str | None:
     """'epoch' for epoch_3.pth; None for other names."""
     match = re.fullmatch(r'(epoch|iter)_\d+\.pth', path.name)
     return match and match[1]
-
-
-def _recalibration_config(args: Namespace) -> configs.Config:
-    """The config to recalibrate with, its data found."""
-    from mmpsw.commands import checks, launch
-    cfg = configs.load_config(args.recalibrate)
-    options.merge_options(cfg, args)
-    launch.set_dataloader_defaults(cfg, launch.has_accelerator())
-    checks.check_data(cfg, 'train')
-    return cfg
 
 
 def _recalibrate(weights: dict, cfg: configs.Config, batches: int) -> None:

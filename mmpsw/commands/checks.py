@@ -27,14 +27,25 @@ _STOCK_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'ApexOptimWrapper')
 
 def check_psw(cfg: Config) -> None:
     """Looks whether ``psw`` has its wrapper, and no other average beside."""
-    averages = [hook.get('type') for hook in cfg.get('custom_hooks') or []]
-    averages = [name for name in map(configs.class_name, averages)
-                if name in _AVERAGING_HOOKS]
+    averages = [configs.class_name(hook.get('type'))
+                for hook in cfg.get('custom_hooks') or []]
+    averages = [name for name in averages if name in _AVERAGING_HOOKS]
     for key, wrapper in configs.optim_wrappers(cfg):
+        name = configs.class_name(wrapper.get('type') or 'OptimWrapper')
+        psw = wrapper.get('psw')
         if configs.is_psw(wrapper):
             configs.check_strategy(cfg)
-        _check_wrapper(key, wrapper)
-        if wrapper.get('psw', {}).get('write_back') is False:
+            if not isinstance(psw, dict):
+                raise ValueError(
+                    f'{key}.type={name} needs {key}.psw, which says how to '
+                    "average; write psw=dict(type='PWALKS', last=0.25), or "
+                    '--with pwalks')
+        elif 'psw' in wrapper and name in _STOCK_WRAPPERS:
+            raise ValueError(
+                f"{key}.psw cannot be used with {key}.type='{name}', which "
+                'does not average; add --with pswa, pwalks or pswm, or set '
+                f'{key}.type=mmpsw.PSWOptimWrapper')
+        if psw and psw.get('write_back') is False:
             averages.insert(0, f'{key}.psw.write_back=False')
     if len(averages) > 1:
         raise ValueError(
@@ -43,26 +54,8 @@ def check_psw(cfg: Config) -> None:
             'leave out one of the methods, or remove it from custom_hooks')
 
 
-def _check_wrapper(key: str, wrapper: dict) -> None:
-    name = configs.class_name(wrapper.get('type') or 'OptimWrapper')
-    if 'psw' in wrapper and name in _STOCK_WRAPPERS:
-        raise ValueError(
-            f"{key}.psw cannot be used with {key}.type='{name}', which does "
-            'not average; add --with pswa, pwalks or pswm, or set '
-            f'{key}.type=mmpsw.PSWOptimWrapper')
-    if configs.is_psw(wrapper) and not isinstance(wrapper.get('psw'), dict):
-        raise ValueError(
-            f'{key}.type={name} needs {key}.psw, which says how to average; '
-            f"write psw=dict(type='PWALKS', last=0.25), or --with pwalks")
-
-
 def check_amp(cfg: Config, asked: bool = False) -> None:
-    """Refuses mmengine's mixed precision on a CPU.
-
-    Args:
-        cfg: A whole config.
-        asked: Whether ``--amp`` was given.
-    """
+    """Refuses mmengine's mixed precision, ``asked`` by --amp, on a CPU."""
     for key, wrapper in configs.optim_wrappers(cfg):
         if (configs.is_amp(wrapper) and not configs.is_psw(wrapper)
                 and not has_accelerator()):
@@ -77,17 +70,18 @@ def check_amp(cfg: Config, asked: bool = False) -> None:
 
 
 def check_data(cfg: Config, *phases: str) -> None:
-    """Looks for the files of a config's data sets, before any download.
-
-    Args:
-        cfg: A whole config.
-        phases: Of 'train', 'val' and 'test', those that will run.
-    """
+    """Looks for the data of 'train', 'val' or 'test', before any download."""
     for phase in phases:
         key = f'{phase}_dataloader'
         for inner, dataset in _datasets(cfg.get(key), key):
             _check_dataset(inner, dataset)
-        _check_evaluator(cfg, f'{phase}_evaluator')
+        key = f'{phase}_evaluator'
+        evaluators = cfg.get(key) or []
+        for evaluator in ([evaluators] if isinstance(evaluators, dict) else
+                          evaluators):
+            _check_exists(
+                evaluator.get('ann_file'), key, 'put the annotations there, '
+                f'or set their place with --cfg-options {key}.ann_file=FILE')
 
 
 def _datasets(node: object, key: str) -> Iterator[tuple[str, dict]]:
@@ -116,23 +110,14 @@ def _check_dataset(key: str, dataset: dict) -> None:
              (dataset.get('ann_file'), *prefixes)
              if isinstance(part, str) and part]
     for path in [*paths, root]:
-        if path and is_local(path) and not osp.exists(path):
-            raise FileNotFoundError(
-                f"{key}: '{path}' does not exist; put the data set at "
-                f"data_root='{root}', or set its place with --cfg-options "
-                f'{key}.data_root=FOLDER')
+        _check_exists(
+            path, key, f"put the data set at data_root='{root}', or set its "
+            f'place with --cfg-options {key}.data_root=FOLDER')
 
 
-def _check_evaluator(cfg: Config, key: str) -> None:
-    evaluators = cfg.get(key) or []
-    if isinstance(evaluators, dict):
-        evaluators = [evaluators]
-    for evaluator in evaluators:
-        path = evaluator.get('ann_file')
-        if path and is_local(path) and not osp.exists(path):
-            raise FileNotFoundError(
-                f"{key}: '{path}' does not exist; put the annotations there, "
-                f'or set their place with --cfg-options {key}.ann_file=FILE')
+def _check_exists(path: str | None, key: str, instead: str) -> None:
+    if path and is_local(path) and not osp.exists(path):
+        raise FileNotFoundError(f"{key}: '{path}' does not exist; {instead}")
 
 
 def check_work_dir(cfg: Config, overwrite: bool) -> None:
@@ -169,46 +154,32 @@ def find_start(cfg: Config) -> list[str]:
     """Looks at the checkpoint with which a run starts, or finds it, in place.
 
     ``--resume`` without a path takes the newest readable checkpoint of the
-    work dir, by iteration. A resumed run has the seed of its checkpoint,
-    unless it was given one: mmengine does so too, but has made its data
-    samplers before.
-
-    Returns:
-        What was chosen and what was skipped, to be logged.
+    work dir, by iteration. Returns what was chosen and skipped, for the log.
     """
     resume, notes = bool(cfg.get('resume')), []
     if cfg.get('load_from'):
         check_checkpoint(cfg.load_from, resume)
     elif resume:
-        cfg.load_from, notes = _newest(cfg.work_dir)
-    path = _local_source(cfg)
-    randomness = cfg.get('randomness') or {}
+        newest, skipped = checkpoints.newest_readable(cfg.work_dir)
+        if newest is not None:
+            cfg.load_from = str(newest)
+            notes = [*(f'Skipped: {problem}' for problem in skipped),
+                     f'Resuming from {newest}, the newest readable checkpoint']
+        elif skipped:  # a run from the start would replace them
+            raise ValueError(
+                f"no checkpoint in '{cfg.work_dir}' can be read: "
+                f'{skipped[0]}; give another --work-dir, or --overwrite '
+                'without --resume')
+    path, randomness = _local_source(cfg), cfg.get('randomness') or {}
+    # mmengine takes the checkpoint's seed after it has made data samplers.
     if resume and path and randomness.get('seed') is None:
         seed = checkpoints.read(path, whole=False)['meta'].get('seed')
         cfg.randomness = {**randomness, 'seed': seed}
     return notes
 
 
-def _newest(work_dir: str) -> tuple[str | None, list[str]]:
-    newest, skipped = checkpoints.newest_readable(work_dir)
-    if newest is None and skipped:  # a run from the start would replace them
-        raise ValueError(
-            f"no checkpoint in '{work_dir}' can be read: {skipped[0]}; give "
-            'another --work-dir, or --overwrite without --resume')
-    if newest is None:
-        return None, []
-    notes = [f'Skipped: {problem}' for problem in skipped]
-    return str(newest), [
-        *notes, f'Resuming from {newest}, the newest readable checkpoint']
-
-
 def check_checkpoint(path: str, resume: bool = False) -> None:
-    """Looks into a checkpoint; addresses are left to mmengine.
-
-    Args:
-        path: Its path or address.
-        resume: Whether a run is to go on from it.
-    """
+    """Looks into a checkpoint; addresses are left to mmengine."""
     if not is_local(path):
         return
     if not osp.isfile(osp.expanduser(path)):
@@ -221,15 +192,11 @@ def check_checkpoint(path: str, resume: bool = False) -> None:
     checkpoints.weights(path, content)
 
 
-def check_pretrained(node: Any) -> None:
+def check_pretrained(model: Any) -> None:
     """Looks into the checkpoints that parts of a model begin with."""
-    if isinstance(node, (list, tuple)):
-        for item in node:
-            check_pretrained(item)
-    elif isinstance(node, dict):
-        if node.get('type') == 'Pretrained' and 'checkpoint' in node:
-            check_checkpoint(node['checkpoint'])
-        check_pretrained(list(node.values()))
+    for part in configs.dicts(model):
+        if part.get('type') == 'Pretrained' and 'checkpoint' in part:
+            check_checkpoint(part['checkpoint'])
 
 
 def check_fit(cfg: Config, model: nn.Module) -> None:
@@ -240,8 +207,8 @@ def check_fit(cfg: Config, model: nn.Module) -> None:
     path = _local_source(cfg)
     if path is None:
         return
-    weights = checkpoints.weights(path, checkpoints.read(path, whole=False))
-    held = {re.sub('^module.', '', name): w for name, w in weights.items()}
+    held = checkpoints.weights(path, checkpoints.read(path, whole=False))
+    held = {re.sub('^module.', '', name): w for name, w in held.items()}
     problem = _misfit(held, unwrapped(model), bool(cfg.get('resume')))
     if problem is not None:
         raise ValueError(
@@ -257,11 +224,8 @@ def _local_source(cfg: Config) -> str | None:
 
 
 def _misfit(held: dict, model: nn.Module, resume: bool) -> str | None:
-    """What speaks against loading these weights into a model.
-
-    A training resumes with all that it trains. Other runs may begin with
-    part of the weights, such as a backbone's.
-    """
+    """A training resumes with all that it trains; other runs may begin with
+    part of the weights, such as a backbone's."""
     if not resume:
         common = held.keys() & model.state_dict().keys()
         return None if common else 'they have no name of a weight in common'

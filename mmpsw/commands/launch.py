@@ -14,19 +14,9 @@ from mmengine.runner import Runner
 from mmpsw import configs
 from mmpsw.commands import options
 
-# What each launcher sets for its processes, and how to start it.
-_LAUNCHER_SIGNS = {
-    'pytorch': ('RANK', 'bash tools/dist_train.sh CONFIG PROCESSES'),
-    'slurm': ('SLURM_PROCID', 'bash tools/slurm_train.sh'),
-    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
-}
-
 
 def set_up(cfg: Config, args: Namespace) -> None:
-    """Sets what a run needs besides its config, in place.
-
-    The work dir is the option's, else the config's, else named after the
-    config and the fragments.
+    """Sets the work dir, the launcher and the defaults of a run, in place.
 
     Raises:
         ValueError: The process was not started by ``--launcher``.
@@ -35,25 +25,23 @@ def set_up(cfg: Config, args: Namespace) -> None:
     name = '_'.join([Path(cfg.filename).stem, *methods])
     cfg.work_dir = (args.work_dir or cfg.get('work_dir')
                     or os.path.join('./work_dirs', name))
-    _set_launcher(cfg, args)
     set_dataloader_defaults(cfg, has_accelerator())
-    if cfg.launcher != 'none' and not has_accelerator():
-        _fit_to_cpus(cfg)
+    cfg.launcher = args.launcher
+    if args.launcher != 'none':
+        _check_launcher(args.launcher)
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+        if not has_accelerator():
+            _fit_to_cpus(cfg)
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds the runner of a config as the stock tools do.
-
-    Raises:
-        ValueError: A part of the config has a wrong value, and says so.
-    """
+    """Builds a runner; a ValueError where a part names a wrong value."""
     if (cfg.get('launcher') == 'pytorch' and not has_accelerator()
             and not torch.distributed.is_initialized()):
         torch.distributed.init_process_group('gloo')  # mmengine sets a GPU
     try:
-        if 'runner_type' in cfg:
-            return RUNNERS.build(cfg)
-        return Runner.from_cfg(cfg)
+        return (RUNNERS.build(cfg) if 'runner_type' in cfg else
+                Runner.from_cfg(cfg))
     except ValueError as error:
         if options.raised_on_purpose(error):
             raise ValueError(str(error)) from error
@@ -77,64 +65,46 @@ def has_accelerator() -> bool:
 
 
 def set_dataloader_defaults(cfg: Config, accelerator: bool) -> None:
-    """Gives the dataloaders what the stock tools give them, in place.
-
-    mmpretrain's own tools add its defaults, which are not in its configs. And
-    workers cannot persist where there are none.
-    """
+    """Gives the dataloaders what the stock tools give them, in place."""
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(key)
         if not isinstance(loader, dict):
             continue
+        # mmpretrain's tools add its defaults, which its configs lack.
         if cfg.get('default_scope') == 'mmpretrain':
             loader.setdefault('pin_memory', accelerator)
             loader.setdefault('persistent_workers', True)
             loader.setdefault('collate_fn', ConfigDict(type='default_collate'))
-        if not loader.get('num_workers'):
+        if not loader.get('num_workers'):  # none, so none can persist
             loader['persistent_workers'] = False
 
 
-def _set_launcher(cfg: Config, args: Namespace) -> None:
-    cfg.launcher = args.launcher
-    if args.launcher == 'none':
-        return
-    if args.launcher != 'pytorch' and not has_accelerator():
+def _check_launcher(launcher: str) -> None:
+    variable, command = options.LAUNCHERS[launcher]
+    if launcher != 'pytorch' and not has_accelerator():
         raise ValueError(
-            f'--launcher {args.launcher} needs accelerators, but torch sees '
-            'none; several CPU processes run with bash tools/dist_train.sh '
-            'CONFIG PROCESSES')
-    variable, command = _LAUNCHER_SIGNS[args.launcher]
+            f'--launcher {launcher} needs accelerators, but torch sees none; '
+            'several CPU processes run with bash tools/dist_train.sh CONFIG '
+            'PROCESSES')
     if variable not in os.environ:
         raise ValueError(
-            f'--launcher {args.launcher} cannot be used, because {variable} '
-            f'is not in the environment; start the processes with {command}')
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+            f'--launcher {launcher} cannot be used, because {variable} is not '
+            f'in the environment; start the processes with {command}')
 
 
 def _fit_to_cpus(cfg: Config) -> None:
     """DDP must not be given device ids, NCCL and SyncBN do not exist."""
     cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
     cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel',
-        device_ids=None,
+        type='MMDistributedDataParallel', device_ids=None,
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False))
-    count = _unsync_batch_norm(cfg.model)
-    if count and is_main_process():
-        print_log(
-            f'{count} SyncBN settings became BN: each process normalises by '
-            'its own batch, as a CPU has no synchronised batch norm',
-            'current')
-
-
-def _unsync_batch_norm(node: object) -> int:
-    """Turns SyncBN into BN in a model's config; returns how many."""
-    if isinstance(node, (list, tuple)):
-        return sum(_unsync_batch_norm(item) for item in node)
-    if not isinstance(node, dict):
-        return 0
-    count = sum(_unsync_batch_norm(item) for item in node.values())
-    if node.get('type') in ('SyncBN', 'MMSyncBN'):
+    found = [node for node in configs.dicts(cfg.model)
+             if node.get('type') in ('SyncBN', 'MMSyncBN')]
+    for node in found:
         node['type'] = 'BN'
-        count += 1
-    return count
+    if found and is_main_process():
+        print_log(
+            f'{len(found)} SyncBN settings became BN: each process normalises '
+            'by its own batch, as a CPU has no synchronised batch norm',
+            'current')

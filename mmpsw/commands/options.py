@@ -7,7 +7,7 @@ import math
 import pickle
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.error import URLError
 
@@ -15,7 +15,12 @@ from mmengine.config import Config, DictAction
 
 from mmpsw import configs
 
-LAUNCHERS = ('pytorch', 'slurm', 'mpi')
+# What each launcher sets for its processes, and how to start it.
+LAUNCHERS = {
+    'pytorch': ('RANK', 'bash tools/dist_train.sh CONFIG PROCESSES'),
+    'slurm': ('SLURM_PROCID', 'bash tools/slurm_train.sh'),
+    'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
+}
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Scripts in tools/ are ours too.
 _OURS = tuple(f'{path}/' for path in (_PACKAGE, _PACKAGE.parent / 'tools'))
@@ -38,59 +43,40 @@ def add_run_options(parser: ArgumentParser) -> None:
     """Adds the options that training and testing share."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     add_cfg_options(parser)
-    parser.add_argument(
-        '--launcher',
-        choices=['none', *LAUNCHERS],
-        default='none',
-        help='how the processes were started')
+    parser.add_argument('--launcher', choices=['none', *LAUNCHERS],
+                        default='none', help='how the processes were started')
     # torchrun's predecessor passes it, in one spelling or the other.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
 def add_config(parser: ArgumentParser) -> None:
     """Adds the config's argument."""
-    parser.add_argument(
-        'config',
-        help='a path, or a zoo name: mmdet::..., mmseg::..., mmpretrain::...')
+    parser.add_argument('config', help='a path, or a zoo name: mmdet::..., '
+                        'mmseg::..., mmpretrain::...')
 
 
 def add_cfg_options(parser: ArgumentParser) -> None:
     """Adds ``--cfg-options``, which :func:`merge_options` merges."""
     parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        default={},
+        '--cfg-options', nargs='+', action=ConfigOptions, default={},
         metavar='KEY=VALUE',
         help='settings that replace those of the config: a.b=1 c="[1,2]"')
 
 
 def add_out(parser: ArgumentParser, default: str) -> None:
     """Adds the options of a folder for results, ``default`` for the help."""
-    parser.add_argument(
-        '--out',
-        '--work-dir',
-        type=Path,
-        metavar='FOLDER',
-        help=f'where the results go (default: {default})')
-    parser.add_argument(
-        '--overwrite',
-        action='store_true',
-        help='allow replacing the results in --out')
+    parser.add_argument('--out', '--work-dir', type=Path, metavar='FOLDER',
+                        help=f'where the results go (default: {default})')
+    parser.add_argument('--overwrite', action='store_true',
+                        help='allow replacing the results in --out')
 
 
-def out_folder(path: str | Path,
-               results: Sequence[str],
+def out_folder(path: str | Path, results: Sequence[str],
                overwrite: bool = False) -> Path:
-    """Make a folder for results, unless it holds those of an earlier run.
-
-    Args:
-        path (str or Path): The folder; it is made where it is missing.
-        results (Sequence[str]): Patterns of the files that will be written.
-        overwrite (bool): Whether they may replace others.
+    """Makes a folder for results, given as patterns of their files' names.
 
     Raises:
-        ValueError: It is a file, or holds such files.
+        ValueError: It is a file, or holds such files of an earlier run.
     """
     out = Path(path)
     if out.exists() and not out.is_dir():
@@ -120,11 +106,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def merge_options(cfg: Config, args: Namespace) -> None:
-    """Merges ``--cfg-options`` into a config.
-
-    Raises:
-        ValueError: A key leads nowhere.
-    """
+    """Merges ``--cfg-options``; a ValueError where a key leads nowhere."""
     configs.merge(cfg, args.cfg_options, '--cfg-options')
 
 
@@ -143,14 +125,14 @@ def report_errors(command: Callable[[], None]) -> int:
         print(str(interruption) or 'interrupted', file=sys.stderr)
         return 130
     except Exception as error:
-        if not is_user_error(error):
+        if not _is_user_error(error):
             raise
         print(f'error: {_one_line(error)}', file=sys.stderr)
         return 2
     return 0
 
 
-def is_user_error(error: BaseException) -> bool:
+def _is_user_error(error: BaseException) -> bool:
     """Whether an exception needs no traceback to be understood.
 
     A file that is missing or forbidden, a download that failed, a file that
@@ -160,32 +142,23 @@ def is_user_error(error: BaseException) -> bool:
     if isinstance(error, (FileNotFoundError, PermissionError, URLError,
                           pickle.UnpicklingError)):
         return True
-    return isinstance(error, (ValueError, OSError)) and any(
-        raised_on_purpose(cause, _OURS) for cause in _causes(error))
+    cause = error if isinstance(error, (ValueError, OSError)) else None
+    while cause is not None and not raised_on_purpose(cause, _OURS):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
 
 
 def raised_on_purpose(error: BaseException,
                       files: tuple[str, ...] = ('', )) -> bool:
-    """Whether a ``raise`` made an exception, and not what was called there.
-
-    Args:
-        error: An exception that was caught.
-        files: How the path of the file with the ``raise`` begins.
-    """
+    """Whether a ``raise`` in one of these files made an exception."""
     place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
     if place is None:
         return False
+    while place.tb_next is not None:
+        place = place.tb_next
     code = place.tb_frame.f_code
     return (code.co_code[place.tb_lasti] == _RAISE
             and code.co_filename.startswith(files))
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _one_line(error: BaseException) -> str:

@@ -8,6 +8,17 @@ from mmengine.config import Config, ConfigDict
 from mmpsw import configs
 from mmpsw.commands import options
 
+# The stock tools' test time augmentation: a model, and how an image is packed
+# where the pipeline's own last step does not keep enough.
+_TTA = {
+    'mmdet': (dict(type='DetTTAModel', tta_cfg=dict(
+        nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)), dict(
+            type='PackDetInputs',
+            meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                       'scale_factor', 'flip', 'flip_direction'))),
+    'mmpretrain': (dict(type='mmpretrain.AverageClsScoreTTA'), None),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``tools/test.py``; returns the exit status."""
@@ -22,20 +33,16 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         'not: the checkpoints of both are alike.')
     options.add_config(parser)
     parser.add_argument('checkpoint', help='path or address of a .pth file')
-    parser.add_argument(
-        '--out',
-        help='where the predictions go: a .pkl file; with mmseg a folder')
-    parser.add_argument(
-        '--show', action='store_true', help='show the predictions')
-    parser.add_argument(
-        '--show-dir', help='folder for images with the predictions')
-    parser.add_argument(
-        '--wait-time',
-        type=float,
-        default=2,
-        help='seconds that an image is shown')
-    parser.add_argument(
-        '--tta', action='store_true', help='test time augmentation')
+    parser.add_argument('--out', help='where the predictions go: a .pkl file; '
+                        'with mmseg a folder')
+    parser.add_argument('--show', action='store_true',
+                        help='show the predictions')
+    parser.add_argument('--show-dir',
+                        help='folder for images with the predictions')
+    parser.add_argument('--wait-time', type=float, default=2,
+                        help='seconds that an image is shown')
+    parser.add_argument('--tta', action='store_true',
+                        help='test time augmentation')
     options.add_run_options(parser)
     return parser.parse_args(argv)
 
@@ -60,11 +67,7 @@ def test(args: Namespace) -> dict:
 
 
 def build_config(args: Namespace) -> Config:
-    """Loads the config that the command line names, and transforms it.
-
-    Raises:
-        ValueError: The config or an option is wrong.
-    """
+    """Loads and transforms the config; a ValueError where one is wrong."""
     from mmpsw.commands import launch
     cfg = configs.load_config(args.config)
     options.merge_options(cfg, args)
@@ -95,54 +98,38 @@ def _set_visualization(cfg: Config, args: Namespace) -> None:
     hook['enable' if scope == 'mmpretrain' else 'draw'] = True
     if args.show:
         hook.update(show=True, wait_time=args.wait_time)
-    if not args.show_dir:
-        return
-    if scope == 'mmseg':
-        cfg.visualizer['save_dir'] = args.show_dir
-    else:
-        key = 'out_dir' if scope == 'mmpretrain' else 'test_out_dir'
-        hook[key] = args.show_dir
+    if args.show_dir:
+        target, key = {
+            'mmseg': (cfg.get('visualizer'), 'save_dir'),
+            'mmpretrain': (hook, 'out_dir')
+        }.get(scope, (hook, 'test_out_dir'))
+        target[key] = args.show_dir
 
 
 def _set_tta(cfg: Config) -> None:
     """Wraps the model for test time augmentation, as the stock tools do."""
     scope = cfg.get('default_scope')
-    if scope == 'mmdet':
-        cfg.setdefault('tta_model', _DET_TTA_MODEL)
-        cfg.setdefault('tta_pipeline', _flip_pipeline(cfg, _DET_TTA_PACK))
-    elif scope == 'mmpretrain':
-        cfg.setdefault('tta_model', dict(type='mmpretrain.AverageClsScoreTTA'))
-        cfg.setdefault('tta_pipeline', _flip_pipeline(cfg))
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    if scope in _TTA:  # those of mmseg's configs are complete
+        model, pack = _TTA[scope]
+        cfg.setdefault('tta_model', model)
+        cfg.setdefault('tta_pipeline', _flips(dataset.pipeline, pack))
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise ValueError('--tta cannot be used, because the config has no '
                          'tta_model and tta_pipeline; add them, or test '
                          'without')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    _innermost(cfg.test_dataloader.dataset).pipeline = cfg.tta_pipeline
+    dataset.pipeline = cfg.tta_pipeline
 
 
-_DET_TTA_MODEL = dict(
-    type='DetTTAModel',
-    tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
-_DET_TTA_PACK = dict(
-    type='PackDetInputs',
-    meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
-               'flip', 'flip_direction'))
-
-
-def _flip_pipeline(cfg: Config, pack: dict | None = None) -> list:
-    """The test pipeline, ended by packing the image and its mirror image."""
-    *steps, last = copy.deepcopy(
-        _innermost(cfg.test_dataloader.dataset).pipeline)
+def _flips(pipeline: list, pack: dict | None) -> list:
+    """A test pipeline, ended by packing the image and its mirror image."""
+    *steps, last = copy.deepcopy(pipeline)
     flips = [dict(type='RandomFlip', prob=prob) for prob in (1., 0.)]
     augment = dict(type='TestTimeAug', transforms=[flips, [pack or last]])
     return [*steps, augment]
-
-
-def _innermost(dataset: ConfigDict) -> ConfigDict:
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset
 
 
 def _set_out(cfg: Config, out: str) -> None:
@@ -156,10 +143,8 @@ def _set_out(cfg: Config, out: str) -> None:
                          'of a pickle file for the predictions')
     kind = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'DumpResults'
     metrics = cfg.test_evaluator
-    cfg.test_evaluator = [
-        *([metrics] if isinstance(metrics, dict) else metrics),
-        dict(type=kind, out_file_path=out)
-    ]
+    metrics = [metrics] if isinstance(metrics, dict) else metrics
+    cfg.test_evaluator = [*metrics, dict(type=kind, out_file_path=out)]
 
 
 if __name__ == '__main__':

@@ -24,40 +24,23 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         description='Train a stock or own config, as it is or with a method.')
     options.add_config(parser)
     parser.add_argument(
-        '--with',
-        nargs='+',
-        action='extend',
-        default=[],
-        dest='methods',
-        metavar='NAME',
-        help='methods that are added to the config: '
+        '--with', nargs='+', action='extend', default=[], dest='methods',
+        metavar='NAME', help='methods that are added to the config: '
         f'{", ".join(configs.known_methods())}, or the path of a file with '
         'settings such as theirs')
-    parser.add_argument(
-        '--psw',
-        nargs=1,
-        action='extend',
-        dest='methods',
-        metavar='NAME',
-        help='the same, for one method')
+    parser.add_argument('--psw', nargs=1, action='extend', dest='methods',
+                        metavar='NAME', help='the same, for one method')
     parser.add_argument('--seed', type=int, help='the random seed')
     parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
+        '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
         help='continue from a checkpoint; without one, from the newest '
         'readable one of the work dir, by iteration')
-    parser.add_argument(
-        '--overwrite',
-        action='store_true',
-        help='allow overwriting the checkpoints of an earlier run')
-    parser.add_argument(
-        '--amp', action='store_true', help='mixed precision')
-    parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rate to the actual batch size')
+    for name, what in {
+            'overwrite': 'allow overwriting the checkpoints of an earlier run',
+            'amp': 'mixed precision',
+            'auto-scale-lr': 'scale the learning rate to the actual batch size'
+    }.items():
+        parser.add_argument(f'--{name}', action='store_true', help=what)
     options.add_run_options(parser)
     return parser.parse_args(argv)
 
@@ -71,13 +54,17 @@ def train(args: Namespace) -> None:
         KeyboardInterrupt: Ctrl-C was pressed; it says when.
     """
     from mmpsw.commands import checks, launch
+    from mmpsw.runtime.random_state import RandomStateHook
+    from mmpsw.runtime.saving import save_safely
     cfg = build_config(args)
     notes = verify(cfg, args)
     runner = launch.build_runner(cfg)
     checks.check_fit(cfg, runner.model)
     for note in notes:
         runner.logger.warning(note)
-    _add_hooks(runner)
+    # Not in the config, which stays what the user wrote.
+    runner.register_hook(RandomStateHook(), priority='VERY_HIGH')
+    save_safely(runner)
     try:
         runner.train()
     except KeyboardInterrupt:
@@ -87,11 +74,7 @@ def train(args: Namespace) -> None:
 
 
 def build_config(args: Namespace) -> Config:
-    """Loads the config that the command line names, and transforms it.
-
-    Raises:
-        ValueError: The config or an option is wrong.
-    """
+    """Loads and transforms the config; a ValueError where one is wrong."""
     from mmpsw.commands import launch
     cfg = configs.load_config(args.config)
     fragments = [configs.load_fragment(name) for name in args.methods]
@@ -103,19 +86,18 @@ def build_config(args: Namespace) -> Config:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
-        _set_auto_scale_lr(cfg)
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+            raise ValueError(
+                '--auto-scale-lr cannot be used, because the config has no '
+                'auto_scale_lr.base_batch_size; set --cfg-options '
+                'auto_scale_lr.base_batch_size=16 to the batch size that its '
+                'learning rate is meant for')
+        cfg.auto_scale_lr.enable = True
     return cfg
 
 
 def verify(cfg: Config, args: Namespace) -> list[str]:
-    """Looks at all that can be wrong, and finds where a resumed run begins.
-
-    Returns:
-        What the log should say of that.
-
-    Raises:
-        ValueError, FileNotFoundError: Something is wrong. Nothing was made.
-    """
+    """Runs all checks; returns what the log should say of resuming."""
     from mmpsw.commands import checks
     checks.check_psw(cfg)
     checks.check_amp(cfg, args.amp)
@@ -125,25 +107,6 @@ def verify(cfg: Config, args: Namespace) -> list[str]:
     checks.check_data(cfg, 'train', 'val')
     checks.make_work_dir(cfg)
     return notes
-
-
-def _add_hooks(runner) -> None:
-    """Not in the config, which stays what the user wrote."""
-    from mmpsw.runtime.random_state import RandomStateHook
-    from mmpsw.runtime.saving import save_safely
-    runner.register_hook(RandomStateHook(), priority='VERY_HIGH')
-    save_safely(runner)
-
-
-def _set_auto_scale_lr(cfg: Config) -> None:
-    settings = cfg.get('auto_scale_lr') or {}
-    if 'base_batch_size' not in settings:
-        raise ValueError(
-            '--auto-scale-lr cannot be used, because the config has no '
-            'auto_scale_lr.base_batch_size; set --cfg-options '
-            'auto_scale_lr.base_batch_size=16 to the batch size that its '
-            'learning rate is meant for')
-    cfg.auto_scale_lr.enable = True
 
 
 if __name__ == '__main__':

@@ -22,15 +22,12 @@ model = dict(type='NormForTests')
 
 def save(path, weight, steps=0, **others):
     """A checkpoint as mmengine saves it, beside its weights."""
-    torch.save(
-        dict(
-            meta=dict(epoch=1, dataset_meta=dict(classes=('a', 'b'))),
-            message_hub=dict(loss=HistoryBuffer(np.ones(2), np.ones(2))),
-            optimizer=dict(state={}),
-            state_dict=dict(
-                weight=torch.as_tensor(weight),
-                steps=torch.tensor(steps),
-                **others)), path)
+    torch.save(dict(
+        meta=dict(epoch=1, dataset_meta=dict(classes=('a', 'b'))),
+        message_hub=dict(loss=HistoryBuffer(np.ones(2), np.ones(2))),
+        optimizer=dict(state={}),
+        state_dict=dict(weight=torch.as_tensor(weight),
+                        steps=torch.tensor(steps), **others)), path)
 
 
 def mean(*argv):
@@ -83,8 +80,7 @@ def test_half_precision_is_summed_in_full():
     for index, value in enumerate([256., 1., 1., 2.], start=1):
         save(f'iter_{index}.pth', torch.tensor([value]).bfloat16())
     weight = mean('.')['state_dict']['weight']
-    assert weight.dtype == torch.bfloat16
-    assert weight.item() == 65.
+    assert weight.dtype == torch.bfloat16 and weight.item() == 65.
 
 
 def test_named_files_keep_their_order_without_numbers():
@@ -131,19 +127,17 @@ def test_an_existing_file_stays_unless_asked_for(capsys):
     (['.', '--recalibrate', 'no.py'], "config 'no.py' does not exist"),
 ])
 def test_refusals_write_nothing(argv, message, capsys):
-    for name in ('epoch_1.pth', 'epoch_2.pth'):
-        save(name, [1.])
+    for name in ('empty', 'mixed'):
+        Path(name).mkdir()
+    for name, weight in {
+            'epoch_1': [1.], 'epoch_2': [1.], 'wide': [1., 2.],
+            'nan': [torch.nan], 'inf': [torch.inf],
+            'mixed/epoch_1': [1.], 'mixed/iter_1': [1.]}.items():
+        save(f'{name}.pth', weight)
     save('more.pth', [1.], bias=torch.ones(1))
-    save('wide.pth', [1., 2.])
-    save('nan.pth', [torch.nan])
-    save('inf.pth', [torch.inf])
     save('nan_buffer.pth', [1.], running_var=torch.tensor([torch.nan]))
     Path('text.pth').write_text('no checkpoint')
     torch.save([1], 'list.pth')
-    for name in ('empty', 'mixed'):
-        Path(name).mkdir()
-    save('mixed/epoch_1.pth', [1.])
-    save('mixed/iter_1.pth', [1.])
     assert message in refusal(capsys, *argv, '--out', 'out.pth')
     assert not Path('out.pth').exists()
 

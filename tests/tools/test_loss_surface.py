@@ -72,14 +72,13 @@ def test_the_ends_are_exact_and_variances_stay_positive():
     assert at[1.]['steps'] == 1
 
 
-@pytest.mark.parametrize('curve, expected', [
-    # at 0.5 the straight line from 1 to 3 is at 2
-    ([(-.25, 99.), (0., 1.), (.5, 2.5), (1., 3.)], 0.5),
-    ([(0., 1.), (.5, 0.), (1., 3.), (1.25, 9.)], 0.0),
-])
-def test_barrier_by_hand(curve, expected):
-    points = pd.DataFrame(curve, columns=['t', 'loss'])
-    assert surface.barrier(points) == expected
+def test_barrier_by_hand():
+    for curve, expected in [
+            # at 0.5 the straight line from 1 to 3 is at 2
+            ([(-.25, 99.), (0., 1.), (.5, 2.5), (1., 3.)], 0.5),
+            ([(0., 1.), (.5, 0.), (1., 3.), (1.25, 9.)], 0.0)]:
+        points = pd.DataFrame(curve, columns=['t', 'loss'])
+        assert surface.barrier(points) == expected
 
 
 def test_directions_have_the_filters_norms(bowl):
@@ -88,16 +87,10 @@ def test_directions_have_the_filters_norms(bowl):
     for moved, weight in zip(direction['weight'], bowl.center):
         np.testing.assert_allclose(np.linalg.norm(moved.numpy()),
                                    np.linalg.norm(weight.numpy()))
-    # scaled filters, same draws: the direction scales with them
-    with torch.no_grad():
-        bowl.weight[1] *= 10
-        bowl.weight[2] = 0
-    again = surface.random_direction(bowl, 3)['weight']
-    factors = torch.tensor([1., 10., 0.], dtype=torch.float64)
-    torch.testing.assert_close(
-        again, direction['weight'] * factors[:, None, None])
     other = surface.random_direction(bowl, 4)['weight']
-    assert not torch.allclose(other[0], again[0])
+    assert not torch.allclose(other[0], direction['weight'][0])
+    bowl.weight.data[2] = 0
+    assert not surface.random_direction(bowl, 3)['weight'][2].any()
 
 
 def test_the_loss_of_a_step_along_two_directions(bowl):
@@ -121,12 +114,9 @@ def test_the_width_of_a_bowl(bowl, rise):
     assert found['width'] == pytest.approx(math.sqrt(rise / at_one), abs=2e-3)
     assert (found['loss'], found['rays'], found['open_rays']) == (0, 6, 0)
     assert found['std'] < 2e-3
-
-
-def test_rays_that_do_not_rise_are_open(bowl):
-    rays = [(1, surface.random_direction(bowl, 0))] * 2
+    # rays that do not rise are open
     found = surface.width(bowl, bowl.loss, state(bowl), rays, 1e6, 0.5)
-    assert (found['width'], found['open_rays']) == (0.5, 2)
+    assert (found['width'], found['open_rays']) == (0.5, 6)
 
 
 @pytest.mark.parametrize('function, expected', [
@@ -142,7 +132,7 @@ def test_the_first_crossing(function, expected):
 
 
 class Net(BaseModel):
-    """Batch norm, dropout, and a loss that draws and that writes."""
+    """Batch norm, dropout, and a loss that draws, and writes in its input."""
 
     def __init__(self):
         super().__init__()
@@ -181,12 +171,8 @@ def test_the_loss_with_saved_and_with_recomputed_statistics(recalibrated):
     loss = surface.training_loss(net, batches(), recalibrated)
     for _ in range(2):  # nothing is used up
         assert loss() == pytest.approx(expected, rel=1e-5)
-
-
-def test_what_is_random_in_a_loss_is_drawn_again():
-    net = Net()
-    net.draws = True
-    loss = surface.training_loss(net, batches(), seed=3)
+    net.draws = True  # again the same, whatever was drawn between
+    loss = surface.training_loss(net, batches(), recalibrated, seed=3)
     first = loss()
     torch.rand(7)
     assert loss() == first
@@ -235,7 +221,8 @@ def test_the_line_from_the_live_weights_to_the_average(run, config, capsys):
     pd.testing.assert_frame_equal(again, points[['t', 'loss']])
 
 
-def test_a_metric_that_is_missing_at_a_point_is_a_gap(run, monkeypatch):
+def test_a_metric_that_is_missing_at_a_point_is_a_gap(run, monkeypatch,
+                                                      capsys):
     """mmdet logs none while nothing is found."""
     evaluate, calls = Evaluator.evaluate, []
 
@@ -250,14 +237,12 @@ def test_a_metric_that_is_missing_at_a_point_is_a_gap(run, monkeypatch):
     # the first call is a look at the names, before the five points
     assert list(values.isna()) == [False, True, False, True, False]
     assert is_png('out/line.png')
-
-
-def test_no_metric_anywhere(run, monkeypatch, capsys):
+    # none anywhere, not even of the given name
     monkeypatch.setattr(Evaluator, 'evaluate', lambda self, size: {})
-    assert run(*LINE, '--points', '3', '--metric', 'mAP', '--out', 'out') == 0
-    assert list(pd.read_csv('out/line.csv')) == ['t', 'loss']
+    assert run(*LINE, '--points', '3', '--metric', 'mAP', '--out', 'none') == 0
+    assert list(pd.read_csv('none/line.csv')) == ['t', 'loss']
     assert 'No validation logged such a metric' in capsys.readouterr().out
-    assert is_png('out/line.png')
+    assert is_png('none/line.png')
 
 
 def test_the_parts_of_a_checkpoint(folder, config):
@@ -270,21 +255,18 @@ def test_the_parts_of_a_checkpoint(folder, config):
         return surface.load_weights(name, cfg, model)
 
     # Until the first period's end, what is deployed is what is trained.
-    first, second = (saved(update)['state_dict'] for update in (1, 2))
+    first, second, average = (
+        saved(update)['state_dict'] for update in (1, 2, 4))
     mean = weights('run/iter_2.pth:mean')
     live = saved(6)['optimizer']['psw']['live']
     found = weights('run/iter_6.pth:live')
     previous = weights('run/iter_6.pth:previous')
     for index, (name, _) in enumerate(model.named_parameters()):
-        torch.testing.assert_close(mean[name].cpu(),
-                                   (first[name] + second[name]).cpu() / 2)
         assert torch.equal(found[name].cpu(), live[f'param.{index}'].cpu())
-    name = 'backbone.bn1.running_mean'
-    torch.testing.assert_close(mean[name].cpu(),
-                               (first[name] + second[name]).cpu() / 2)
-    average = saved(4)['state_dict']
     for name in average:
         if average[name].is_floating_point():  # not the count of batches
+            torch.testing.assert_close(
+                mean[name].cpu(), (first[name] + second[name]).cpu() / 2)
             assert torch.equal(previous[name].cpu(), average[name].cpu())
     assert surface.split_name('c:b.pth') == ('c:b.pth', None)
 
@@ -319,6 +301,10 @@ def test_the_planes_of_two_checkpoints(run):
      "--metric 'mAP' is not a metric of the config; give one of accuracy/top1"
      ),
     (['plane', 'run/iter_8.pth', '--out', 'bare.pth'], 'is a file'),
+    (['line', 'a.pth', 'b.pth', '--begin', '2'],
+     '--begin 2.0 is not before --end 1.25'),
+    (['plane', 'a.pth', '--extent', '0'], '0 is not a number > 0'),
+    (['plane', 'a.pth', '--rise', '-1'], '-1 is not a number > 0'),
 ])
 def test_one_line(argv, message, run, capsys):
     weights = saved(8)['state_dict']
@@ -327,19 +313,11 @@ def test_one_line(argv, message, run, capsys):
     torch.save(dict(state_dict=dict(a=torch.ones(1))), 'other.pth')
     weights['head.fc.bias'] = weights['head.fc.bias'] * math.nan
     torch.save(dict(state_dict=weights), 'nan.pth')
-    assert run(*argv) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and message in lines[0]
+    try:
+        status = run(*argv)
+    except SystemExit as info:  # argparse adds the usage
+        status = info.code
+    assert status == 2
+    *usage, line = capsys.readouterr().err.splitlines()
+    assert message in line and (not usage or usage[0].startswith('usage: '))
     assert not list(Path().rglob('*.csv'))
-
-
-@pytest.mark.parametrize('argv, message', [
-    (['line', 'a.pth', 'b.pth', '--begin', '2'],
-     '--begin 2.0 is not before --end 1.25'),
-    (['plane', 'a.pth', '--extent', '0'], '0 is not a number > 0'),
-    (['plane', 'a.pth', '--rise', '-1'], '-1 is not a number > 0'),
-])
-def test_numbers_that_are_none(argv, message, run, capsys):
-    with pytest.raises(SystemExit):
-        run(*argv)
-    assert message in capsys.readouterr().err

@@ -52,12 +52,6 @@ def test_welford_is_numpys(count, offset):
         assert layer.shift == pytest.approx(shift, abs=1e-10)
 
 
-def test_weights_that_stay_zero_have_no_relative_spread():
-    layers = spread_of([dict(a=torch.zeros(3).double())] * 2).layers()
-    assert layers['std'][0] == 0
-    assert layers[['relative_std', 'shift']].isna().all(axis=None)
-
-
 def test_the_histogram_of_standardised_weights():
     taken = samples(200)
     bins = spread_of(taken, histograms=1).histograms()
@@ -69,6 +63,10 @@ def test_the_histogram_of_standardised_weights():
         bins.density, counts / counts.sum() / (bins['to'] - bins['from']))
     still = spread_of([dict(a=torch.ones(3, 3).double())] * 2, histograms=1)
     assert still.histograms().empty
+    # weights that stay zero have no relative spread either
+    layers = spread_of([dict(a=torch.zeros(3).double())] * 2).layers()
+    assert layers['std'][0] == 0
+    assert layers[['relative_std', 'shift']].isna().all(axis=None)
 
 
 @pytest.mark.parametrize('schedule, iteration, periods, stop', [
@@ -152,10 +150,8 @@ def test_only_what_was_drawn(tmp_path):
     weights, _ = record(tmp_path, dict(
         type='PSWA', sample_prob=0.5, seed=3, period=2))
     generator = torch.Generator().manual_seed(3)
-    drawn = [
-        torch.rand((), generator=generator, dtype=torch.float64).item() < 0.5
-        for _ in weights
-    ]
+    drawn = [torch.rand((), generator=generator, dtype=torch.float64) < 0.5
+             for _ in weights]
     assert 0 < sum(drawn) < len(drawn) == 12
     check(tmp_path / 'iter_12.csv',
           [w for w, taken in zip(weights, drawn) if taken])
@@ -208,15 +204,17 @@ def test_the_next_period_of_a_checkpoint(run, capsys):
     assert Path('out/iter_8.png').read_bytes()[:4] == b'\x89PNG'
 
 
-def test_from_the_middle_of_a_period_beyond_the_end_of_the_run(run, capsys):
-    assert run('run/iter_6.pth', '--periods', '2', '--out', 'out') == 0
-    said = re.findall(r'iterations (\d+) to (\d+)', capsys.readouterr().out)
-    assert said == [('7', '8'), ('9', '12')]
-
-
-def test_a_run_with_fewer_periods(run, capsys):
-    assert run('--periods', '3', '--out', 'out') == 0
-    assert 'ended after 2 of 3 periods' in capsys.readouterr().out
+@pytest.mark.parametrize('argv, windows, message', [
+    # from the middle of a period, beyond the end of the run
+    (['run/iter_6.pth', '--periods', '2'], [('7', '8'), ('9', '12')], ''),
+    (['--periods', '3'], [('1', '4'), ('5', '8')],
+     'ended after 2 of 3 periods'),
+])
+def test_several_periods(argv, windows, message, run, capsys):
+    assert run(*argv, '--out', 'out') == 0
+    said = capsys.readouterr().out
+    assert re.findall(r'iterations (\d+) to (\d+)', said) == windows
+    assert message in said
 
 
 @pytest.mark.parametrize('argv, keys, message', [
