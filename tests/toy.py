@@ -87,16 +87,13 @@ def runner(work_dir,
         wrapper.update(type='mmpsw.PSWOptimWrapper', psw=psw)
         if hook:
             custom_hooks.insert(0, dict(type='mmpsw.PSWHook'))
-    stock = dict(
-        batch_size=batch_size,
-        num_workers=0,
-        collate_fn=dict(type='default_collate'),
-        sampler=dict(type=sampler, shuffle=True, seed=0),
-        dataset=Points())
+    stock = dict(batch_size=batch_size, num_workers=0,
+                 collate_fn=dict(type='default_collate'),
+                 sampler=dict(type=sampler, shuffle=True, seed=0),
+                 dataset=Points())
     val = dict(
         val_dataloader=dict(
-            stock,
-            sampler=dict(type='DefaultSampler', shuffle=False)),
+            stock, sampler=dict(type='DefaultSampler', shuffle=False)),
         val_cfg=dict(),
         val_evaluator=Evaluator(Error())) if validate else {}
     return Runner(

@@ -48,9 +48,8 @@ def means(states):
 
 def assert_close(state, expected):
     for name, value in expected.items():
-        torch.testing.assert_close(
-            state[name].double(), value.double(), rtol=1e-5, atol=1e-7,
-            msg=name)
+        torch.testing.assert_close(state[name].double(), value.double(),
+                                   rtol=1e-5, atol=1e-7, msg=name)
 
 
 def loops():
@@ -62,11 +61,9 @@ def loops():
 
 @loops()
 def test_swa_is_the_mean_of_the_late_epoch_ends(tmp_path, train_cfg):
-    hook = dict(
-        type='mmpsw.EpochAverageHook',
-        ema_type='StochasticWeightAverage',
-        begin=0.5,
-        update_buffers=True)
+    hook = dict(type='mmpsw.EpochAverageHook',
+                ema_type='StochasticWeightAverage', begin=0.5,
+                update_buffers=True)
     _, seen = train(
         tmp_path, hook, train_cfg=train_cfg,
         sampler='DefaultSampler'
@@ -80,10 +77,8 @@ def test_swa_is_the_mean_of_the_late_epoch_ends(tmp_path, train_cfg):
 
 @loops()
 def test_lawa_is_the_mean_of_the_last_epoch_ends(tmp_path, train_cfg):
-    hook = dict(
-        type='mmpsw.EpochAverageHook',
-        ema_type='mmpsw.LatestWeightAverage',
-        last=2)
+    hook = dict(type='mmpsw.EpochAverageHook',
+                ema_type='mmpsw.LatestWeightAverage', last=2)
     runner, seen = train(
         tmp_path, hook, train_cfg=train_cfg,
         sampler='DefaultSampler'
@@ -113,8 +108,7 @@ def test_switch_ema_trains_on_from_the_average(tmp_path):
 
     (Li et al. 2024, algorithm 1, with mmengine's name for the rate.)
     """
-    hook = dict(
-        type='mmpsw.SwitchEMAHook', momentum=EMA, update_buffers=True)
+    hook = dict(type='mmpsw.SwitchEMAHook', momentum=EMA, update_buffers=True)
     runner, seen = train(tmp_path, hook)
     average = None
     for i, live in enumerate(seen.live):

@@ -38,9 +38,8 @@ def train(work_dir, by_epoch, **keys):
         batch_size=4,
         num_workers=0,
         collate_fn=dict(type='default_collate'),
-        sampler=dict(
-            type='DefaultSampler' if by_epoch else 'InfiniteSampler',
-            shuffle=True, seed=0),
+        sampler=dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler',
+                     shuffle=True, seed=0),
         dataset=Noise())
     cfg = (dict(by_epoch=True, max_epochs=3) if by_epoch else dict(
         by_epoch=False, max_iters=18, val_interval=6))

@@ -85,12 +85,9 @@ def train(work_dir, hooks=(), psw=None, model=None, witness=True, **keys):
     keys.setdefault('checkpoint', dict(interval=-1))
     watching = [Witness()] if witness is True else [witness] * bool(witness)
     weights = Weights()
-    run = runner(
-        work_dir,
-        psw or dict(type='PSWA'),
-        keys.pop('train_cfg', None),
-        hooks=[*hooks, *watching, weights],
-        **keys)
+    run = runner(work_dir, psw or dict(type='PSWA'),
+                 keys.pop('train_cfg', None),
+                 hooks=[*hooks, *watching, weights], **keys)
     if model is not None:
         run.model = model
     run.train()
@@ -107,9 +104,8 @@ def test_ema(tmp_path, update_buffers):
     """It averages what is written back, and does not disturb the training."""
     ema = dict(type='EMAHook', momentum=0.25, update_buffers=update_buffers)
     plain = train(tmp_path / 'plain')
-    run = train(
-        tmp_path / 'ema', [copy.deepcopy(ema)], validate=True,
-        checkpoint=dict(by_epoch=False, interval=1))
+    run = train(tmp_path / 'ema', [copy.deepcopy(ema)], validate=True,
+                checkpoint=dict(by_epoch=False, interval=1))
     assert_equal(plain.model.state_dict(), run.model.state_dict())
 
     def averaged(run):
@@ -152,9 +148,8 @@ def test_activation_checkpointing(tmp_path):
     plain = train(tmp_path / 'plain')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # mmengine names no use_reentrant
-        run = train(
-            tmp_path / 'run',
-            cfg=dict(activation_checkpointing=['net.1', 'net.3']))
+        run = train(tmp_path / 'run',
+                    cfg=dict(activation_checkpointing=['net.1', 'net.3']))
     for a, b in zip(plain.model.parameters(), run.model.parameters()):
         assert torch.equal(a, b)
     # Batch norm's statistics are updated twice, with and without PSW.
@@ -285,10 +280,9 @@ def test_precise_bn(tmp_path, write_back):
     hooks = pytest.importorskip('mmpretrain.engine.hooks')
     loader = torch.utils.data.DataLoader(
         Points(), batch_size=4, collate_fn=named_batch)
-    run = train(
-        tmp_path, [hooks.PreciseBNHook(num_samples=24)],
-        dict(type='PSWA', write_back=write_back), Named(), loader=loader,
-        witness=write_back, checkpoint=dict(interval=1))
+    run = train(tmp_path, [hooks.PreciseBNHook(num_samples=24)],
+                dict(type='PSWA', write_back=write_back), Named(),
+                loader=loader, witness=write_back, checkpoint=dict(interval=1))
     norm = run.model.net[1]
     with torch.no_grad():
         inputs = [run.model.net[0](here(x)) for x in Points().x.split(4)]
@@ -372,9 +366,8 @@ class Tied(Toy):
 @pytest.mark.parametrize('write_back', [True, False])
 def test_tied_parameters(tmp_path, write_back):
     """They stay one, and both names are deployed."""
-    run = train(
-        tmp_path, psw=dict(type='PSWA', write_back=write_back), model=Tied(),
-        witness=write_back, checkpoint=dict(interval=4))
+    run = train(tmp_path, psw=dict(type='PSWA', write_back=write_back),
+                model=Tied(), witness=write_back, checkpoint=dict(interval=4))
     assert run.model.more.weight is run.model.net[0].weight
     saved = torch.load(tmp_path / 'epoch_4.pth', weights_only=False)
     deployed = saved['state_dict']
@@ -471,8 +464,7 @@ def scalars(*trainable):
 
 def test_what_is_frozen_inside_of_a_window_by_hand():
     a, b, c = values = scalars(True, True, False)
-    resampler = PeriodicResampler(
-        torch.optim.SGD(values, lr=0.), PSWA(), 4)
+    resampler = PeriodicResampler(torch.optim.SGD(values, lr=0.), PSWA(), 4)
     stepping(values, resampler, 2)
     b.requires_grad_(False)
     c.requires_grad_(True)
@@ -525,8 +517,7 @@ def test_a_group_that_is_added_inside_of_a_period():
 def test_a_group_that_is_removed_inside_of_a_period():
     """Its mean is written back once more, and no longer saved."""
     a, b = values = scalars(True, True)
-    optimizer = torch.optim.SGD(
-        [dict(params=[a]), dict(params=[b])], lr=0.)
+    optimizer = torch.optim.SGD([dict(params=[a]), dict(params=[b])], lr=0.)
     resampler = PeriodicResampler(optimizer, PSWA(), 4)
     stepping(values, resampler, 2)
     del optimizer.param_groups[0]

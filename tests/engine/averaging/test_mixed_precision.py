@@ -30,9 +30,8 @@ def amp(monkeypatch):
 @pytest.mark.parametrize('fused', [False, True])
 def test_an_amp_step_that_is_skipped_is_no_sample(amp, fused):
     w = nn.Parameter(torch.zeros(1))
-    wrapper = PSWAmpOptimWrapper(
-        torch.optim.SGD([w], lr=1., fused=fused),
-        psw=dict(type='PSWA', period=4, **ITER))
+    wrapper = PSWAmpOptimWrapper(torch.optim.SGD([w], lr=1., fused=fused),
+                                 psw=dict(type='PSWA', period=4, **ITER))
     samples, weights = [], []
     for scale in (1., float('inf'), 1., 1.):
         wrapper.update_params(-scale * w.sum())
@@ -48,9 +47,8 @@ def test_amp_state_is_loaded_and_the_argument_is_left(amp):
 
     def build():
         w = nn.Parameter(torch.zeros(1))
-        return PSWAmpOptimWrapper(
-            torch.optim.SGD([w], lr=1.),
-            psw=dict(type='PSWA', period=4, **ITER)), w
+        return PSWAmpOptimWrapper(torch.optim.SGD([w], lr=1.),
+                                  psw=dict(type='PSWA', period=4, **ITER)), w
 
     wrapper, w = build()
     wrapper.update_params(-w.sum())
@@ -109,8 +107,7 @@ def test_the_updates_of_a_window_that_are_skipped(amp, fused):
 def amp_runner(work_dir, **keys):
     """What a config with ``type='mmpsw.PSWAmpOptimWrapper'`` makes."""
     run = runner(work_dir, dict(type='PWALKS', last=3), validate=False, **keys)
-    run.optim_wrapper.update(
-        type='mmpsw.PSWAmpOptimWrapper', dtype='bfloat16')
+    run.optim_wrapper.update(type='mmpsw.PSWAmpOptimWrapper', dtype='bfloat16')
     return run
 
 
@@ -136,11 +133,8 @@ def test_bf16_autocast_on_a_cpu(tmp_path):
             optimizer.step()
             resampler.step()
     assert dtypes == {torch.bfloat16}
-    resumed = amp_runner(
-        tmp_path / 'resumed',
-        checkpoint=dict(interval=-1),
-        resume=True,
-        load_from=str(tmp_path / 'iter_11.pth'))
+    resumed = amp_runner(tmp_path / 'resumed', checkpoint=dict(interval=-1),
+                         resume=True, load_from=str(tmp_path / 'iter_11.pth'))
     resumed.train()
     for key, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[key]), key
@@ -153,10 +147,9 @@ def test_fp16_on_a_cpu_is_refused():
     w = nn.Parameter(torch.zeros(1))
     with pytest.raises(ValueError, match="dtype='float16' is not possible on "
                        "a CPU.*use dtype='bfloat16'"):
-        PSWAmpOptimWrapper(
-            torch.optim.SGD([w], lr=1.),
-            psw=dict(type='PSWA', period=4, **ITER),
-            dtype='float16')
+        PSWAmpOptimWrapper(torch.optim.SGD([w], lr=1.),
+                           psw=dict(type='PSWA', period=4, **ITER),
+                           dtype='float16')
 
 
 def digits():

@@ -90,17 +90,15 @@ def plans(draw):
     accumulation = draw(st.integers(1, 3))
     period = draw(st.integers(accumulation, 7))
     begin = draw(st.integers(0, 5))
-    last = st.one_of(
-        st.floats(0.05, 1.),
-        st.integers(1, period // accumulation))
+    last = st.one_of(st.floats(0.05, 1.),
+                     st.integers(1, period // accumulation))
     momentum = st.one_of(
         st.floats(0., 0.95), st.sampled_from(['sample', 'polyak']))
     total = draw(st.none() | st.integers(1, 20))
     iterations = draw(st.integers(1, 20))
     technique = draw(
-        st.one_of(
-            st.just(PSWA()), st.builds(PWALKS, last=last),
-            st.builds(PSWM, momentum=momentum, last=st.none() | last)))
+        st.one_of(st.just(PSWA()), st.builds(PWALKS, last=last),
+                  st.builds(PSWM, momentum=momentum, last=st.none() | last)))
     # Else nothing would ever change, which is refused.
     hypothesis.assume(technique.window(-(-period // accumulation)) > 1
                       or technique.beta(1, 1, 0) > 0)
@@ -119,9 +117,8 @@ def plans(draw):
         shapes=tuple(
             draw(
                 st.lists(
-                    st.tuples(
-                        st.sampled_from(DTYPES),
-                        st.lists(st.integers(0, 3), max_size=3)),
+                    st.tuples(st.sampled_from(DTYPES),
+                              st.lists(st.integers(0, 3), max_size=3)),
                     min_size=1,
                     max_size=3))),
         seed=draw(st.integers(0, 2**31)),
@@ -133,18 +130,10 @@ def build(plan):
     stats = torch.zeros(2)
     optimizer = torch.optim.SGD(params, lr=1.)
     resampler = PeriodicResampler(
-        optimizer,
-        plan.technique,
-        plan.period,
-        begin=plan.begin,
-        end=plan.end,
-        total=plan.total,
-        accumulation=plan.accumulation,
-        sample_prob=plan.sample_prob,
-        seed=plan.seed,
-        buffers=[stats],
-        write_back=plan.write_back,
-        weighting=plan.weighting,
+        optimizer, plan.technique, plan.period, begin=plan.begin, end=plan.end,
+        total=plan.total, accumulation=plan.accumulation,
+        sample_prob=plan.sample_prob, seed=plan.seed, buffers=[stats],
+        write_back=plan.write_back, weighting=plan.weighting,
         warn=lambda message: None)
     return [*params, stats], resampler
 
@@ -248,9 +237,8 @@ def floats(dtype, **keys):
             lambda b: torch.tensor(b, dtype=torch.int32).to(
                 torch.int16).view(torch.bfloat16).item())
         return bits.filter(lambda x: abs(x) < float('inf'))
-    return st.floats(
-        width=64 if dtype == torch.float64 else width,
-        allow_nan=False, allow_infinity=False)
+    return st.floats(width=64 if dtype == torch.float64 else width,
+                     allow_nan=False, allow_infinity=False)
 
 
 def values_of(dtype, size):
@@ -259,9 +247,8 @@ def values_of(dtype, size):
 
 
 def resampler_of(w, technique, period, **keys):
-    return PeriodicResampler(
-        torch.optim.SGD([w], lr=0.), technique, period,
-        warn=lambda message: None, **keys)
+    return PeriodicResampler(torch.optim.SGD([w], lr=0.), technique, period,
+                             warn=lambda message: None, **keys)
 
 
 @pytest.mark.parametrize('dtype', DTYPES)

@@ -30,9 +30,8 @@ WEIGHTINGS = ['uniform', 'linear']
 
 def make(seed=0, dtype=torch.float32):
     torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(),
-        nn.Linear(8, 2)).to(dtype)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(),
+                         nn.Linear(8, 2)).to(dtype)
 
 
 def train(model, optimizer, resampler, steps, start=0):
@@ -62,15 +61,10 @@ def adamw(model):
 def test_equals_the_reference(technique, optimizer, sample_prob, weighting):
     model = make(dtype=torch.float64)
     optim = optimizer(model)
-    fast = PeriodicResampler(
-        optim,
-        technique,
-        5,
-        sample_prob=sample_prob,
-        seed=3,
-        weighting=weighting,
-        buffers=model.buffers(),
-        warn=lambda message: None)
+    fast = PeriodicResampler(optim, technique, 5, sample_prob=sample_prob,
+                             seed=3, weighting=weighting,
+                             buffers=model.buffers(),
+                             warn=lambda message: None)
 
     slow = make(dtype=torch.float64)
     slow_optim = optimizer(slow)
@@ -164,9 +158,8 @@ def test_pswa_never_written_back_is_swa():
 def test_the_average_so_far_is_shown(technique, write_back):
     """By hand: the mean of what was sampled since the window began."""
     w = nn.Parameter(torch.zeros(1))
-    resampler = PeriodicResampler(
-        torch.optim.SGD([w], lr=0.), technique, 4, write_back=write_back,
-        evaluate='average')
+    resampler = PeriodicResampler(torch.optim.SGD([w], lr=0.), technique, 4,
+                                  write_back=write_back, evaluate='average')
     samples, first, finished = [], 4 - technique.window(4), None
     for step in range(12):
         w.data += step**2 + 1
@@ -227,12 +220,8 @@ def test_resume_is_exact(technique, optimizer, interrupted, write_back):
         model = make()
         optim = optimizer(model)
         return model, optim, PeriodicResampler(
-            optim,
-            technique,
-            5,
-            sample_prob=0.7,
-            weighting=WEIGHTINGS[interrupted % 2],
-            buffers=model.buffers(),
+            optim, technique, 5, sample_prob=0.7,
+            weighting=WEIGHTINGS[interrupted % 2], buffers=model.buffers(),
             write_back=write_back,
             evaluate=['resampled', 'average'][interrupted // 2 % 2],
             warn=lambda message: None)
@@ -328,8 +317,7 @@ def test_frozen_shared_and_several_groups():
     optim = torch.optim.SGD([dict(params=[frozen, shared]),
                              dict(params=[unused])], lr=1.)
     optim.param_groups.append(dict(optim.param_groups[0], params=[]))
-    resampler = PeriodicResampler(
-        optim, PSWA(), 2, buffers=module.buffers())
+    resampler = PeriodicResampler(optim, PSWA(), 2, buffers=module.buffers())
     assert len(resampler.tensors) == 3
     shared.grad = torch.tensor([-1.])
     for _ in (1, 2):
@@ -414,12 +402,8 @@ def test_a_buffer_that_is_not_finite_keeps_its_live_value():
 def test_a_window_without_a_sample_is_dropped():
     w = nn.Parameter(torch.ones(1))
     messages = []
-    resampler = PeriodicResampler(
-        torch.optim.SGD([w], lr=0.),
-        PSWA(),
-        2,
-        sample_prob=1e-9,
-        warn=messages.append)
+    resampler = PeriodicResampler(torch.optim.SGD([w], lr=0.), PSWA(), 2,
+                                  sample_prob=1e-9, warn=messages.append)
     for value in (1., 2.):
         w.data[0] = value
         resampler.step()
@@ -466,12 +450,8 @@ def test_parameters_that_cannot_be_averaged():
         PeriodicResampler(torch.optim.SGD([frozen], lr=1.), PSWA(), 2)
     lazy = nn.LazyLinear(2)
     with pytest.raises(ValueError, match='weight is not initialised yet'):
-        PeriodicResampler(
-            torch.optim.SGD(lazy.parameters(), lr=1.),
-            PSWA(),
-            2,
-            names={p: n
-                   for n, p in lazy.named_parameters()})
+        PeriodicResampler(torch.optim.SGD(lazy.parameters(), lr=1.), PSWA(), 2,
+                          names={p: n for n, p in lazy.named_parameters()})
     sparse = torch.eye(2).to_sparse().requires_grad_(True)
     with pytest.raises(ValueError, match='number 0 of .*sparse_coo'):
         PeriodicResampler(torch.optim.SGD([sparse], lr=1.), PSWA(), 2)
@@ -514,12 +494,8 @@ def test_the_draws_are_the_same_for_the_same_seed():
     counts = []
     for seed in (0, 0, 1):
         w = nn.Parameter(torch.ones(1))
-        resampler = PeriodicResampler(
-            torch.optim.SGD([w], lr=0.),
-            PSWA(),
-            200,
-            sample_prob=0.3,
-            seed=seed)
+        resampler = PeriodicResampler(torch.optim.SGD([w], lr=0.), PSWA(), 200,
+                                      sample_prob=0.3, seed=seed)
         counts.append([(resampler.step(), resampler.samples)[1]
                        for _ in range(199)])
     assert counts[0] == counts[1] != counts[2]
