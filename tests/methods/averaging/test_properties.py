@@ -164,7 +164,9 @@ def train(plan, interrupted=(), check=None):
             if updated:
                 move(plan, live, iteration)
             before = [t.detach().clone() for t in live]
-            done = resampler.step(iteration, updated)
+            # It counts by itself where each iteration updates.
+            done = resampler.step(
+                None if plan.accumulation == 1 else iteration, updated)
             if check is not None:
                 check(iteration, before, live, resampler, updated, done)
         if iteration in interrupted:
