@@ -16,19 +16,14 @@ import os
 import subprocess
 import sys
 import tempfile
-import uuid
 from pathlib import Path
 
 import torch
+from launching import environment
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel
-from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
-from torch import nn
-from torch.utils.data import Dataset
-
-LENGTH, BATCH, EPOCHS = 24, 4, 4   # six iterations an epoch
+from several_processes import DDP
+from toy import trained
 
 RUNS = {
     'pswa': dict(psw=dict(type='PSWA')),
@@ -50,34 +45,6 @@ RUNS = {
         train_cfg=dict(by_epoch=False, max_iters=24)),
     'bf16': dict(psw=dict(type='PSWA'), kind='mmpsw.PSWAmpOptimWrapper'),
 }
-
-
-class Points(Dataset):
-    metainfo = dict(name='points')
-
-    def __init__(self):
-        generator = torch.Generator().manual_seed(0)
-        self.x = torch.randn(LENGTH, 4, generator=generator)
-        self.y = self.x.sum(1, keepdim=True).sin()
-
-    def __len__(self):
-        return LENGTH
-
-    def __getitem__(self, index):
-        return self.x[index], self.y[index]
-
-
-class Network(BaseModel):
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(
-            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
-
-    def forward(self, x, y, mode='tensor'):
-        loss = (self.net(x).float() - y).square().mean()
-        return dict(loss=loss) if mode == 'loss' else self.net(x)
 
 
 class Digest(Hook):
@@ -108,34 +75,10 @@ def sha256(tensors):
     return total.hexdigest()[:16]
 
 
-def train(work_dir, psw, kind='mmpsw.PSWOptimWrapper', train_cfg=None,
-          optimizer=None, wrapper=None, **keys):
+def train(work_dir, psw, **keys):
     """Trains one run; returns its (iteration, digest) pairs."""
-    init_default_scope('mmengine')
     digest = Digest()
-    Runner(
-        Network(),
-        str(work_dir),
-        train_dataloader=dict(
-            batch_size=BATCH,
-            num_workers=0,
-            collate_fn=dict(type='default_collate'),
-            sampler=dict(type='DefaultSampler', shuffle=True, seed=0),
-            dataset=Points()),
-        train_cfg=train_cfg or dict(by_epoch=True, max_epochs=EPOCHS),
-        optim_wrapper=dict(
-            type=kind,
-            psw=psw,
-            optimizer=optimizer or dict(type='SGD', lr=0.05, momentum=0.9),
-            **(wrapper or {})),
-        custom_hooks=[dict(type='mmpsw.PSWHook'), digest],
-        default_hooks=dict(
-            checkpoint=dict(
-                type='CheckpointHook', by_epoch=False, interval=1)),
-        randomness=dict(seed=0),
-        experiment_name=uuid.uuid4().hex,
-        log_level='WARNING',
-        **keys).train()
+    trained(work_dir, psw, hooks=[digest], validate=False, **keys)
     return digest.found
 
 
@@ -143,16 +86,15 @@ def resumed(folder, at):
     """PSWM, gone on with from a checkpoint inside of its second period."""
     psw = dict(type='PSWM', momentum=0.5)
     train(folder / 'whole', psw)
-    return train(folder / 'resumed', psw, resume=True,
-                 load_from=str(folder / 'whole' / f'iter_{at}.pth'))
+    return train(folder / 'resumed', psw,
+                 resume_from=folder / f'whole/iter_{at}.pth')
 
 
 def in_two_processes(folder):
     """PSWA over gloo; rank 1 must end with the bits of rank 0."""
     subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node',
-         '2', '--master-port', '0', '--rdzv-backend', 'c10d',
-         '--rdzv-endpoint', 'localhost:0', __file__, str(folder)],
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone',
+         '--nproc-per-node', '2', __file__, str(folder)], env=environment(),
         check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return [(f'rank {rank}', (folder / f'rank{rank}.txt').read_text())
             for rank in range(2)]
@@ -161,10 +103,8 @@ def in_two_processes(folder):
 def one_process(folder):
     """What torchrun starts."""
     torch.distributed.init_process_group('gloo')
-    ddp = dict(type='MMDistributedDataParallel', device_ids=None,
-               broadcast_buffers=False)
     found = train(folder / 'work', dict(type='PSWA'), launcher='pytorch',
-                  cfg=dict(model_wrapper_cfg=ddp))
+                  cfg=dict(model_wrapper_cfg=DDP))
     text = ' '.join(f'{where}:{digest}' for where, digest in found)
     (folder / f'rank{get_rank()}.txt').write_text(text)
     torch.distributed.barrier()

@@ -97,9 +97,8 @@ class Net(BaseModel):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(256, 1024), nn.BatchNorm1d(1024), nn.ReLU(),
-            nn.Dropout(), nn.Linear(1024, 1))
+        self.net = nn.Sequential(nn.Linear(256, 1024), nn.BatchNorm1d(1024),
+                                 nn.ReLU(), nn.Dropout(), nn.Linear(1024, 1))
 
     def forward(self, x: Any, y: Any, mode: str = 'tensor') -> Any:
         """The squared error, or the output."""

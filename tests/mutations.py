@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESAMPLER = 'mmpsw/methods/averaging/resampler.py'
+PROPERTIES = 'tests/methods/averaging/test_properties.py'
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,15 @@ class Mutation:
 MUTATIONS = (
     Mutation('a counter is not saved', RESAMPLER,
              (('samples=self.samples,', 'samples=0,'), ),
-             ('tests/methods/averaging/test_resampler.py', )),
+             (PROPERTIES, )),
     Mutation('the generator is not restored', RESAMPLER,
              (("self.generator.set_state(state['generator'].cpu())", 'pass'),
-              ), ('tests/methods/averaging/test_resampler.py', )),
+              ), (PROPERTIES, )),
     Mutation('the mean is an alias of the live weights',
              'mmpsw/methods/averaging/mean.py',
              (('self.mean = accumulators(self.tensors)',
                'self.mean = list(self.tensors)'), ),
-             ('tests/methods/averaging/test_resampler.py', )),
+             (PROPERTIES, )),
     Mutation('an iteration is a sample, whether it updates or not',
              'mmpsw/engine/averaging/optim_wrapper.py',
              (('self.resampler.step(self._inner_count, self._updated)',
@@ -59,7 +60,7 @@ MUTATIONS = (
                '            copy_(self.tensors, self._late)\n'
                '            self._late = None\n'
                '        place = self.schedule.locate(self.iteration)\n')),
-             ('tests/methods/averaging/test_resampler.py', )),
+             (PROPERTIES, )),
 )
 
 

@@ -3,6 +3,16 @@
 It keeps every sample of a period in float64, and computes the statistic from
 the definition when the period ends.
 """
+import torch
+
+
+def assert_equal(one, other):
+    """Of two models, or their states: the same names and the same bits."""
+    if isinstance(one, torch.nn.Module):
+        one, other = one.state_dict(), other.state_dict()
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
 
 
 class Reference:

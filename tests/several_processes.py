@@ -28,8 +28,7 @@ for registry, part in ((DATASETS, Points), (METRICS, Error), (MODELS, Toy)):
 
 DDP = dict(
     type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
-FSDP = dict(
-    type='MMFullyShardedDataParallel', device_id=torch.device('cpu'))
+FSDP = dict(type='MMFullyShardedDataParallel', device_id=torch.device('cpu'))
 
 
 @HOOKS.register_module(force=True)
@@ -47,8 +46,7 @@ class Record(Hook):
         self.seen[runner.iter + 1] = dict(
             model={k: v.clone() for k, v in model.state_dict().items()},
             average=[m.clone() for m in resampler.average or ()],
-            samples=resampler.samples,
-            resamplings=resampler.resamplings)
+            samples=resampler.samples, resamplings=resampler.resamplings)
 
     def after_train(self, runner):
         path = Path(runner.work_dir) / f'rank{get_rank()}.pt'
@@ -106,20 +104,15 @@ def all_trainings(folder):
     for buffers in ('average', 'recalibrate'):
         psw = dict(type='PSWM', buffers=buffers)
         train(folder / buffers, psw)
-        train(
-            folder / f'{buffers}_resumed',
-            psw,
-            resume=True,
-            load_from=str(folder / buffers / 'iter_4.pth'))
+        train(folder / f'{buffers}_resumed', psw, resume=True,
+              load_from=str(folder / buffers / 'iter_4.pth'))
     train(folder / 'synced', dict(type='PSWM', buffers='average'),
           [dict(type='SyncBuffersHook')])
     train(folder / 'control', dict(type='PSWA', write_back=False))
     failing(folder / 'nudged', lambda: train(
         folder / 'nudged', dict(type='PSWA', buffers='keep'), [Nudge()]))
-    weights = dict(
-        a=torch.ones(3),
-        half=torch.zeros(2, dtype=torch.bfloat16),
-        pair=torch.zeros(2, dtype=torch.complex128))
+    weights = dict(a=torch.ones(3), half=torch.zeros(2, dtype=torch.bfloat16),
+                   pair=torch.zeros(2, dtype=torch.complex128))
     check_same_weights(weights, 7)
     weights['half'][1] = 0. * (-1)**get_rank()  # equal, but for the sign bit
     weights['pair'][0] = get_rank()
@@ -164,15 +157,12 @@ def flexible_runner(work_dir, psw):
         launcher='pytorch',
         strategy=dict(type='FSDPStrategy', model_wrapper=dict(FSDP)),
         train_dataloader=dict(
-            batch_size=4,
-            collate_fn=dict(type='default_collate'),
+            batch_size=4, collate_fn=dict(type='default_collate'),
             sampler=dict(type='DefaultSampler', shuffle=True),
             dataset=dict(type='Points')),
         train_cfg=dict(by_epoch=True, max_epochs=1),
-        optim_wrapper=dict(
-            type='mmpsw.PSWOptimWrapper',
-            psw=psw,
-            optimizer=dict(type='SGD', lr=0.1)),
+        optim_wrapper=dict(type='mmpsw.PSWOptimWrapper', psw=psw,
+                           optimizer=dict(type='SGD', lr=0.1)),
         custom_hooks=[dict(type='mmpsw.PSWHook'), dict(type='Never')])
 
 

@@ -1,9 +1,11 @@
 """A small real model and data set, to run real mmengine Runners on."""
+import copy
 import uuid
 
 import torch
 from mmengine.device import get_device
 from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -52,9 +54,7 @@ def here(value):
 
 
 class Error(BaseMetric):
-    """Mean squared error, and a fingerprint of the weights."""
-
-    seen = []
+    """Mean squared error."""
 
     def process(self, data_batch, data_samples):
         self.results += [(out - y).square().mean().item()
@@ -64,44 +64,68 @@ class Error(BaseMetric):
         return dict(error=sum(results) / len(results))
 
 
-def runner(work_dir,
-           psw=None,
-           train_cfg=None,
-           hook=True,
-           hooks=(),
-           optimizer=None,
-           batch_size=4,
-           checkpoint=None,
-           sampler='DefaultSampler',
-           validate=True,
-           loader=None,
+class Weights(Hook):
+    """Keeps the live weights after each iteration, before any other hook."""
+
+    priority = 'HIGHEST'
+
+    def __init__(self):
+        self.after = []
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        self.after.append(copy.deepcopy(runner.model.state_dict()))
+
+
+@torch.no_grad()
+def assert_statistics(model, batches):
+    """Batch norm holds the plain average over these batches of points."""
+    inputs = [model.net[0](here(x)) for x in batches]
+    for name, values in (('running_mean', [x.mean(0) for x in inputs]),
+                         ('running_var', [x.var(0) for x in inputs])):
+        torch.testing.assert_close(getattr(model.net[1], name),
+                                   torch.stack(values).mean(0))
+
+
+def trained(*args, **keys):
+    """The Runner, after its run."""
+    run = runner(*args, **keys)
+    run.train()
+    return run
+
+
+def runner(work_dir, psw=None, train_cfg=None, hook=True, hooks=(),
+           optimizer=None, batch_size=4, checkpoint=None,
+           sampler='DefaultSampler', validate=True, loader=None, model=None,
+           dataset=None, kind='mmpsw.PSWOptimWrapper', resume_from=None,
            **keys):
-    """A Runner on Toy: 6 iterations an epoch."""
+    """A Runner on Toy: 6 iterations an epoch.
+
+    What is resumed saves no checkpoints, unless ``checkpoint`` says so.
+    """
     init_default_scope('mmengine')
+    if resume_from is not None:
+        keys.update(resume=True, load_from=str(resume_from))
+        checkpoint = checkpoint or dict(interval=-1)
     wrapper = dict(
         type='OptimWrapper',
         optimizer=optimizer or dict(type='SGD', lr=0.05, momentum=0.9),
         **keys.pop('wrapper', {}))
     custom_hooks = list(hooks)
     if psw is not None:
-        wrapper.update(type='mmpsw.PSWOptimWrapper', psw=psw)
+        wrapper.update(type=kind, psw=psw)
         if hook:
             custom_hooks.insert(0, dict(type='mmpsw.PSWHook'))
-    stock = dict(
-        batch_size=batch_size,
-        num_workers=0,
-        collate_fn=dict(type='default_collate'),
-        sampler=dict(type=sampler, shuffle=True, seed=0),
-        dataset=Points())
+    stock = dict(batch_size=batch_size, num_workers=0,
+                 collate_fn=dict(type='default_collate'),
+                 sampler=dict(type=sampler, shuffle=True, seed=0),
+                 dataset=dataset or Points())
     val = dict(
         val_dataloader=dict(
-            stock,
-            sampler=dict(type='DefaultSampler', shuffle=False)),
+            stock, sampler=dict(type='DefaultSampler', shuffle=False)),
         val_cfg=dict(),
         val_evaluator=Evaluator(Error())) if validate else {}
     return Runner(
-        Toy(),
-        str(work_dir),
+        model or Toy(), str(work_dir),
         train_dataloader=stock if loader is None else loader,
         train_cfg=train_cfg or dict(by_epoch=True, max_epochs=4),
         optim_wrapper=wrapper,

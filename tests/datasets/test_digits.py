@@ -79,8 +79,7 @@ def test_boxes_are_tight_around_the_segmentation_map(root, split):
     data = annotations(root, split)
     for image in data['images']:
         name = image['file_name'].removeprefix(f'{split}_')
-        seg_map = np.array(
-            Image.open(root / 'seg/ann_dir' / split / name))
+        seg_map = np.array(Image.open(root / 'seg/ann_dir' / split / name))
         assert seg_map.shape == (image['height'], image['width'])
         for obj in data['annotations']:
             if obj['image_id'] != image['id']:

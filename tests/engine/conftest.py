@@ -11,3 +11,9 @@ def device(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('mmengine.device.utils.DEVICE', request.param)
         yield request.param
+
+
+@pytest.fixture(autouse=True)
+def no_sleep(monkeypatch):
+    """mmengine sleeps 2 s whenever an iteration-based loop starts over."""
+    monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda s: None)

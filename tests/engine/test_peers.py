@@ -3,29 +3,24 @@ import copy
 
 import pytest
 import torch
-import toy
 from mmengine.hooks import Hook
+from reference import assert_equal
+from toy import Weights, trained
 
-MAX_EPOCHS = 4
 EPOCH = 6
 EMA = 0.3
 
 
-class Recorder(Hook):
-    """Keeps the live weights after each iteration, before any other hook."""
-
-    priority = 'HIGHEST'
+class Recorder(Weights):
+    """Keeps also what a validation sees, and where each iteration begins."""
 
     def __init__(self):
+        super().__init__()
         self.starts = []
-        self.live = []
         self.shown = []
 
     def before_train_iter(self, runner, *args, **kwargs):
         self.starts.append(copy.deepcopy(runner.model.state_dict()))
-
-    def after_train_iter(self, runner, *args, **kwargs):
-        self.live.append(copy.deepcopy(runner.model.state_dict()))
 
     def before_val_iter(self, runner, batch_idx, data_batch=None):
         if batch_idx == 0:
@@ -34,9 +29,7 @@ class Recorder(Hook):
 
 def train(tmp_path, hook, **keys):
     recorder = Recorder()
-    runner = toy.runner(tmp_path, hooks=[hook, recorder], **keys)
-    runner.train()
-    return runner, recorder
+    return trained(tmp_path, hooks=[hook, recorder], **keys), recorder
 
 
 def means(states):
@@ -48,50 +41,31 @@ def means(states):
 
 def assert_close(state, expected):
     for name, value in expected.items():
-        torch.testing.assert_close(
-            state[name].double(), value.double(), rtol=1e-5, atol=1e-7,
-            msg=name)
+        torch.testing.assert_close(state[name].double(), value.double(),
+                                   rtol=1e-5, atol=1e-7, msg=name)
 
 
-def loops():
-    return pytest.mark.parametrize('train_cfg', [
-        dict(by_epoch=True, max_epochs=MAX_EPOCHS),
-        dict(by_epoch=False, max_iters=MAX_EPOCHS * EPOCH, val_interval=EPOCH)
-    ])
+LATE_EPOCHS = dict(type='mmpsw.EpochAverageHook', begin=0.5,
+                   ema_type='StochasticWeightAverage', update_buffers=True)
+LAST_EPOCHS = dict(type='mmpsw.EpochAverageHook', last=2,
+                   ema_type='mmpsw.LatestWeightAverage')
 
 
-@loops()
-def test_swa_is_the_mean_of_the_late_epoch_ends(tmp_path, train_cfg):
-    hook = dict(
-        type='mmpsw.EpochAverageHook',
-        ema_type='StochasticWeightAverage',
-        begin=0.5,
-        update_buffers=True)
-    _, seen = train(
-        tmp_path, hook, train_cfg=train_cfg,
-        sampler='DefaultSampler'
-        if train_cfg['by_epoch'] else 'InfiniteSampler')
-    ends = seen.live[EPOCH - 1::EPOCH]
+@pytest.mark.parametrize('hook, first', [
     # Half of the training is two epochs: the second end is the first sample.
-    for shown, samples in zip(
-            seen.shown, [ends[:1], ends[1:2], ends[1:3], ends[1:4]]):
-        assert_close(shown, means(samples))
-
-
-@loops()
-def test_lawa_is_the_mean_of_the_last_epoch_ends(tmp_path, train_cfg):
-    hook = dict(
-        type='mmpsw.EpochAverageHook',
-        ema_type='mmpsw.LatestWeightAverage',
-        last=2)
-    runner, seen = train(
-        tmp_path, hook, train_cfg=train_cfg,
-        sampler='DefaultSampler'
-        if train_cfg['by_epoch'] else 'InfiniteSampler')
-    ends = seen.live[EPOCH - 1::EPOCH]
-    for shown, samples in zip(
-            seen.shown, [ends[:1], ends[0:2], ends[1:3], ends[2:4]]):
-        assert_close(shown, means(samples))
+    (LATE_EPOCHS, (0, 1, 1, 1)),
+    (LAST_EPOCHS, (0, 0, 1, 2)),
+])
+@pytest.mark.parametrize('sampler, train_cfg', [
+    ('DefaultSampler', dict(by_epoch=True, max_epochs=4)),
+    ('InfiniteSampler', dict(by_epoch=False, max_iters=24, val_interval=6)),
+])
+def test_swa_and_lawa_are_means_of_epoch_ends(tmp_path, hook, first, sampler,
+                                              train_cfg):
+    runner, seen = train(tmp_path, hook, train_cfg=train_cfg, sampler=sampler)
+    ends = seen.after[EPOCH - 1::EPOCH]
+    for last, (shown, begin) in enumerate(zip(seen.shown, first, strict=True)):
+        assert_close(shown, means(ends[begin:last + 1]))
     assert_close(runner.model.state_dict(), ends[-1])
 
 
@@ -99,13 +73,9 @@ def test_nothing_that_is_only_evaluated_changes_the_training(tmp_path):
     plain, _ = train(tmp_path / 'a', Hook())
     for i, arm in enumerate((
             dict(type='EMAHook', momentum=0.02, update_buffers=True),
-            dict(type='mmpsw.EpochAverageHook',
-                 ema_type='mmpsw.LatestWeightAverage'),
-            dict(type='mmpsw.EpochAverageHook',
-                 ema_type='StochasticWeightAverage', begin=0.75))):
+            LAST_EPOCHS, LATE_EPOCHS)):
         other, _ = train(tmp_path / str(i), arm)
-        for name, value in plain.model.state_dict().items():
-            assert torch.equal(other.model.state_dict()[name], value), name
+        assert_equal(plain.model, other.model)
 
 
 def test_switch_ema_trains_on_from_the_average(tmp_path):
@@ -113,11 +83,10 @@ def test_switch_ema_trains_on_from_the_average(tmp_path):
 
     (Li et al. 2024, algorithm 1, with mmengine's name for the rate.)
     """
-    hook = dict(
-        type='mmpsw.SwitchEMAHook', momentum=EMA, update_buffers=True)
+    hook = dict(type='mmpsw.SwitchEMAHook', momentum=EMA, update_buffers=True)
     runner, seen = train(tmp_path, hook)
     average = None
-    for i, live in enumerate(seen.live):
+    for i, live in enumerate(seen.after):
         live = {k: v for k, v in live.items() if v.is_floating_point()}
         average = live if average is None else {
             name: (1 - EMA) * average[name] + EMA * value
@@ -144,7 +113,7 @@ def test_lookahead_synchronises_from_the_first_weights_on(tmp_path):
     names = [name for name, _ in runner.model.named_parameters()]
     slow = {name: seen.starts[0][name] for name in names}
     ends = seen.starts[1:] + [runner.model.state_dict()]
-    for i, (fast, after) in enumerate(zip(seen.live, ends), start=1):
+    for i, (fast, after) in enumerate(zip(seen.after, ends), start=1):
         if i % k == 0:
             slow = {
                 name: slow[name] + alpha * (fast[name] - slow[name])
@@ -160,23 +129,18 @@ def test_lookahead_synchronises_from_the_first_weights_on(tmp_path):
 @pytest.mark.parametrize('hook', [
     dict(type='mmpsw.LookaheadHook', k=4, alpha=0.3),
     dict(type='mmpsw.SwitchEMAHook', momentum=EMA, update_buffers=True),
-    dict(type='mmpsw.EpochAverageHook',
-         ema_type='mmpsw.LatestWeightAverage', last=2),
-    dict(type='mmpsw.EpochAverageHook', ema_type='StochasticWeightAverage',
-         begin=0.25, update_buffers=True),
+    LAST_EPOCHS,
+    dict(LATE_EPOCHS, begin=0.25),
 ])
 def test_resumed_peers_end_as_uninterrupted_ones(tmp_path, hook):
     whole, _ = train(tmp_path / 'whole', hook,
                      checkpoint=dict(interval=1))
-    resumed, _ = train(
-        tmp_path / 'rest', hook, checkpoint=dict(interval=1), resume=True,
-        load_from=str(tmp_path / 'whole/epoch_2.pth'))
-    expected = torch.load(tmp_path / 'whole/epoch_4.pth', weights_only=False)
-    found = torch.load(tmp_path / 'rest/epoch_4.pth', weights_only=False)
-    for name, value in expected['state_dict'].items():
-        assert torch.equal(found['state_dict'][name], value), name
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[name], value), name
+    resumed, _ = train(tmp_path / 'rest', hook, checkpoint=dict(interval=1),
+                       resume_from=tmp_path / 'whole/epoch_2.pth')
+    expected, found = (torch.load(tmp_path / name / 'epoch_4.pth')
+                       for name in ('whole', 'rest'))
+    assert_equal(expected['state_dict'], found['state_dict'])
+    assert_equal(whole.model, resumed.model)
 
 
 @pytest.mark.parametrize('hook, message', [

@@ -6,6 +6,7 @@ import pytest
 import torch
 import toy
 from mmengine.hooks import Hook
+from reference import assert_equal
 
 from mmpsw.runtime.random_state import random_state, set_random_state
 
@@ -34,23 +35,14 @@ class Draws(Hook):
 
 
 def train(work_dir, by_epoch, **keys):
-    loader = dict(
-        batch_size=4,
-        num_workers=0,
-        collate_fn=dict(type='default_collate'),
-        sampler=dict(
-            type='DefaultSampler' if by_epoch else 'InfiniteSampler',
-            shuffle=True, seed=0),
-        dataset=Noise())
-    cfg = (dict(by_epoch=True, max_epochs=3) if by_epoch else dict(
-        by_epoch=False, max_iters=18, val_interval=6))
+    cfg = dict(by_epoch=True, max_epochs=3) if by_epoch else dict(
+        by_epoch=False, max_iters=18, val_interval=6)
     DRAWN.clear()
-    runner = toy.runner(
-        work_dir, train_cfg=cfg, loader=loader,
-        checkpoint=dict(by_epoch=False, interval=1),
+    runner = toy.trained(
+        work_dir, train_cfg=cfg, dataset=Noise(),
+        sampler='DefaultSampler' if by_epoch else 'InfiniteSampler',
         hooks=[dict(type='mmpsw.RandomStateHook'), Draws()], **keys)
-    runner.train()
-    return runner.model.state_dict(), list(DRAWN)
+    return runner.model, list(DRAWN)
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])
@@ -58,11 +50,10 @@ def train(work_dir, by_epoch, **keys):
 def test_a_resumed_run_draws_the_same(tmp_path, by_epoch, iteration):
     whole, drawn = train(tmp_path / 'whole', by_epoch)
     rest, drawn_after = train(
-        tmp_path / 'rest', by_epoch, resume=True,
-        load_from=str(tmp_path / f'whole/iter_{iteration}.pth'))
+        tmp_path / 'rest', by_epoch,
+        resume_from=tmp_path / f'whole/iter_{iteration}.pth')
     assert drawn_after == drawn[iteration:]
-    for name, value in whole.items():
-        assert torch.equal(rest[name], value), name
+    assert_equal(whole, rest)
 
 
 def test_the_state_is_tensors_and_plain_numbers(tmp_path):

@@ -7,19 +7,13 @@ import warnings
 import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
-from reference import Reference
+from reference import Reference, assert_equal
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.data import default_collate
-from toy import Points, Toy, here, runner
+from toy import Points, Toy, Weights, assert_statistics, here, trained
 
 from mmpsw.methods.averaging import PSWA, PSWM, PeriodicResampler
-
-
-@pytest.fixture(autouse=True)
-def no_sleep(monkeypatch):
-    """mmengine sleeps 2 s whenever an iteration-based loop starts over."""
-    monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda s: None)
 
 
 class Witness(Hook):
@@ -43,10 +37,8 @@ class Witness(Hook):
 
     def tensors(self):
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
-        return [
-            tensor for name, tensor in named if tensor.is_floating_point()
-            and not name.endswith(self.left_out or ('nothing', ))
-        ]
+        return [tensor for name, tensor in named
+                if tensor.is_floating_point() and name not in self.left_out]
 
     def look(self, *args):
         self.live = [t.detach().clone() for t in self.tensors()]
@@ -61,39 +53,14 @@ class Witness(Hook):
             torch.testing.assert_close(tensor.detach(), value)
 
 
-class Weights(Hook):
-    """Remembers all weights after each iteration."""
-
-    priority = 'VERY_LOW'
-
-    def before_train(self, runner):
-        self.after = []
-
-    def after_train_iter(self, runner, *args, **kwargs):
-        self.after.append(copy.deepcopy(runner.model.state_dict()))
-
-
-def assert_equal(state, other):
-    assert state.keys() == other.keys()
-    for key, tensor in state.items():
-        assert torch.equal(tensor, other[key]), key
-
-
-def train(work_dir, hooks=(), psw=None, model=None, witness=True, **keys):
+def train(work_dir, hooks=(), psw=None, witness=True, **keys):
     """Four epochs of six iterations, watched; validated where asked to."""
     keys.setdefault('validate', False)
     keys.setdefault('checkpoint', dict(interval=-1))
     watching = [Witness()] if witness is True else [witness] * bool(witness)
     weights = Weights()
-    run = runner(
-        work_dir,
-        psw or dict(type='PSWA'),
-        keys.pop('train_cfg', None),
-        hooks=[*hooks, *watching, weights],
-        **keys)
-    if model is not None:
-        run.model = model
-    run.train()
+    run = trained(work_dir, psw or dict(type='PSWA'),
+                  hooks=[*hooks, *watching, weights], **keys)
     assert all(w.resamplings == run.iter // 6 for w in watching)
     run.after = weights.after
     return run
@@ -107,10 +74,9 @@ def test_ema(tmp_path, update_buffers):
     """It averages what is written back, and does not disturb the training."""
     ema = dict(type='EMAHook', momentum=0.25, update_buffers=update_buffers)
     plain = train(tmp_path / 'plain')
-    run = train(
-        tmp_path / 'ema', [copy.deepcopy(ema)], validate=True,
-        checkpoint=dict(by_epoch=False, interval=1))
-    assert_equal(plain.model.state_dict(), run.model.state_dict())
+    run = train(tmp_path / 'ema', [copy.deepcopy(ema)], validate=True,
+                checkpoint=dict(by_epoch=False, interval=1))
+    assert_equal(plain.model, run.model)
 
     def averaged(run):
         hook = next(h for h in run.hooks if isinstance(h, EMAHook))
@@ -122,11 +88,10 @@ def test_ema(tmp_path, update_buffers):
         mean += 0.25 * (state[key] - mean)
     torch.testing.assert_close(averaged(run)[key].double(), mean)
     for iteration in (6, 9):
-        resumed = train(
-            tmp_path / str(iteration), [copy.deepcopy(ema)], witness=False,
-            validate=True, resume=True,
-            load_from=str(tmp_path / 'ema' / f'iter_{iteration}.pth'))
-        assert_equal(run.model.state_dict(), resumed.model.state_dict())
+        resumed = train(tmp_path / str(iteration), [copy.deepcopy(ema)],
+                        witness=False, validate=True, resume_from=tmp_path /
+                        f'ema/iter_{iteration}.pth')
+        assert_equal(run.model, resumed.model)
         assert_equal(averaged(run), averaged(resumed))
 
 
@@ -137,14 +102,12 @@ def test_early_stopping(tmp_path):
     two = dict(by_epoch=True, max_epochs=2)
     run = train(tmp_path / 'a', [dict(stop)], validate=True)
     assert run.epoch == 2
-    assert_equal(run.model.state_dict(),
-                 train(tmp_path / 'b', train_cfg=two).model.state_dict())
+    assert_equal(run.model, train(tmp_path / 'b', train_cfg=two).model)
     inside = train(tmp_path / 'c', [dict(stop)], dict(type='PSWA', period=4),
                    witness=False, validate=True)
-    stock = runner(tmp_path / 'd', train_cfg=two, validate=False)
-    stock.train()
+    stock = trained(tmp_path / 'd', train_cfg=two, validate=False)
     assert inside.epoch == 2
-    assert_equal(inside.model.state_dict(), stock.model.state_dict())
+    assert_equal(inside.model, stock.model)
 
 
 def test_activation_checkpointing(tmp_path):
@@ -152,9 +115,8 @@ def test_activation_checkpointing(tmp_path):
     plain = train(tmp_path / 'plain')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # mmengine names no use_reentrant
-        run = train(
-            tmp_path / 'run',
-            cfg=dict(activation_checkpointing=['net.1', 'net.3']))
+        run = train(tmp_path / 'run',
+                    cfg=dict(activation_checkpointing=['net.1', 'net.3']))
     for a, b in zip(plain.model.parameters(), run.model.parameters()):
         assert torch.equal(a, b)
     # Batch norm's statistics are updated twice, with and without PSW.
@@ -238,13 +200,8 @@ def test_mode_switches(tmp_path, kind):
     """Data and loss change between two periods, also when resumed."""
 
     def run(name, **keys):
-        loader = dict(
-            batch_size=4, num_workers=0,
-            collate_fn=dict(type='default_collate'),
-            sampler=dict(type='DefaultSampler', shuffle=True, seed=0),
-            dataset=SwitchPoints())
         return train(tmp_path / name, [switching(kind)], model=Switched(),
-                     loader=loader, **keys)
+                     dataset=SwitchPoints(), **keys)
 
     whole = run('whole', checkpoint=dict(by_epoch=False, interval=1))
     seen = whole.model.seen
@@ -258,10 +215,10 @@ def test_mode_switches(tmp_path, kind):
     assert len(seen) == 24 and modes == expected
     assert largest[1] / largest[0] == pytest.approx(scale, abs=0.2)
     for iteration in (11, 14):
-        resumed = run(str(iteration), resume=True, witness=False,
-                      load_from=str(tmp_path / f'whole/iter_{iteration}.pth'))
+        resumed = run(str(iteration), witness=False,
+                      resume_from=tmp_path / f'whole/iter_{iteration}.pth')
         assert resumed.model.seen == seen[iteration:]
-        assert_equal(whole.model.state_dict(), resumed.model.state_dict())
+        assert_equal(whole.model, resumed.model)
 
 
 class Named(Toy):
@@ -285,17 +242,11 @@ def test_precise_bn(tmp_path, write_back):
     hooks = pytest.importorskip('mmpretrain.engine.hooks')
     loader = torch.utils.data.DataLoader(
         Points(), batch_size=4, collate_fn=named_batch)
-    run = train(
-        tmp_path, [hooks.PreciseBNHook(num_samples=24)],
-        dict(type='PSWA', write_back=write_back), Named(), loader=loader,
-        witness=write_back, checkpoint=dict(interval=1))
+    run = train(tmp_path, [hooks.PreciseBNHook(num_samples=24)],
+                dict(type='PSWA', write_back=write_back), model=Named(),
+                loader=loader, witness=write_back, checkpoint=dict(interval=1))
     norm = run.model.net[1]
-    with torch.no_grad():
-        inputs = [run.model.net[0](here(x)) for x in Points().x.split(4)]
-    mean = torch.stack([x.mean(0) for x in inputs]).mean(0)
-    var = torch.stack([x.var(0) for x in inputs]).mean(0)
-    torch.testing.assert_close(norm.running_mean, mean)
-    torch.testing.assert_close(norm.running_var, var)
+    assert_statistics(run.model, Points().x.split(4))
     resampler = run.optim_wrapper.resampler
     assert any(norm.running_mean is tensor for tensor in resampler.tensors)
     if not write_back:  # deployed is the average, with its own statistics
@@ -309,54 +260,32 @@ def test_precise_bn(tmp_path, write_back):
 # Models
 
 
-class Parametrised(Toy):
-
-    def __init__(self):
-        super().__init__()
-        self.net[0] = weight_norm(self.net[0])
-        self.net[3] = spectral_norm(self.net[3])
-
-
-class OldParametrised(Toy):
-
-    def __init__(self):
-        super().__init__()
-        self.net[0] = nn.utils.weight_norm(self.net[0])
-        self.net[3] = nn.utils.spectral_norm(self.net[3])
-
-
 @pytest.mark.filterwarnings('ignore::FutureWarning')
-@pytest.mark.parametrize('kind, vectors, direction, length', [
-    (Parametrised, ('_u', '_v'), 'net.0.parametrizations.weight.original1',
+@pytest.mark.parametrize('weight, spectral, direction, length', [
+    (weight_norm, spectral_norm, 'net.0.parametrizations.weight.original1',
      'net.0.parametrizations.weight.original0'),
-    (OldParametrised, ('_u', '_v'), 'net.0.weight_v', 'net.0.weight_g'),
+    (nn.utils.weight_norm, nn.utils.spectral_norm, 'net.0.weight_v',
+     'net.0.weight_g'),
 ])
-def test_parametrised_modules(tmp_path, kind, vectors, direction, length):
+def test_parametrised_modules(tmp_path, weight, spectral, direction, length):
     """The parameters are averaged, and the weight is that of their mean.
 
     A spectral norm's vectors are left as they are: their mean is shorter.
     """
-
-    class Look(Witness):
-
-        def tensors(self):
-            return [
-                t for n, t in [*self.model.named_parameters(),
-                               *self.model.named_buffers()]
-                if t.is_floating_point() and not (
-                    n.startswith('net.3') and n.endswith(vectors))
-            ]
-
-    run = train(tmp_path, model=kind(), witness=Look())
-    model = run.model.eval()
-    model(*next(iter(run.train_dataloader)))
+    model = Toy()
+    weight(model.net[0])
+    spectral(model.net[3])
+    vectors = {name: vector for name, vector in model.named_buffers()
+               if name.startswith('net.3')}
+    assert len(vectors) == 2
+    run = train(tmp_path, model=model, witness=Witness(left_out=vectors))
+    model.eval()(*next(iter(run.train_dataloader)))
     state = model.state_dict()
     v, g = state[direction], state[length]
     torch.testing.assert_close(
         model.net[0].weight, g * v / v.norm(dim=1, keepdim=True))
-    for name, vector in model.named_buffers():
-        if name.startswith('net.3') and name.endswith(vectors):
-            assert vector.norm().item() == pytest.approx(1, abs=1e-5)
+    for name in vectors:
+        assert state[name].norm().item() == pytest.approx(1, abs=1e-5)
     norm = torch.linalg.matrix_norm(model.net[3].weight.detach(), 2)
     assert norm.item() == pytest.approx(1, abs=1e-3)
 
@@ -372,9 +301,8 @@ class Tied(Toy):
 @pytest.mark.parametrize('write_back', [True, False])
 def test_tied_parameters(tmp_path, write_back):
     """They stay one, and both names are deployed."""
-    run = train(
-        tmp_path, psw=dict(type='PSWA', write_back=write_back), model=Tied(),
-        witness=write_back, checkpoint=dict(interval=4))
+    run = train(tmp_path, psw=dict(type='PSWA', write_back=write_back),
+                model=Tied(), witness=write_back, checkpoint=dict(interval=4))
     assert run.model.more.weight is run.model.net[0].weight
     saved = torch.load(tmp_path / 'epoch_4.pth', weights_only=False)
     deployed = saved['state_dict']
@@ -450,9 +378,9 @@ def test_stages_that_are_frozen_and_unfrozen(tmp_path):
     assert not torch.equal(last[17], last[16])
     torch.testing.assert_close(last[17].double(), mean.mean(0))
     for iteration in (3, 6, 8, 12, 14, 16, 18, 19, 21):
-        resumed = run(str(iteration), resume=True,
-                      load_from=str(tmp_path / f'whole/iter_{iteration}.pth'))
-        assert_equal(whole.model.state_dict(), resumed.model.state_dict())
+        resumed = run(str(iteration),
+                      resume_from=tmp_path / f'whole/iter_{iteration}.pth')
+        assert_equal(whole.model, resumed.model)
 
 
 def stepping(values, resampler, steps):
@@ -471,8 +399,7 @@ def scalars(*trainable):
 
 def test_what_is_frozen_inside_of_a_window_by_hand():
     a, b, c = values = scalars(True, True, False)
-    resampler = PeriodicResampler(
-        torch.optim.SGD(values, lr=0.), PSWA(), 4)
+    resampler = PeriodicResampler(torch.optim.SGD(values, lr=0.), PSWA(), 4)
     stepping(values, resampler, 2)
     b.requires_grad_(False)
     c.requires_grad_(True)
@@ -525,8 +452,7 @@ def test_a_group_that_is_added_inside_of_a_period():
 def test_a_group_that_is_removed_inside_of_a_period():
     """Its mean is written back once more, and no longer saved."""
     a, b = values = scalars(True, True)
-    optimizer = torch.optim.SGD(
-        [dict(params=[a]), dict(params=[b])], lr=0.)
+    optimizer = torch.optim.SGD([dict(params=[a]), dict(params=[b])], lr=0.)
     resampler = PeriodicResampler(optimizer, PSWA(), 4)
     stepping(values, resampler, 2)
     del optimizer.param_groups[0]

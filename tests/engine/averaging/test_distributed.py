@@ -235,9 +235,8 @@ def test_places_in_epochs_of_other_lengths(tmp_path):
         checkpoint = dict(
             meta=dict(epoch=iteration // 12, iter=iteration),
             message_hub=dict(runtime_info=dict(max_epochs=3, max_iters=36)),
-            optimizer=dict(
-                body=dict(psw=dict(iteration=iteration)),
-                head=dict(state={})))
+            optimizer=dict(body=dict(psw=dict(iteration=iteration)),
+                           head=dict(state={})))
         for _ in range(2):  # the second time changes nothing
             fit_to_epoch_length(checkpoint, loop)
         place = checkpoint['meta']['iter']
@@ -256,9 +255,8 @@ def test_places_in_epochs_of_other_lengths(tmp_path):
 def test_a_rank_that_is_killed_ends_the_job(folder, two):
     """By kill -9, while the others wait for it in a resampling."""
     start = time.monotonic()
-    result = launch(
-        folder / 'toy.py', 2, '--work-dir', folder / 'killed',
-        '--cfg-options', 'custom_hooks.1.type=Kill')
+    result = launch(folder / 'toy.py', 2, '--work-dir', folder / 'killed',
+                    '--cfg-options', 'custom_hooks.1.type=Kill')
     assert result.returncode == 1
     assert 'Signal 9 (SIGKILL)' in result.stderr
     assert time.monotonic() - start < 120

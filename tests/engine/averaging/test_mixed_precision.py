@@ -3,10 +3,10 @@ import mmengine
 import pytest
 import torch
 from mmengine.optim import AmpOptimWrapper
-from reference import Reference
+from reference import Reference, assert_equal
 from sklearn.datasets import load_digits
 from torch import nn
-from toy import Points, Toy, runner
+from toy import Points, Toy, trained
 
 from mmpsw.engine import PSWAmpOptimWrapper
 from mmpsw.engine.averaging import optim_wrapper
@@ -27,30 +27,12 @@ def amp(monkeypatch):
                         lambda **k: torch.amp.GradScaler('cpu', **k))
 
 
-@pytest.mark.parametrize('fused', [False, True])
-def test_an_amp_step_that_is_skipped_is_no_sample(amp, fused):
-    w = nn.Parameter(torch.zeros(1))
-    wrapper = PSWAmpOptimWrapper(
-        torch.optim.SGD([w], lr=1., fused=fused),
-        psw=dict(type='PSWA', period=4, **ITER))
-    samples, weights = [], []
-    for scale in (1., float('inf'), 1., 1.):
-        wrapper.update_params(-scale * w.sum())
-        samples.append(wrapper.resampler.samples)
-        weights.append(w.item())
-    # 1, skipped, 2, 3 -> mean(1, 2, 3) = 2
-    assert samples == [1, 1, 2, 0]
-    assert weights == [1, 1, 2, 2]
-    assert wrapper.resampler.newest.samples == 3
-
-
 def test_amp_state_is_loaded_and_the_argument_is_left(amp):
 
     def build():
         w = nn.Parameter(torch.zeros(1))
-        return PSWAmpOptimWrapper(
-            torch.optim.SGD([w], lr=1.),
-            psw=dict(type='PSWA', period=4, **ITER)), w
+        return PSWAmpOptimWrapper(torch.optim.SGD([w], lr=1.),
+                                  psw=dict(type='PSWA', period=4, **ITER)), w
 
     wrapper, w = build()
     wrapper.update_params(-w.sum())
@@ -106,19 +88,13 @@ def test_the_updates_of_a_window_that_are_skipped(amp, fused):
     assert 'without those that a gradient scaler skipped' in messages[0]
 
 
-def amp_runner(work_dir, **keys):
-    """What a config with ``type='mmpsw.PSWAmpOptimWrapper'`` makes."""
-    run = runner(work_dir, dict(type='PWALKS', last=3), validate=False, **keys)
-    run.optim_wrapper.update(
-        type='mmpsw.PSWAmpOptimWrapper', dtype='bfloat16')
-    return run
-
-
 @pytest.mark.parametrize('device', ['cpu'], indirect=True)
 def test_bf16_autocast_on_a_cpu(tmp_path):
     """Equals a user's own loop to the bit, also when it is resumed."""
-    whole = amp_runner(tmp_path)
-    whole.train()
+    keys = dict(psw=dict(type='PWALKS', last=3), validate=False,
+                kind='mmpsw.PSWAmpOptimWrapper',
+                wrapper=dict(dtype='bfloat16'))
+    whole = trained(tmp_path, **keys)
     model = Toy()
     dtypes = set()
     model.net[3].register_forward_hook(lambda *a: dtypes.add(a[2].dtype))
@@ -136,16 +112,12 @@ def test_bf16_autocast_on_a_cpu(tmp_path):
             optimizer.step()
             resampler.step()
     assert dtypes == {torch.bfloat16}
-    resumed = amp_runner(
-        tmp_path / 'resumed',
-        checkpoint=dict(interval=-1),
-        resume=True,
-        load_from=str(tmp_path / 'iter_11.pth'))
-    resumed.train()
-    for key, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, model.state_dict()[key]), key
-        assert torch.equal(tensor, resumed.model.state_dict()[key]), key
-        assert tensor.dtype in (torch.float32, torch.int64)
+    resumed = trained(tmp_path / 'resumed', **keys,
+                      resume_from=tmp_path / 'iter_11.pth')
+    assert_equal(whole.model, model)
+    assert_equal(whole.model, resumed.model)
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {
+        torch.float32, torch.int64}
 
 
 @pytest.mark.parametrize('device', ['cpu'], indirect=True)
@@ -153,19 +125,9 @@ def test_fp16_on_a_cpu_is_refused():
     w = nn.Parameter(torch.zeros(1))
     with pytest.raises(ValueError, match="dtype='float16' is not possible on "
                        "a CPU.*use dtype='bfloat16'"):
-        PSWAmpOptimWrapper(
-            torch.optim.SGD([w], lr=1.),
-            psw=dict(type='PSWA', period=4, **ITER),
-            dtype='float16')
-
-
-def digits():
-    """The handwritten digits of scikit-learn, and a network for them."""
-    data = load_digits()
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
-    x = torch.tensor(data.data / 16, dtype=torch.bfloat16)
-    return net.bfloat16(), x, torch.tensor(data.target)
+        PSWAmpOptimWrapper(torch.optim.SGD([w], lr=1.),
+                           psw=dict(type='PSWA', period=4, **ITER),
+                           dtype='float16')
 
 
 def test_what_bf16_weights_lose_at_the_writing_back():
@@ -175,8 +137,12 @@ def test_what_bf16_weights_lose_at_the_writing_back():
     the way from the live weights to their mean, and the more of it the less
     they still travel.
     """
-    net, x, y = digits()
-    params = list(net.parameters())
+    data = load_digits()
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    x = torch.tensor(data.data / 16, dtype=torch.bfloat16)
+    y = torch.tensor(data.target)
+    params = list(net.bfloat16().parameters())
     optimizer = torch.optim.SGD(params, lr=0.1)
     steps = len(x) // 32
     resampler = PeriodicResampler(optimizer, PSWA(), steps)

@@ -39,14 +39,9 @@ def plain_loop(technique, period, iterations, accumulation=1, **keys):
     """The same training as toy.runner's, in a user's own loop."""
     model = here(Toy())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    resampler = PeriodicResampler(
-        optimizer,
-        technique,
-        period,
-        accumulation=accumulation,
-        total=iterations,
-        buffers=model.buffers(),
-        **keys)
+    resampler = PeriodicResampler(optimizer, technique, period,
+                                  accumulation=accumulation, total=iterations,
+                                  buffers=model.buffers(), **keys)
     data = Points()
     rest = iterations % accumulation
     for iteration in range(1, iterations + 1):
@@ -78,25 +73,17 @@ def plain_loop(technique, period, iterations, accumulation=1, **keys):
 def test_equals_a_plain_loop(tmp_path, psw, technique, period, accumulation,
                              loop):
     """Epochs become iterations, and accumulated updates are counted."""
-    run = runner(
-        tmp_path,
-        psw,
-        loop,
-        checkpoint=dict(interval=-1),
-        wrapper=dict(accumulative_counts=accumulation))
+    run = runner(tmp_path, psw, loop, checkpoint=dict(interval=-1),
+                 wrapper=dict(accumulative_counts=accumulation))
     run.train()
     expected = plain_loop(technique, period, run.max_iters, accumulation)
     equal(run.model, expected)
 
 
 def test_an_epoch_of_an_infinite_sampler_is_one_pass(tmp_path):
-    run = runner(
-        tmp_path,
-        dict(type='PSWA'),
-        dict(by_epoch=False, max_iters=12),
-        sampler='InfiniteSampler',
-        validate=False,
-        batch_size=5)
+    run = runner(tmp_path, dict(type='PSWA'),
+                 dict(by_epoch=False, max_iters=12), sampler='InfiniteSampler',
+                 validate=False, batch_size=5)
     run.train()  # 24 points, 5 in a batch: 5 iterations
     wrapper = run.optim_wrapper
     assert wrapper.resampler.schedule.period == 5
@@ -124,13 +111,8 @@ def test_resume_is_exact_at_every_iteration(tmp_path, optimizer, loop, psw,
     """Also inside of an epoch, of an epoch-based loop."""
 
     def build(work_dir, **keys):
-        return runner(
-            work_dir,
-            psw,
-            loop,
-            optimizer=copy.deepcopy(optimizer),
-            wrapper=dict(accumulative_counts=accumulation),
-            **keys)
+        return runner(work_dir, psw, loop, optimizer=copy.deepcopy(optimizer),
+                      wrapper=dict(accumulative_counts=accumulation), **keys)
 
     whole = build(tmp_path / 'whole')
     whole.train()
@@ -138,8 +120,7 @@ def test_resume_is_exact_at_every_iteration(tmp_path, optimizer, loop, psw,
     # mmengine warns
     for iteration in range(accumulation, whole.max_iters, accumulation):
         run = build(
-            tmp_path / str(iteration),
-            checkpoint=dict(interval=-1),
+            tmp_path / str(iteration), checkpoint=dict(interval=-1),
             resume=True,
             load_from=str(tmp_path / 'whole' / f'iter_{iteration}.pth'))
         run.train()
@@ -148,11 +129,9 @@ def test_resume_is_exact_at_every_iteration(tmp_path, optimizer, loop, psw,
 
 
 def test_a_checkpoint_deploys_the_average_of_the_control(tmp_path):
-    run = runner(
-        tmp_path,
-        dict(type='PSWA', write_back=False),
-        dict(by_epoch=True, max_epochs=1),
-        checkpoint=dict(interval=1, save_best='error', rule='less'))
+    run = runner(tmp_path, dict(type='PSWA', write_back=False),
+                 dict(by_epoch=True, max_epochs=1),
+                 checkpoint=dict(interval=1, save_best='error', rule='less'))
     seen = []
 
     def evaluate(*args, **kwargs):
@@ -171,8 +150,7 @@ def test_a_checkpoint_deploys_the_average_of_the_control(tmp_path):
     assert torch.equal(saved['optimizer']['psw']['live']['param.0'], live)
     stats = saved['state_dict']['net.1.running_mean']
     assert not torch.equal(stats, run.model.net[1].running_mean)
-    best = torch.load(
-        next(tmp_path.glob('best_*.pth')), weights_only=False)
+    best = torch.load(next(tmp_path.glob('best_*.pth')), weights_only=False)
     assert torch.equal(best['state_dict']['net.0.weight'], average)
 
 
@@ -191,10 +169,9 @@ def test_what_is_only_evaluated_leaves_the_run_alone(tmp_path, psw, other):
 
 def test_what_was_validated_is_what_is_saved(tmp_path):
     """Inside of a period: the mean of its first two epochs."""
-    run = runner(
-        tmp_path, dict(type='PSWA', period=3, evaluate='average'),
-        dict(by_epoch=True, max_epochs=3),
-        checkpoint=dict(interval=1, save_best='error', rule='less'))
+    run = runner(tmp_path, dict(type='PSWA', period=3, evaluate='average'),
+                 dict(by_epoch=True, max_epochs=3),
+                 checkpoint=dict(interval=1, save_best='error', rule='less'))
     seen, samples = [], []
 
     def evaluate(*args, **kwargs):
@@ -246,11 +223,8 @@ def test_validation_that_raises_leaves_the_live_weights(tmp_path):
 
 def test_recalibration_equals_that_of_torch(tmp_path):
     """The statistics after the last resampling are those of its weights."""
-    run = runner(
-        tmp_path,
-        dict(type='PSWA', buffers='recalibrate'),
-        dict(by_epoch=True, max_epochs=2),
-        validate=False)
+    run = runner(tmp_path, dict(type='PSWA', buffers='recalibrate'),
+                 dict(by_epoch=True, max_epochs=2), validate=False)
     run.train()
     norm = run.model.net[1]
     order = torch.Generator().manual_seed(2)  # of the second resampling
@@ -297,8 +271,7 @@ def test_recalibration_of_the_control_leaves_the_live_buffers(tmp_path):
 def test_ema_sees_the_weights_that_were_written_back(tmp_path):
     """With momentum 1 the stock EMA is the newest weights."""
     run = runner(
-        tmp_path,
-        dict(type='PSWA'),
+        tmp_path, dict(type='PSWA'),
         hooks=[dict(type='EMAHook', momentum=0.9999999, strict_load=True)],
         validate=False)
     run.train()
@@ -313,9 +286,8 @@ def test_clipping_and_parameter_groups(tmp_path):
         dict(type='PSWA'),
         dict(by_epoch=True, max_epochs=2),
         validate=False,
-        wrapper=dict(
-            clip_grad=dict(max_norm=0.1),
-            paramwise_cfg=dict(bias_lr_mult=0.5)))
+        wrapper=dict(clip_grad=dict(max_norm=0.1),
+                     paramwise_cfg=dict(bias_lr_mult=0.5)))
     run.train()
     assert len(run.optim_wrapper.optimizer.param_groups) == 6
     assert len(run.optim_wrapper.resampler.tensors) == 6 + 2
@@ -348,12 +320,8 @@ def dict_runner(work_dir, **keys):
             for name, part in (('body', model.net[:2]), ('head',
                                                          model.net[3:]))
         })
-    run = runner(
-        work_dir,
-        dict(type='PSWA'),
-        dict(by_epoch=True, max_epochs=4),
-        validate=False,
-        **keys)
+    run = runner(work_dir, dict(type='PSWA'),
+                 dict(by_epoch=True, max_epochs=4), validate=False, **keys)
     run.model = model
     run.optim_wrapper = wrappers
     return run
@@ -370,8 +338,7 @@ def test_optim_wrapper_dict(tmp_path):
     assert scalars['train/body.psw/samples'].data[0].tolist() == [2] * 4
     for iteration in (5, 6, 11, 17):
         run = dict_runner(
-            tmp_path / str(iteration),
-            checkpoint=dict(interval=-1),
+            tmp_path / str(iteration), checkpoint=dict(interval=-1),
             resume=True,
             load_from=str(tmp_path / 'whole' / f'iter_{iteration}.pth'))
         run.train()
@@ -446,9 +413,8 @@ def test_what_a_schedule_means_is_said_once(tmp_path, psw, loop, expected):
 
 def test_checkpoints_are_exchanged_with_the_stock_wrapper(caplog):
     w = nn.Parameter(torch.zeros(1))
-    ours = PSWOptimWrapper(
-        torch.optim.SGD([w], lr=1., momentum=0.5),
-        psw=dict(type='PSWA', **ITER))
+    ours = PSWOptimWrapper(torch.optim.SGD([w], lr=1., momentum=0.5),
+                           psw=dict(type='PSWA', **ITER))
     stock = OptimWrapper(torch.optim.SGD([w], lr=1., momentum=0.5))
     ours.update_params(-w.sum())
     stock.load_state_dict(ours.state_dict())
@@ -463,11 +429,8 @@ def test_other_settings_are_refused_unless_asked_for(tmp_path):
     run.train()
 
     def resume(psw):
-        runner(
-            tmp_path / 'other',
-            psw,
-            resume=True,
-            load_from=str(tmp_path / 'iter_4.pth')).train()
+        runner(tmp_path / 'other', psw, resume=True,
+               load_from=str(tmp_path / 'iter_4.pth')).train()
 
     with pytest.raises(ValueError) as error:
         resume(dict(type='PSWM', momentum=0.25))
@@ -479,11 +442,8 @@ def test_other_settings_are_refused_unless_asked_for(tmp_path):
 
 def test_resuming_a_stock_checkpoint_warns_and_goes_on(tmp_path, caplog):
     runner(tmp_path, None, dict(by_epoch=True, max_epochs=1)).train()
-    run = runner(
-        tmp_path / 'other',
-        dict(type='PSWA'),
-        resume=True,
-        load_from=str(tmp_path / 'iter_4.pth'))
+    run = runner(tmp_path / 'other', dict(type='PSWA'), resume=True,
+                 load_from=str(tmp_path / 'iter_4.pth'))
     run.train()
     assert run.optim_wrapper.resampler.resamplings == 4
 
@@ -532,11 +492,8 @@ def test_a_wrapper_that_misses_its_hook(tmp_path, key):
 
 
 def test_a_wrapper_that_needs_no_hook(tmp_path):
-    run = runner(
-        tmp_path,
-        dict(type='PSWA', **{**ITER, 'period': 5}),
-        hook=False,
-        validate=False)
+    run = runner(tmp_path, dict(type='PSWA', **{**ITER, 'period': 5}),
+                 hook=False, validate=False)
     run.train()
     assert run.optim_wrapper.resampler.resamplings == 5  # 24 = 4 * 5 + 4
 
@@ -553,15 +510,11 @@ def test_what_does_not_fit_the_loop(tmp_path):
     with pytest.raises(ValueError, match='psw: last=7 is longer than the pe'):
         runner(tmp_path, dict(type='PWALKS', last=7)).train()
     with pytest.raises(ValueError, match='holds no optimizer update'):
-        runner(
-            tmp_path,
-            dict(type='PSWA'),
-            wrapper=dict(accumulative_counts=7)).train()
+        runner(tmp_path, dict(type='PSWA'),
+               wrapper=dict(accumulative_counts=7)).train()
     with pytest.raises(ValueError, match='cannot be used with an EMAHook'):
-        runner(
-            tmp_path,
-            dict(type='PSWA', write_back=False),
-            hooks=[dict(type='EMAHook')]).train()
+        runner(tmp_path, dict(type='PSWA', write_back=False),
+               hooks=[dict(type='EMAHook')]).train()
 
 
 def test_epochs_of_a_data_set_without_length(tmp_path):
@@ -574,12 +527,8 @@ def test_epochs_of_a_data_set_without_length(tmp_path):
 
     def run(psw):
         loader = torch.utils.data.DataLoader(Endless(), batch_size=4)
-        return runner(
-            tmp_path,
-            psw,
-            dict(by_epoch=False, max_iters=8),
-            validate=False,
-            loader=loader)
+        return runner(tmp_path, psw, dict(by_epoch=False, max_iters=8),
+                      validate=False, loader=loader)
 
     with pytest.raises(ValueError, match='psw: period=1 counts epochs.*'
                        'by_epoch=False'):
@@ -598,13 +547,11 @@ def test_flexible_runner_is_refused(tmp_path, resume):
         runner(tmp_path, psw['psw'], dict(by_epoch=True, max_epochs=1)).train()
         checkpoint = str(tmp_path / 'iter_6.pth')
     run = FlexibleRunner(
-        Toy(),
-        work_dir=str(tmp_path),
+        Toy(), work_dir=str(tmp_path),
         train_dataloader=torch.utils.data.DataLoader(Points(), batch_size=4),
         train_cfg=dict(by_epoch=True, max_epochs=2),
         optim_wrapper=dict(psw, optimizer=dict(type='SGD', lr=0.1)),
-        custom_hooks=[dict(type='mmpsw.PSWHook')],
-        resume=resume,
+        custom_hooks=[dict(type='mmpsw.PSWHook')], resume=resume,
         load_from=checkpoint)
     with pytest.raises(ValueError, match='FlexibleRunner with SingleDeviceSt'
                        'rategy, because it loads a checkpoint before'):

@@ -11,11 +11,6 @@ def places(schedule, iterations, accumulation=1, total=None):
     ]
 
 
-def test_periods_by_hand():
-    assert places(Schedule(3), 7) == [(1, 3), (2, 3), (3, 3), (1, 3), (2, 3),
-                                      (3, 3), (1, 3)]
-
-
 def test_accumulation_that_does_not_divide_the_period():
     # Updates at 3, 6, 9 | 12, 15, 18 | 21, 24, 27, 30: periods of 10
     # iterations hold 3, 3 and 4 updates.
@@ -29,12 +24,6 @@ def test_the_last_iteration_of_the_training_updates():
     # updates at 4 | 8 | 12, and at 14, where the training ends
     schedule = Schedule(7, accumulation=4, total=14)
     assert places(schedule, 14, 4, 14) == [(1, 1), (1, 3), (2, 3), (3, 3)]
-
-
-def test_outside_of_begin_and_end():
-    schedule = Schedule(2, begin=3, end=6)
-    assert [schedule.locate(i) for i in range(1, 9)
-            ] == [None, None, None, (1, 2), (2, 2), (1, 1), None, None]
 
 
 @pytest.mark.parametrize('keys, message', [

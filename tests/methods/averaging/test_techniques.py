@@ -107,24 +107,6 @@ def test_a_window_of_one_would_change_nothing(technique, period, message):
     assert run(momentum, 6, period=3) == [1, 2, 3, 4, 5, 4.5]
 
 
-def test_pswm_without_momentum_is_pswa():
-    assert run(PSWM(momentum=0), 9, period=4) == run(PSWA(), 9, period=4)
-
-
-@pytest.mark.parametrize('updates, last, window', [
-    (10, 0.25, 2),
-    (100, 0.25, 25),
-    (3, 0.01, 1),
-    (10, 1.0, 10),
-    (10, 3, 3),
-    (2, 3, 2),
-])
-def test_window(updates, last, window):
-    assert PWALKS(last=last).window(updates) == window
-    assert PSWM(last=last).window(updates) == window
-    assert PSWA().window(updates) == updates
-
-
 @pytest.mark.parametrize('keys, message', [
     (dict(type='SWA'), r"type='SWA' is unknown: use one of 'PSWA'"),
     (dict(type='PSWA', last=0.5),
