@@ -4,35 +4,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS
+from reference import assert_equal
 from torch import nn
-from toy import Points, Toy, here, runner
-
-from mmpsw.engine import PSWHook, PSWOptimWrapper
-from mmpsw.engine.averaging.hook import _random_batches
-from mmpsw.engine.averaging.settings import Settings
-from mmpsw.methods.averaging import (
-    PSWA,
-    PWALKS,
-    PeriodicResampler,
-    recalibrate,
+from toy import (
+    Points,
+    Toy,
+    Weights,
+    assert_statistics,
+    here,
+    runner,
+    trained,
 )
 
+from mmpsw.engine import PSWHook, PSWOptimWrapper
+from mmpsw.engine.averaging.settings import Settings
+from mmpsw.methods.averaging import PSWA, PWALKS, PeriodicResampler
+
 ITER = dict(by_epoch=False, period=4, buffers='keep')
-
-
-@pytest.fixture(autouse=True)
-def no_sleep(monkeypatch):
-    """mmengine sleeps 2 s whenever an iteration-based loop starts over."""
-    monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda s: None)
-
-
-def equal(model, other):
-    for (name, a), b in zip(model.state_dict().items(),
-                            other.state_dict().values()):
-        assert torch.equal(a, b), name
 
 
 def plain_loop(technique, period, iterations, accumulation=1, **keys):
@@ -73,18 +64,17 @@ def plain_loop(technique, period, iterations, accumulation=1, **keys):
 def test_equals_a_plain_loop(tmp_path, psw, technique, period, accumulation,
                              loop):
     """Epochs become iterations, and accumulated updates are counted."""
-    run = runner(tmp_path, psw, loop, checkpoint=dict(interval=-1),
+    run = trained(tmp_path, psw, loop, checkpoint=dict(interval=-1),
                  wrapper=dict(accumulative_counts=accumulation))
-    run.train()
     expected = plain_loop(technique, period, run.max_iters, accumulation)
-    equal(run.model, expected)
+    assert_equal(run.model, expected)
 
 
 def test_an_epoch_of_an_infinite_sampler_is_one_pass(tmp_path):
-    run = runner(tmp_path, dict(type='PSWA'),
+    run = trained(tmp_path, dict(type='PSWA'),
                  dict(by_epoch=False, max_iters=12), sampler='InfiniteSampler',
                  validate=False, batch_size=5)
-    run.train()  # 24 points, 5 in a batch: 5 iterations
+    # 24 points, 5 in a batch: 5 iterations
     wrapper = run.optim_wrapper
     assert wrapper.resampler.schedule.period == 5
     assert wrapper.resampler.resamplings == 3  # at 5, 10 and the end, 12
@@ -93,39 +83,35 @@ def test_an_epoch_of_an_infinite_sampler_is_one_pass(tmp_path):
     assert (scalars['train/psw/shift'].data[0] > 0).all()
 
 
-@pytest.mark.parametrize('optimizer', [
-    dict(type='SGD', lr=0.05, momentum=0.9),
-    dict(type='AdamW', lr=0.01),
-])
-@pytest.mark.parametrize('loop, psw', [
-    (dict(by_epoch=True, max_epochs=3), dict(type='PSWM')),
-    (dict(by_epoch=False, max_iters=17, val_interval=6),
+SGD = dict(type='SGD', lr=0.05, momentum=0.9)
+ADAMW = dict(type='AdamW', lr=0.01)
+THREE = dict(by_epoch=True, max_epochs=3)
+
+
+@pytest.mark.parametrize('optimizer, loop, psw', [
+    (SGD, THREE, dict(type='PSWM')),
+    (ADAMW, dict(by_epoch=False, max_iters=17, val_interval=6),
      dict(type='PWALKS', last=2, period=5, by_epoch=False, sample_prob=0.7)),
-    (dict(by_epoch=True, max_epochs=3), dict(type='PSWA', write_back=False)),
-    (dict(by_epoch=True, max_epochs=3),
-     dict(type='PSWM', momentum='ahead', evaluate='average')),
+    (SGD, THREE, dict(type='PSWA', write_back=False)),
+    (ADAMW, THREE, dict(type='PSWM', momentum='ahead', evaluate='average')),
 ])
 @pytest.mark.parametrize('accumulation', [1, 2])
 def test_resume_is_exact_at_every_iteration(tmp_path, optimizer, loop, psw,
                                             accumulation):
     """Also inside of an epoch, of an epoch-based loop."""
 
-    def build(work_dir, **keys):
-        return runner(work_dir, psw, loop, optimizer=copy.deepcopy(optimizer),
-                      wrapper=dict(accumulative_counts=accumulation), **keys)
+    def run(work_dir, **keys):
+        return trained(work_dir, psw, loop, optimizer=copy.deepcopy(optimizer),
+                       wrapper=dict(accumulative_counts=accumulation), **keys)
 
-    whole = build(tmp_path / 'whole')
-    whole.train()
+    whole = run(tmp_path / 'whole')
     # resuming between two updates of an accumulation loses gradients, as
     # mmengine warns
     for iteration in range(accumulation, whole.max_iters, accumulation):
-        run = build(
-            tmp_path / str(iteration), checkpoint=dict(interval=-1),
-            resume=True,
-            load_from=str(tmp_path / 'whole' / f'iter_{iteration}.pth'))
-        run.train()
-        assert run.iter == whole.max_iters
-        equal(whole.model, run.model)
+        resumed = run(tmp_path / str(iteration),
+                      resume_from=tmp_path / f'whole/iter_{iteration}.pth')
+        assert resumed.iter == whole.max_iters
+        assert_equal(whole.model, resumed.model)
 
 
 def test_a_checkpoint_deploys_the_average_of_the_control(tmp_path):
@@ -160,11 +146,9 @@ def test_a_checkpoint_deploys_the_average_of_the_control(tmp_path):
      dict(type='PSWA', period=3)),
 ])
 def test_what_is_only_evaluated_leaves_the_run_alone(tmp_path, psw, other):
-    baseline = runner(tmp_path / 'a', other)
-    baseline.train()
-    run = runner(tmp_path / 'b', psw)
-    run.train()
-    equal(baseline.model, run.model)
+    baseline = trained(tmp_path / 'a', other)
+    run = trained(tmp_path / 'b', psw)
+    assert_equal(baseline.model, run.model)
 
 
 def test_what_was_validated_is_what_is_saved(tmp_path):
@@ -172,24 +156,20 @@ def test_what_was_validated_is_what_is_saved(tmp_path):
     run = runner(tmp_path, dict(type='PSWA', period=3, evaluate='average'),
                  dict(by_epoch=True, max_epochs=3),
                  checkpoint=dict(interval=1, save_best='error', rule='less'))
-    seen, samples = [], []
+    seen, live = [], Weights()
 
     def evaluate(*args, **kwargs):
         seen.append(run.model.net[0].weight.clone())
         return dict(error=-len(seen))
 
-    class Weights(Hook):
-
-        def after_train_iter(self, runner, *args, **kwargs):
-            samples.append(runner.model.net[0].weight.detach().clone())
-
-    run.register_hook(Weights(), priority='VERY_HIGH')
+    run.register_hook(live)
     run.val_loop.evaluator.evaluate = evaluate
     run.train()
     for epoch, shown in enumerate(seen, start=1):
         saved = torch.load(tmp_path / f'epoch_{epoch}.pth')['state_dict']
         assert torch.equal(here(saved['net.0.weight']), shown)
         if epoch < 3:  # then it is written back
+            samples = [state['net.0.weight'] for state in live.after]
             torch.testing.assert_close(
                 shown, torch.stack(samples[:6 * epoch]).mean(0))
     best = torch.load(tmp_path / 'best_error_epoch_3.pth')['state_dict']
@@ -200,95 +180,64 @@ def test_validation_that_raises_leaves_the_live_weights(tmp_path):
     run = runner(tmp_path, dict(type='PSWA', write_back=False),
                  dict(by_epoch=True, max_epochs=2))
 
-    shown, trained = [], []
+    shown, live = [], Weights()
 
     def fail(*args, **kwargs):
         shown.append(copy.deepcopy(run.model.state_dict()))
         raise RuntimeError('validation failed')
 
-    class Last(Hook):
-
-        def after_train_epoch(self, runner):
-            trained.append(copy.deepcopy(runner.model))
-
-    run.register_hook(Last())
+    run.register_hook(live)
     run.val_loop.run_iter = fail
     with pytest.raises(RuntimeError):
         run.train()
     # It saw the average, and the live weights are back at once.
     assert not torch.equal(shown[0]['net.0.weight'],
-                           trained[0].net[0].weight)
-    equal(run.model, trained[0])
+                           live.after[-1]['net.0.weight'])
+    assert_equal(run.model.state_dict(), live.after[-1])
 
 
 def test_recalibration_equals_that_of_torch(tmp_path):
     """The statistics after the last resampling are those of its weights."""
-    run = runner(tmp_path, dict(type='PSWA', buffers='recalibrate'),
+    run = trained(tmp_path, dict(type='PSWA', buffers='recalibrate'),
                  dict(by_epoch=True, max_epochs=2), validate=False)
-    run.train()
-    norm = run.model.net[1]
     order = torch.Generator().manual_seed(2)  # of the second resampling
     order = torch.randperm(24, generator=order).split(4)
-    with torch.no_grad():
-        inputs = [run.model.net[0](here(Points().x[i])) for i in order]
-    mean = torch.stack([x.mean(0) for x in inputs]).mean(0)
-    var = torch.stack([x.var(0) for x in inputs]).mean(0)
-    torch.testing.assert_close(norm.running_mean, mean)
-    torch.testing.assert_close(norm.running_var, var)
-    assert norm.momentum == 0.1
+    assert_statistics(run.model, [Points().x[i] for i in order])
+    assert run.model.net[1].momentum == 0.1
 
 
 def test_recalibration_leaves_the_random_state_alone(tmp_path):
-    """And reads nothing where there is no batch norm."""
     states = []
 
     class State(Hook):
-
         def after_train_iter(self, runner, *args, **kwargs):
             states[-1].append(torch.get_rng_state())
 
     for buffers in ('keep', 'recalibrate'):
         states.append([])
-        runner(tmp_path / buffers, dict(type='PSWA', buffers=buffers),
-               hooks=[State()], validate=False).train()
+        trained(tmp_path / buffers, dict(type='PSWA', buffers=buffers),
+               hooks=[State()], validate=False)
     for a, b in zip(*states, strict=True):
         assert torch.equal(a, b)
-    batches = _random_batches(None, 3, 0)  # no loader: it must not be asked
-    assert recalibrate(nn.Linear(2, 2), None, batches) == 0
 
 
 def test_recalibration_of_the_control_leaves_the_live_buffers(tmp_path):
-    baseline = runner(tmp_path / 'a', validate=False)
-    baseline.train()
-    control = runner(
+    baseline = trained(tmp_path / 'a', validate=False)
+    control = trained(
         tmp_path / 'b',
         dict(type='PSWA', buffers='recalibrate', write_back=False),
         validate=False)
-    control.train()
-    equal(baseline.model, control.model)
-
-
-def test_ema_sees_the_weights_that_were_written_back(tmp_path):
-    """With momentum 1 the stock EMA is the newest weights."""
-    run = runner(
-        tmp_path, dict(type='PSWA'),
-        hooks=[dict(type='EMAHook', momentum=0.9999999, strict_load=True)],
-        validate=False)
-    run.train()
-    ema = next(h for h in run.hooks if isinstance(h, EMAHook)).ema_model
-    for a, b in zip(ema.module.parameters(), run.model.parameters()):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert_equal(baseline.model, control.model)
 
 
 def test_clipping_and_parameter_groups(tmp_path):
-    run = runner(
+    run = trained(
         tmp_path,
         dict(type='PSWA'),
         dict(by_epoch=True, max_epochs=2),
         validate=False,
         wrapper=dict(clip_grad=dict(max_norm=0.1),
                      paramwise_cfg=dict(bias_lr_mult=0.5)))
-    run.train()
     assert len(run.optim_wrapper.optimizer.param_groups) == 6
     assert len(run.optim_wrapper.resampler.tensors) == 6 + 2
     assert run.optim_wrapper.resampler.resamplings == 2
@@ -310,20 +259,13 @@ class TwoOptimizers(Toy):
 
 def dict_runner(work_dir, **keys):
     model = TwoOptimizers()
-    psw = dict(head=dict(type='PSWA', period=2),
-               body=dict(type='PWALKS', last=2))
-    wrappers = OptimWrapperDict(
-        **{
-            name: PSWOptimWrapper(
-                optimizer=torch.optim.SGD(part.parameters(), lr=0.05),
-                psw=psw[name])
-            for name, part in (('body', model.net[:2]), ('head',
-                                                         model.net[3:]))
-        })
-    run = runner(work_dir, dict(type='PSWA'),
-                 dict(by_epoch=True, max_epochs=4), validate=False, **keys)
-    run.model = model
-    run.optim_wrapper = wrappers
+    parts = dict(body=(model.net[:2], dict(type='PWALKS', last=2)),
+                 head=(model.net[3:], dict(type='PSWA', period=2)))
+    run = runner(work_dir, dict(type='PSWA'), model=model, validate=False,
+                 **keys)
+    run.optim_wrapper = OptimWrapperDict(**{
+        name: PSWOptimWrapper(torch.optim.SGD(part.parameters(), lr=0.05), psw)
+        for name, (part, psw) in parts.items()})
     return run
 
 
@@ -338,11 +280,10 @@ def test_optim_wrapper_dict(tmp_path):
     assert scalars['train/body.psw/samples'].data[0].tolist() == [2] * 4
     for iteration in (5, 6, 11, 17):
         run = dict_runner(
-            tmp_path / str(iteration), checkpoint=dict(interval=-1),
-            resume=True,
-            load_from=str(tmp_path / 'whole' / f'iter_{iteration}.pth'))
+            tmp_path / str(iteration),
+            resume_from=tmp_path / 'whole' / f'iter_{iteration}.pth')
         run.train()
-        equal(whole.model, run.model)
+        assert_equal(whole.model, run.model)
 
 
 def test_an_optim_wrapper_dict_ends_with_an_average(tmp_path):
@@ -351,32 +292,25 @@ def test_an_optim_wrapper_dict_ends_with_an_average(tmp_path):
     for wrapper in run.optim_wrapper.values():
         wrapper.psw = Settings.from_config(
             dict(type='PSWA', by_epoch=False, period=7))
-    seen = []
-
-    class Weights(Hook):
-        priority = 'VERY_HIGH'  # before PSWHook
-
-        def after_train_iter(self, runner, *args, **kwargs):
-            seen.append(runner.model.net[3].weight.detach().clone())
-
-    run.register_hook(Weights(), priority='VERY_HIGH')
+    live = Weights()
+    run.register_hook(live)
     run.train()
     scalars = run.message_hub.log_scalars
     assert scalars['train/head.psw/samples'].data[0].tolist() == [7, 7, 7, 3]
+    samples = [state['net.3.weight'] for state in live.after[-3:]]
     torch.testing.assert_close(
-        run.model.net[3].weight, torch.stack(seen[-3:]).mean(0))
+        run.model.net[3].weight.detach(), torch.stack(samples).mean(0))
 
 
 def test_runner_resume_before_train(tmp_path):
     """mmengine's public way to resume, for which no hook was heard yet."""
     psw = dict(type='PSWM', momentum=0.5)
-    whole = runner(tmp_path / 'whole', psw)
-    whole.train()
+    whole = trained(tmp_path / 'whole', psw)
     for iteration in (4, 8):  # with and without a previous mean
         run = runner(tmp_path / str(iteration), psw)
         run.resume(str(tmp_path / 'whole' / f'iter_{iteration}.pth'))
         run.train()
-        equal(whole.model, run.model)
+        assert_equal(whole.model, run.model)
 
 
 def logged(run, text):
@@ -403,9 +337,8 @@ def logged(run, text):
      'never resampled'),
 ])
 def test_what_a_schedule_means_is_said_once(tmp_path, psw, loop, expected):
-    run = runner(tmp_path, psw, dict(by_epoch=True, max_epochs=4, **loop),
+    run = trained(tmp_path, psw, dict(by_epoch=True, max_epochs=4, **loop),
                  checkpoint=dict(interval=-1))
-    run.train()
     assert logged(run, 'inside of periods') == ('inside of' in expected)
     assert logged(run, 'but the run ends') == ('but the run' in expected)
     assert logged(run, expected)
@@ -424,13 +357,11 @@ def test_checkpoints_are_exchanged_with_the_stock_wrapper(caplog):
 
 
 def test_other_settings_are_refused_unless_asked_for(tmp_path):
-    run = runner(tmp_path, dict(type='PSWA'),
+    trained(tmp_path, dict(type='PSWA'),
                  dict(by_epoch=True, max_epochs=1))
-    run.train()
 
     def resume(psw):
-        runner(tmp_path / 'other', psw, resume=True,
-               load_from=str(tmp_path / 'iter_4.pth')).train()
+        trained(tmp_path / 'other', psw, resume_from=tmp_path / 'iter_4.pth')
 
     with pytest.raises(ValueError) as error:
         resume(dict(type='PSWM', momentum=0.25))
@@ -441,10 +372,9 @@ def test_other_settings_are_refused_unless_asked_for(tmp_path):
 
 
 def test_resuming_a_stock_checkpoint_warns_and_goes_on(tmp_path, caplog):
-    runner(tmp_path, None, dict(by_epoch=True, max_epochs=1)).train()
-    run = runner(tmp_path / 'other', dict(type='PSWA'), resume=True,
-                 load_from=str(tmp_path / 'iter_4.pth'))
-    run.train()
+    trained(tmp_path, None, dict(by_epoch=True, max_epochs=1))
+    run = trained(tmp_path / 'other', dict(type='PSWA'),
+                  resume_from=tmp_path / 'iter_4.pth')
     assert run.optim_wrapper.resampler.resamplings == 4
 
 
@@ -492,9 +422,8 @@ def test_a_wrapper_that_misses_its_hook(tmp_path, key):
 
 
 def test_a_wrapper_that_needs_no_hook(tmp_path):
-    run = runner(tmp_path, dict(type='PSWA', **{**ITER, 'period': 5}),
+    run = trained(tmp_path, dict(type='PSWA', **{**ITER, 'period': 5}),
                  hook=False, validate=False)
-    run.train()
     assert run.optim_wrapper.resampler.resamplings == 5  # 24 = 4 * 5 + 4
 
 
@@ -508,19 +437,18 @@ def test_a_hook_that_misses_its_wrapper(tmp_path):
 
 def test_what_does_not_fit_the_loop(tmp_path):
     with pytest.raises(ValueError, match='psw: last=7 is longer than the pe'):
-        runner(tmp_path, dict(type='PWALKS', last=7)).train()
+        trained(tmp_path, dict(type='PWALKS', last=7))
     with pytest.raises(ValueError, match='holds no optimizer update'):
-        runner(tmp_path, dict(type='PSWA'),
-               wrapper=dict(accumulative_counts=7)).train()
+        trained(tmp_path, dict(type='PSWA'),
+               wrapper=dict(accumulative_counts=7))
     with pytest.raises(ValueError, match='cannot be used with an EMAHook'):
-        runner(tmp_path, dict(type='PSWA', write_back=False),
-               hooks=[dict(type='EMAHook')]).train()
+        trained(tmp_path, dict(type='PSWA', write_back=False),
+               hooks=[dict(type='EMAHook')])
 
 
 def test_epochs_of_a_data_set_without_length(tmp_path):
 
     class Endless(torch.utils.data.IterableDataset):
-
         def __iter__(self):
             points = Points()
             return (points[i % 24] for i in itertools.count())
@@ -544,7 +472,7 @@ def test_flexible_runner_is_refused(tmp_path, resume):
     psw = dict(type='mmpsw.PSWOptimWrapper', psw=dict(type='PSWA'))
     checkpoint = None
     if resume:
-        runner(tmp_path, psw['psw'], dict(by_epoch=True, max_epochs=1)).train()
+        trained(tmp_path, psw['psw'], dict(by_epoch=True, max_epochs=1))
         checkpoint = str(tmp_path / 'iter_6.pth')
     run = FlexibleRunner(
         Toy(), work_dir=str(tmp_path),
