@@ -134,7 +134,8 @@ class PSWHook(Hook):
             if done is None:
                 continue
             if done.applied and wrapper.psw.buffers == 'recalibrate':
-                with resampler.averaged():
+                control = not wrapper.psw.write_back
+                with resampler.averaged() if control else nullcontext():
                     self._recalibrate(runner, resampler.resamplings)
                     resampler.take_buffers()
             if self.check_ranks:

@@ -240,9 +240,9 @@ class PeriodicResampler:
             self._live = None
 
     def take_buffers(self) -> None:
-        """Make the buffers that are in the model those of the average."""
-        if self.average is not None and self.buffers:
-            copy_(self.average[-len(self.buffers):], self.buffers)
+        """With ``write_back=False``: the model's buffers become those of m."""
+        if not self.write_back and self._previous and self.buffers:
+            copy_(self._previous[-len(self.buffers):], self.buffers)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resume needs, as tensors and plain numbers.

@@ -196,9 +196,13 @@ def test_validation_that_raises_leaves_the_live_weights(tmp_path):
     assert_equal(run.model.state_dict(), live.after[-1])
 
 
-def test_recalibration_equals_that_of_torch(tmp_path):
+@pytest.mark.parametrize('psw', [
+    dict(type='PSWA'),
+    dict(type='PSWM', momentum='ahead', evaluate='average'),
+])
+def test_recalibration_equals_that_of_torch(tmp_path, psw):
     """The statistics after the last resampling are those of its weights."""
-    run = trained(tmp_path, dict(type='PSWA', buffers='recalibrate'),
+    run = trained(tmp_path, dict(psw, buffers='recalibrate'),
                  dict(by_epoch=True, max_epochs=2), validate=False)
     order = torch.Generator().manual_seed(2)  # of the second resampling
     order = torch.randperm(24, generator=order).split(4)
