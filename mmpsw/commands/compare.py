@@ -78,6 +78,10 @@ def _run_options(parser: ArgumentParser) -> None:
     add('--jobs', type=int,
         help='runs at once (default: one for each GPU; on a CPU, where each '
         'run has one thread, one for each core)')
+    add('--ride-along', action='store_true',
+        help="evaluate the arms that only evaluate (control, ema, swa, lawa) "
+        "beside the baseline's runs, which they do not change, and not in "
+        'runs of their own: this saves their time')
     _metric_options(parser)
     add('--cfg-options', nargs='+', default=(), metavar='KEY=VALUE',
         help='settings that replace those of the config, for all the runs')
@@ -148,7 +152,26 @@ def make_grid(args: Namespace) -> grids.Grid:
     return grids.Grid(
         config=args.config, arms=arms, seeds=tuple(args.seeds),
         work_dir=args.work_dir or Path('work_dirs') / f'compare_{stem}',
-        options=tuple(args.cfg_options), metric=args.metric, rule=args.rule)
+        options=tuple(args.cfg_options), metric=args.metric, rule=args.rule,
+        passengers=passengers(arms) if args.ride_along else ())
+
+
+def passengers(arms: dict[str, str]) -> tuple[str, ...]:
+    """The arms that can ride along in the runs of the baseline.
+
+    Raises:
+        ValueError: There is none, or no baseline.
+    """
+    from mmpsw.engine.ride_along import passenger
+    found = tuple(
+        name for name, arm in arms.items() if len(grids.parts(arm)) == 1
+        and passenger(configs.load_fragment(arm).to_dict()) is not None)
+    if not found or 'baseline' not in arms:
+        raise ValueError(
+            '--ride-along has nothing to do, because it needs the arm '
+            "'baseline' and one that only evaluates, such as control or ema; "
+            'add them to --arms, or leave it out')
+    return found
 
 
 def train_grid(grid: grids.Grid, jobs: int | None = None,
@@ -284,6 +307,7 @@ def _commands(args: Namespace, c: 'Comparison') -> list[str]:
                  '--seeds', *plan['seeds'], '--work-dir', folder]
         for key in ('metric', 'rule'):
             words += [f'--{key}', plan[key]] if plan.get(key) else []
+        words += ['--ride-along'] if plan.get('passengers') else []
         pairs = [f'{key}={value}' for key, value
                  in plan.get('cfg_options', {}).items()]
         commands.append(words + (['--cfg-options', *pairs] if pairs else []))

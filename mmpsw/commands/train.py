@@ -4,11 +4,15 @@ What imports torch comes late: ``--help``, and a wrong option, cost no time.
 """
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mmengine.config import Config
 
 from mmpsw import configs
 from mmpsw.commands import options
+
+if TYPE_CHECKING:  # torch comes with it
+    from mmpsw.engine import RideAlongHook
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +34,11 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         'settings such as theirs')
     parser.add_argument('--psw', nargs=1, action='extend', dest='methods',
                         metavar='NAME', help='the same, for one method')
+    parser.add_argument(
+        '--ride-along', nargs='+', action=options.ConfigOptions, default={},
+        metavar='NAME=FOLDER', help='averages that are evaluated beside the '
+        'run, which they do not change (control, ema, swa, lawa, ...): their '
+        'validations and final weights go to the folder')
     parser.add_argument('--seed', type=int, help='the random seed')
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
@@ -58,6 +67,7 @@ def train(args: Namespace) -> None:
     from mmpsw.runtime.saving import save_safely
     cfg = build_config(args)
     notes = verify(cfg, args)
+    passengers = ride_along(args)
     runner = launch.build_runner(cfg)
     checks.check_fit(cfg, runner.model)
     for note in notes:
@@ -65,6 +75,8 @@ def train(args: Namespace) -> None:
     # Not in the config, which stays what the user wrote.
     runner.register_hook(RandomStateHook(), priority='VERY_HIGH')
     save_safely(runner)
+    if passengers is not None:
+        runner.register_hook(passengers)
     try:
         runner.train()
     except KeyboardInterrupt:
@@ -94,6 +106,20 @@ def build_config(args: Namespace) -> Config:
                 'learning rate is meant for')
         cfg.auto_scale_lr.enable = True
     return cfg
+
+
+def ride_along(args: Namespace) -> 'RideAlongHook | None':
+    """The hook for what ``--ride-along`` asks for; None for nothing.
+
+    Raises:
+        ValueError: An average changes the run, or its name is unknown.
+    """
+    if not args.ride_along:
+        return None
+    from mmpsw.engine import RideAlongHook
+    return RideAlongHook({
+        str(folder): configs.load_fragment(name).to_dict()
+        for name, folder in args.ride_along.items()})
 
 
 def verify(cfg: Config, args: Namespace) -> list[str]:

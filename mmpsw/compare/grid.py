@@ -61,6 +61,8 @@ class Grid:
     options: tuple[str, ...] = ()  # key=value, for all the runs
     metric: str | None = None  # or its last part
     rule: str | None = None  # 'greater' or 'less'
+    # Arms that are evaluated in the baseline's runs, which they leave alone.
+    passengers: tuple[str, ...] = ()
 
     @property
     def cells(self) -> list[Cell]:
@@ -75,6 +77,21 @@ class Grid:
         """The file that takes what a run prints."""
         return self.run_dir(cell).with_suffix('.log')
 
+    def host(self, cell: Cell) -> Cell | None:
+        """The run in which this one rides along; None for one of its own."""
+        if cell.arm in self.passengers:
+            return Cell('baseline', cell.seed)
+        return None
+
+    def _ride_along(self, cell: Cell) -> list[str]:
+        """A run that was begun without a passenger goes on without it."""
+        guests = [Cell(arm, cell.seed) for arm in self.passengers
+                  if self.host(Cell(arm, cell.seed)) == cell]
+        if self.run_dir(cell).exists():
+            guests = [g for g in guests if self.run_dir(g).exists()]
+        folders = [f'{self.arms[g.arm]}={self.run_dir(g)}' for g in guests]
+        return ['--ride-along', *folders] if folders else []
+
     def command(self, cell: Cell) -> list[str]:
         """The command that trains a run, or goes on with it."""
         hook = 'default_hooks.checkpoint'
@@ -87,6 +104,7 @@ class Grid:
             'python', shipped('tools/train.py'), self.config,
             '--with', *parts(self.arms[cell.arm]), '--seed', str(cell.seed),
             '--work-dir', str(self.run_dir(cell)), *begin,
+            *self._ride_along(cell),
             '--cfg-options',
             f'{hook}.interval={self.interval()}',
             f'{hook}.by_epoch={self.by_epoch()}',
@@ -168,7 +186,8 @@ def claim(grid: Grid, fresh: bool = False) -> Grid:
         arms=grid.arms,
         arms_sha256={name: _sha256(*texts)
                      for name, texts in fragments.items()},
-        seeds=list(grid.seeds), metric=grid.metric, rule=grid.rule)
+        seeds=list(grid.seeds), metric=grid.metric, rule=grid.rule,
+        passengers=list(grid.passengers))
     number, folder = 1, grid.work_dir
     while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         joined = None if fresh else _joined(folder, wanted)
@@ -221,6 +240,8 @@ def _joined(folder: Path, wanted: dict) -> dict | None:
             return None
         return {**wanted, 'arms': {**saved['arms'], **wanted['arms']},
                 'arms_sha256': hashes,
+                'passengers': sorted({*saved.get('passengers', []),
+                                      *wanted['passengers']}),
                 'seeds': sorted({*saved['seeds'], *wanted['seeds']})}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -77,6 +77,10 @@ def train(grid: Grid, jobs: int = 1, gpus: Sequence[str] = ()) -> list[Cell]:
         try:
             while waiting or running:
                 for run in waiting[:]:
+                    host = grid.host(run.cell)
+                    if host in [other.cell for other in
+                                [*waiting, *running.values()]]:
+                        continue  # it rides along, and is over then
                     if slots and run.start(environment(slots[0], gpus)):
                         waiting.remove(run)
                         if run.process:

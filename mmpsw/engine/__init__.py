@@ -14,8 +14,9 @@ from .peers import (  # noqa: E402
     LookaheadHook,
     SwitchEMAHook,
 )
+from .ride_along import RideAlongHook  # noqa: E402
 
 __all__ = [
     'EpochAverageHook', 'LatestWeightAverage', 'LookaheadHook',
-    'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'SwitchEMAHook'
+    'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'RideAlongHook', 'SwitchEMAHook'
 ]

@@ -128,6 +128,7 @@ def test_another_experiment_gets_a_folder_of_its_own(tmp_path, other):
      'names an arm twice'),
     (('--seeds', '1', '1'), 'names a seed twice'),
     (('--jobs', '0'), '--jobs 0'),
+    (('--arms', 'baseline', 'pswa', '--ride-along'), 'has nothing to do'),
     (('--cfg-options', 'max_epochs'), 'takes key=value'),
     (('--cfg-options', 'train_cfg.max_epochs.x=1'), 'does not fit'),
     (('--cfg-options', 'train_dataloader.dataset.data_root=nowhere'),
@@ -187,6 +188,29 @@ def test_a_killed_grid_ends_as_an_uninterrupted_one(tmp_path):
     after = sessions(killed)
     assert {name: after[name] - before[name] for name in after} == {
         'baseline/seed_0': 0, 'pswa/seed_0': 1}
+
+
+def test_arms_that_ride_along_get_the_results_of_runs_of_their_own(tmp_path):
+    generate(Path('data/digits'))
+    tables = []
+    for folder, *flag in ('own', ), ('along', '--ride-along'):
+        assert compare.main([
+            'run', CONFIG, '--arms', 'baseline', 'control', 'ema', '--jobs',
+            '2', '--work-dir', str(tmp_path / folder), *flag,
+            '--cfg-options', 'train_cfg.max_epochs=2', *SMALL]) == 0
+        tables.append(points(tmp_path / folder))
+        logs = sorted(p.parent.name for p in (tmp_path / folder).glob(
+            '*/seed_0.log'))
+        assert logs == (['baseline'] if flag else
+                        ['baseline', 'control', 'ema'])
+    assert tables[0] == tables[1]
+    assert (tmp_path / 'along' / 'ema' / 'seed_0' / 'epoch_2.pth').is_file()
+    # Asked for later, when the baseline's run is over: a run of its own.
+    assert compare.main([
+        'run', CONFIG, '--arms', 'baseline', 'swa', '--ride-along',
+        '--work-dir', str(tmp_path / 'along'), '--cfg-options',
+        'train_cfg.max_epochs=2', *SMALL]) == 0
+    assert (tmp_path / 'along' / 'swa' / 'seed_0.log').is_file()
 
 
 def test_a_run_of_another_comparison_is_waited_for(tmp_path, capsys):

@@ -1,0 +1,229 @@
+"""Evaluates averages beside a run, which they do not change.
+
+An average that is never written back needs no run of its own: it follows the
+weights of another run, and is validated whenever that is.
+"""
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.hooks import EMAHook, Hook, LoggerHook
+from mmengine.runner import EpochBasedTrainLoop, Runner, autocast
+from torch.optim import Optimizer
+
+from mmpsw.models import unwrapped
+from mmpsw.registry import HOOKS
+from mmpsw.runtime.epochs import epoch_length
+from mmpsw.runtime.random_state import random_state, set_random_state
+
+from .averaging.buffers import owned_buffers
+from .averaging.settings import Settings
+from .peers import LookaheadHook, SwitchEMAHook
+
+__all__ = ['RideAlongHook', 'passenger']
+
+
+class _Control:
+    """PSW's average with ``write_back=False``, without its OptimWrapper."""
+
+    def __init__(self, psw: Mapping):
+        self.settings = Settings.from_config(psw)
+        self.updated = False
+
+    def begin(self, runner: Runner) -> None:
+        wrapper = runner.optim_wrapper
+        owned = owned_buffers(unwrapped(runner.model), [('', wrapper)])['']
+        self.resampler = self.settings.build(
+            wrapper.optimizer, 1, epoch_length(runner.train_loop),
+            owned.tensors)
+        self.resampler.schedule = replace(
+            self.resampler.schedule, total=runner.max_iters)
+        wrapper.optimizer.register_step_post_hook(self._note_update)
+
+    def follow(self, runner: Runner) -> None:
+        self.resampler.step(runner.iter + 1, self.updated)
+        self.updated = False
+
+    def shown(self) -> AbstractContextManager:
+        return self.resampler.averaged()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.resampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.resampler.load_state_dict(state)
+
+    def _note_update(self, optimizer: Optimizer, *_: Any) -> None:
+        self.updated = True
+
+
+class _Averaged:
+    """The average of an EMAHook, of mmengine or of the peers."""
+
+    def __init__(self, hook: Mapping):
+        self.hook = HOOKS.build(dict(hook))
+
+    def begin(self, runner: Runner) -> None:
+        self.hook.before_run(runner)
+        self.hook.before_train(runner)
+
+    def follow(self, runner: Runner) -> None:
+        self.hook.after_train_iter(runner, 0)
+
+    @contextmanager
+    def shown(self):
+        self.hook._swap_ema_parameters()
+        try:
+            yield
+        finally:
+            self.hook._swap_ema_parameters()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.hook.ema_model.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.hook.ema_model.load_state_dict(state)
+
+
+def passenger(fragment: Mapping) -> _Control | _Averaged | None:
+    """What a fragment evaluates beside a run; None if it changes the run.
+
+    Args:
+        fragment (dict): The settings of ``--with``: a ``psw`` with
+            ``write_back=False``, or an EMAHook that is not one of those that
+            write back.
+    """
+    hooks = fragment.get('custom_hooks') or []
+    if set(fragment) == {'psw'} and fragment['psw'].get('write_back') is False:
+        return _Control(fragment['psw'])
+    if set(fragment) == {'custom_hooks'} and len(hooks) == 1:
+        average = _Averaged(hooks[0])
+        if isinstance(average.hook, EMAHook) and not isinstance(
+                average.hook, (LookaheadHook, SwitchEMAHook)):
+            return average
+    return None
+
+
+@HOOKS.register_module()
+class RideAlongHook(Hook):
+    """Evaluates averages beside a run, each into a folder of its own.
+
+    The run's weights, logs and random numbers stay what they are without it.
+    A folder gets what the work directory of a run of its own would have: the
+    metrics, and the averaged weights at the run's end, as a checkpoint.
+
+    Args:
+        averages (Dict[str, dict]): By their folder, the settings of a
+            fragment that only evaluates (see :func:`passenger`).
+
+    Raises:
+        ValueError: A fragment changes the run, gradients are accumulated, or
+            a run is resumed in which an average was not there.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(self, averages: dict[str, dict]):
+        self.averages = {
+            Path(folder): passenger(fragment)
+            for folder, fragment in averages.items()
+        }
+        for folder, average in self.averages.items():
+            if average is None:
+                raise ValueError(
+                    f"'{folder}' cannot ride along, because its settings "
+                    'change the run: train it as a run of its own.')
+        self.loaded: dict[str, Any] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Begin to follow the run, or go on with it."""
+        if runner.optim_wrapper._accumulative_counts > 1:
+            raise ValueError(
+                'Averages cannot ride along where gradients are accumulated, '
+                'because they sample after each iteration: set '
+                'accumulative_counts=1, or train them as runs of their own.')
+        for folder, average in self.averages.items():
+            average.begin(runner)
+            if runner.iter:
+                average.load_state_dict(self._state_of(folder))
+            runner.cfg.dump(_log_dir(runner, folder) / 'config.py')
+
+    def after_train_iter(self, runner: Runner, *args: Any,
+                         **kwargs: Any) -> None:
+        """Follow the run."""
+        for average in self.averages.values():
+            average.follow(runner)
+
+    def after_val(self, runner: Runner) -> None:
+        """Validate the averages, as the run itself was."""
+        before = random_state()
+        for folder, average in self.averages.items():
+            with average.shown():
+                _log(runner, folder, _validate(runner))
+                if runner.iter >= runner.max_iters:
+                    _save(runner, folder)
+        set_random_state(before)
+
+    def before_save_checkpoint(self, runner: Runner,
+                               checkpoint: dict) -> None:
+        """Save what a resume needs."""
+        if 'optimizer' in checkpoint:  # not with the averaged weights
+            checkpoint['ride_along'] = {
+                str(folder): average.state_dict()
+                for folder, average in self.averages.items()
+            }
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep it until the averages are built."""
+        self.loaded = checkpoint.get('ride_along', {})
+
+    def _state_of(self, folder: Path) -> dict[str, Any]:
+        if str(folder) not in self.loaded:
+            raise ValueError(
+                f"'{folder}' cannot ride along from here, because the "
+                'checkpoint was saved without it: begin anew, or train it as '
+                'a run of its own.')
+        return self.loaded[str(folder)]
+
+
+
+def _log(runner: Runner, folder: Path, metrics: dict[str, float]) -> None:
+    """Write what mmengine's LoggerHook would."""
+    logger = next(h for h in runner.hooks if isinstance(h, LoggerHook))
+    step = runner.epoch if logger.log_metric_by_epoch else runner.iter
+    lines = [dict(iter=runner.iter, step=runner.iter),
+             dict(metrics, step=step)]
+    with open(_log_dir(runner, folder) / 'scalars.json', 'a') as file:
+        file.writelines(f'{json.dumps(line)}\n' for line in lines)
+    shown = '  '.join(f'{k}: {v:.4f}' for k, v in metrics.items())
+    runner.logger.info(f'rides along, {folder}: {shown}')
+
+
+@torch.no_grad()
+def _validate(runner: Runner) -> dict[str, float]:
+    """What ``ValLoop.run`` does, without the hooks, which log it."""
+    loop = runner.val_loop
+    runner.model.eval()
+    for batch in loop.dataloader:
+        with autocast(enabled=loop.fp16):
+            outputs = runner.model.val_step(batch)
+        loop.evaluator.process(data_samples=outputs, data_batch=batch)
+    return loop.evaluator.evaluate(len(loop.dataloader.dataset))
+
+
+def _save(runner: Runner, folder: Path) -> None:
+    is_epochs = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    name = (f'epoch_{runner.epoch}.pth' if is_epochs
+            else f'iter_{runner.iter}.pth')
+    runner.save_checkpoint(str(folder), name, save_optimizer=False,
+                           save_param_scheduler=False, by_epoch=False)
+
+
+def _log_dir(runner: Runner, folder: Path) -> Path:
+    path = folder / runner.timestamp / 'vis_data'
+    path.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,111 @@
+"""What rides along is what runs of their own would be, and changes none."""
+import json
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import init_default_scope
+from reference import assert_equal
+from toy import runner, trained
+
+from mmpsw.engine import RideAlongHook
+from mmpsw.engine.ride_along import passenger
+
+EPOCHS = dict(train_cfg=dict(by_epoch=True, max_epochs=4))
+ITERS = dict(
+    sampler='InfiniteSampler',
+    train_cfg=dict(by_epoch=False, max_iters=20, val_interval=5))
+AVERAGES = {
+    'control': dict(psw=dict(type='PSWA', write_back=False)),
+    'linear': dict(psw=dict(
+        type='PSWA', write_back=False, weighting='linear')),
+    'drawn': dict(psw=dict(
+        type='PWALKS', write_back=False, last=4, sample_prob=0.5)),
+    'ema': dict(custom_hooks=[
+        dict(type='EMAHook', momentum=0.1, update_buffers=True)]),
+    'swa': dict(custom_hooks=[
+        dict(type='mmpsw.EpochAverageHook', begin=0.5, update_buffers=True,
+             ema_type='StochasticWeightAverage')]),
+    'lawa': dict(custom_hooks=[
+        dict(type='mmpsw.EpochAverageHook', last=2,
+             ema_type='mmpsw.LatestWeightAverage')]),
+}
+
+
+def hook(folder):
+    return dict(type='mmpsw.RideAlongHook', averages={
+        str(folder / name): settings for name, settings in AVERAGES.items()})
+
+
+def logged(folder):
+    """The metrics of a work directory's validations, in order."""
+    files = sorted(folder.glob('*/vis_data/scalars.json'))
+    lines = [json.loads(line) for path in files
+             for line in path.read_text().splitlines()]
+    return [line['error'] for line in lines if 'iter' not in line]
+
+
+def own_run(folder, settings, **keys):
+    hooks = settings.get('custom_hooks', ())
+    return trained(folder, psw=settings.get('psw'), hooks=hooks, **keys)
+
+
+@pytest.mark.parametrize('keys', [EPOCHS, ITERS])
+def test_they_equal_runs_of_their_own(tmp_path, keys):
+    trained(tmp_path / 'all', hooks=[hook(tmp_path)], **keys)
+    for name, settings in AVERAGES.items():
+        own = own_run(tmp_path / 'own' / name, settings, **keys)
+        own_values = logged(tmp_path / 'own' / name)
+        assert len(own_values) == 4
+        assert logged(tmp_path / name) == own_values, name
+        saved = tmp_path / name / (
+            'epoch_4.pth' if keys is EPOCHS else 'iter_20.pth')
+        newest = tmp_path / 'own' / name / f'iter_{own.iter}.pth'
+        assert_equal(*(torch.load(path, weights_only=False)['state_dict']
+                       for path in (saved, newest)))
+
+
+def test_the_run_is_bit_equal_to_one_without(tmp_path):
+    alone = trained(tmp_path / 'alone', hooks=[Hook()])
+    beside = trained(tmp_path / 'beside', hooks=[hook(tmp_path)])
+    assert_equal(alone.model, beside.model)
+    assert logged(tmp_path / 'alone') == logged(tmp_path / 'beside')
+
+
+def test_a_resumed_run_goes_on_with_them(tmp_path):
+    exact = dict(type='mmpsw.RandomStateHook')
+    trained(tmp_path / 'whole', hooks=[hook(tmp_path), exact])
+    first = tmp_path / 'first'
+    trained(tmp_path / 'begun', hooks=[hook(first), exact])
+    for path in first.rglob('scalars.json'):  # as if it had ended there
+        path.write_text(''.join(path.read_text().splitlines(True)[:2]))
+    trained(tmp_path / 'resumed', hooks=[hook(first), exact],
+            resume_from=tmp_path / 'begun' / 'iter_8.pth')
+    for name in AVERAGES:
+        assert logged(first / name) == logged(tmp_path / name), name
+
+
+@pytest.mark.parametrize('settings', [
+    dict(psw=dict(type='PSWA')),
+    dict(custom_hooks=[dict(type='mmpsw.LookaheadHook')]),
+    dict(custom_hooks=[dict(type='mmpsw.SwitchEMAHook')]),
+    dict(psw=dict(type='PSWA', write_back=False), train_cfg=dict(x=1)),
+    dict(),
+])
+def test_what_changes_the_run_does_not_ride_along(settings):
+    init_default_scope('mmengine')
+    assert passenger(settings) is None
+    with pytest.raises(ValueError, match="'a' cannot ride along, because"):
+        RideAlongHook(dict(a=settings))
+
+
+def test_bad_runs_are_refused(tmp_path):
+    run = runner(tmp_path / 'a', hooks=[hook(tmp_path)],
+                 wrapper=dict(accumulative_counts=2))
+    with pytest.raises(ValueError, match='gradients are accumulated'):
+        run.train()
+    trained(tmp_path / 'b')
+    run = runner(tmp_path / 'c', hooks=[hook(tmp_path)],
+                 resume_from=tmp_path / 'b' / 'iter_8.pth')
+    with pytest.raises(ValueError, match='was saved without it'):
+        run.train()
