@@ -18,5 +18,6 @@ from .ride_along import RideAlongHook  # noqa: E402
 
 __all__ = [
     'EpochAverageHook', 'LatestWeightAverage', 'LookaheadHook',
-    'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'RideAlongHook', 'SwitchEMAHook'
+    'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'RideAlongHook',
+    'SwitchEMAHook'
 ]
