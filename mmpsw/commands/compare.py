@@ -49,11 +49,12 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         prog='compare.py',
         description='Compare ways to train: the baseline, PSW and its peers.')
     commands = parser.add_subparsers(required=True,
-                                     metavar='run|report|summary')
+                                     metavar='run|report|summary|sweep')
     for command, add_options, text in (
         (run, _run_options, 'train every arm with every seed, and report'),
         (report, _report_options, 'report on work dirs, ours or others'),
         (summary, _summary_options, 'put several reports into one table'),
+        (sweep, _sweep_options, 'the metric against one setting'),
     ):
         subparser = commands.add_parser(command.__name__, help=text)
         add_options(subparser)
@@ -123,6 +124,21 @@ def _summary_options(parser: ArgumentParser) -> None:
         choices=['final', 'best', 'area', 'drop'],
         help='what is compared (default: final)')
     add('--plot', type=Path, metavar='PNG', help='also draw a picture')
+
+
+def _sweep_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add('work_dirs', nargs='+', metavar='WORK_DIR',
+        help='folders that compare.py run has made, with one value of the '
+        'setting each')
+    add('--key', default='optim_wrapper.optimizer.lr',
+        help='the setting (default: %(default)s)')
+    add('--within', type=float, default=1,
+        help='how far below its best an arm is still near it, in units of '
+        'the metric (default: 1)')
+    _metric_options(parser)
+    add('--title', help='above the picture')
+    options.add_out(parser, 'work_dirs/sweep')
 
 
 def run(args: Namespace) -> None:
@@ -280,6 +296,26 @@ def summary(args: Namespace) -> None:
     if args.plot:
         print('picture:', plots.save(
             plots.plot_differences(table, args.keys), args.plot))
+
+
+def sweep(args: Namespace) -> None:
+    """Prints how wide the good range of a setting is, and draws it."""
+    from mmpsw.compare import plots, sweep
+    runs, c = sweep.read(args.work_dirs, args.key, args.metric, args.rule)
+    table = sweep.robustness(runs, args.within, c.better)
+    print(f'The last validation, {c.metric}, against {args.key}: means over '
+          f'{runs.seed.nunique()} seeds; the best of these, and the range '
+          f'around it that is within {args.within:g}:\n')
+    out = options.out_folder(args.out or 'work_dirs/sweep',
+                             ['sweep.csv', 'sweep.png'], args.overwrite)
+    digits = 3 if runs.value.abs().max() <= 1 else 1
+    for name in table:
+        form = '{:g}' if name in ('lowest', 'highest') else f'{{:.{digits}f}}'
+        table[name] = table[name].map(form.format)
+    print(table.to_markdown(disable_numparse=True))
+    runs.to_csv(out / 'sweep.csv', index=False, lineterminator='\n')
+    print('\npicture:', plots.save(plots.plot_sweep(
+        runs, c, args.key, args.title or ''), out / 'sweep.png'))
 
 
 def _published(args: Namespace, config: str | None,

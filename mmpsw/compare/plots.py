@@ -12,7 +12,7 @@ from mmpsw.compare.comparison import Comparison
 from mmpsw.compare.summary import KEYS
 from mmpsw.compare.table import curve, verdicts
 
-__all__ = ['plot_curves', 'plot_differences', 'save']
+__all__ = ['plot_curves', 'plot_differences', 'plot_sweep', 'save']
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without
 # yellow, too pale for a line on white; markers say the same in print.
@@ -100,6 +100,43 @@ def plot_differences(table: pd.DataFrame, keys: Sequence[str] = ('final', ),
     figure.supxlabel(f'difference to {baseline}, 95 % interval over seeds; '
                      'blue is better, orange worse, grey undecided',
                      fontsize=9)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def plot_sweep(runs: pd.DataFrame, c: Comparison, key: str,
+               title: str = '') -> Figure:
+    """Draw the last validation of every arm against a setting.
+
+    A line is the mean over the seeds, the band around it reaches from the
+    worst to the best of them.
+
+    Args:
+        runs: What :func:`mmpsw.compare.sweep.read` returns.
+        c: A comparison that has the metric and the baseline.
+        key: The setting, for the axis.
+        title: Above the picture.
+    """
+    figure = Figure(figsize=(7, 4), dpi=150, layout='constrained')
+    axes = figure.subplots()
+    looks = iter(_LOOKS * len(runs))
+    for arm, rows in runs.groupby('arm', sort=False):
+        values = rows.groupby('setting').value
+        is_baseline = arm == c.baseline
+        color, marker = ('#1A1A1A', 'o') if is_baseline else next(looks)
+        axes.fill_between(values.min().index, values.min(), values.max(),
+                          color=color, alpha=0.15, linewidth=0)
+        axes.plot(values.mean(), color=color, marker=marker, label=arm,
+                  linestyle='--' if is_baseline else '-', linewidth=1.6,
+                  markersize=4)
+    settings = sorted(runs.setting.unique())
+    axes.set_xscale('log', base=2)
+    axes.set_xticks(settings, [f'{value:g}' for value in settings])
+    axes.set_xlabel(f'{key} (mean, worst and best of '
+                    f'{runs.seed.nunique()} seeds)')
+    axes.set_ylabel(f'last validation, {c.metric} ({c.better} is better)')
+    figure.legend(loc='outside right center', frameon=False, fontsize=9)
+    figure.suptitle(title, x=0.01, ha='left', fontweight='bold')
     return figure
 
 
