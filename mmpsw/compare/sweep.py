@@ -15,7 +15,8 @@ def read(paths: Sequence[str | Path], key: str, metric: str | None = None,
     """Read comparisons that differ in one setting.
 
     Args:
-        paths: Folders that ``compare.py run`` has made, one for each value.
+        paths: Folders that ``compare.py run`` has made, one for each value;
+            ``NAME=DIR`` calls its arms NAME/ARM.
         key: The setting's place in the config, with dots:
             ``optim_wrapper.optimizer.lr``.
         metric, rule: See :func:`mmpsw.compare.comparison.read`.
@@ -26,7 +27,7 @@ def read(paths: Sequence[str | Path], key: str, metric: str | None = None,
 
     Raises:
         ValueError: A run's config has no such number, or two folders have
-            the same one.
+            the same arm with the same one.
     """
     found = [comparison.read([path], metric, rule) for path in paths]
     rows = []
@@ -43,11 +44,12 @@ def read(paths: Sequence[str | Path], key: str, metric: str | None = None,
             rows.append(dict(folder=str(path), arm=row.arm, seed=row.seed,
                              setting=setting, value=row.value))
     runs = pd.DataFrame(rows)
-    folders = runs.groupby('setting').folder.unique()
-    for setting, same in folders.items():
-        if len(same) > 1:
-            raise ValueError(f"'{same[0]}' and '{same[1]}' both have {key}="
-                             f'{setting:g}; give one of them')
+    for (arm, setting), same in runs.groupby(['arm', 'setting']).folder:
+        one, *others = same.unique()
+        if others:
+            raise ValueError(
+                f"'{one}' and '{others[0]}' both have the arm {arm} with "
+                f'{key}={setting:g}; give one of them, or names: NAME=DIR')
     return runs.drop(columns='folder').sort_values('setting'), found[0]
 
 
