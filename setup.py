@@ -46,7 +46,7 @@ EXTRAS = {
     # the embedded data set of the quickstart
     'tools': ['scikit-learn>=1.5,<2'],
     'tests': ['hypothesis>=6,<7', 'pytest>=7.4,<10', 'pytest-timeout>=2.1,<3',
-              'pytest-xdist>=3.3,<4'],
+              'pytest-xdist>=3.3,<4', 'schedulefree>=1.4,<2'],
 }
 
 # Not beside the sources, where the next wheel would find what is gone by then.

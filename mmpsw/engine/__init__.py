@@ -12,6 +12,7 @@ from .peers import (  # noqa: E402
     EpochAverageHook,
     LatestWeightAverage,
     LookaheadHook,
+    ScheduleFreeHook,
     SwitchEMAHook,
 )
 from .ride_along import RideAlongHook  # noqa: E402
@@ -19,5 +20,5 @@ from .ride_along import RideAlongHook  # noqa: E402
 __all__ = [
     'EpochAverageHook', 'LatestWeightAverage', 'LookaheadHook',
     'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'RideAlongHook',
-    'SwitchEMAHook'
+    'ScheduleFreeHook', 'SwitchEMAHook'
 ]

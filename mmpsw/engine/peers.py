@@ -1,22 +1,30 @@
 """What a user would pick instead: the peers that PSW is compared with.
 
-mmengine has the exponential moving average (EMAHook). Here are the four that
-it lacks, each a small change of its EMAHook, so that they validate, save and
-resume as that does, and count iterations as that does.
+mmengine has the exponential moving average (EMAHook). Four that it lacks are
+a small change of its EMAHook each, so that they validate, save and resume as
+that does, and count iterations as that does. The fifth, schedule-free
+training, is an optimizer of a library, with a hook.
 """
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
-from mmengine.hooks import EMAHook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from torch import nn
+from torch.optim import Optimizer
 
-from mmpsw.registry import HOOKS, MODELS
+from mmpsw.methods.averaging import recalibrate
+from mmpsw.models import losses, unwrapped
+from mmpsw.registry import HOOKS, MODELS, OPTIMIZERS
 from mmpsw.runtime.epochs import epoch_length
 
+from .averaging.hook import random_batches
+
 __all__ = [
-    'EpochAverageHook', 'LatestWeightAverage', 'LookaheadHook', 'SwitchEMAHook'
+    'EpochAverageHook', 'LatestWeightAverage', 'LookaheadHook',
+    'ScheduleFreeHook', 'SwitchEMAHook'
 ]
 
 
@@ -167,6 +175,75 @@ class LatestWeightAverage(nn.Module):
                 mean.copy_(torch.stack([s[name] for s in states]).mean(0))
             else:
                 mean.copy_(newest[name])
+
+
+@HOOKS.register_module()
+class ScheduleFreeHook(Hook):
+    """Validates and saves the average that a schedule-free optimizer keeps.
+
+    Schedule-Free (Defazio et al. 2024, arXiv 2405.15682), by its authors'
+    library (``pip install schedulefree``): gradients are taken at y, between
+    the average x and the plain weights z; x is what is evaluated. Its batch
+    norm is recalibrated then, as they advise.
+
+    Args:
+        recalibrate_batches (int): Training batches for that, each time.
+            Defaults to 50.
+    """
+
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(self, recalibrate_batches: int = 50):
+        self.recalibrate_batches = recalibrate_batches
+        self.live: dict[str, torch.Tensor] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Train at y."""
+        runner.optim_wrapper.optimizer.train()
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Show x."""
+        model = unwrapped(runner.model)
+        self.live = deepcopy(model.state_dict())
+        runner.optim_wrapper.optimizer.eval()
+        batches = random_batches(runner.train_loop.dataloader,
+                                 self.recalibrate_batches, runner.iter)
+        recalibrate(model, partial(losses, model), batches)
+
+    def after_val_epoch(self, runner: Runner,
+                        metrics: dict[str, float] | None = None) -> None:
+        """Put y back, bit by bit."""
+        unwrapped(runner.model).load_state_dict(self.live)
+        for group in runner.optim_wrapper.optimizer.param_groups:
+            group['train_mode'] = True
+
+    def before_save_checkpoint(self, runner: Runner,
+                               checkpoint: dict) -> None:
+        """x is what a user deploys; y is for a resume."""
+        checkpoint['schedule_free'] = checkpoint['state_dict']
+        self.before_val_epoch(runner)
+        checkpoint['state_dict'] = deepcopy(
+            unwrapped(runner.model).state_dict())
+        self.after_val_epoch(runner)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Go on at y."""
+        if runner._resume:
+            checkpoint['state_dict'] = checkpoint['schedule_free']
+
+
+@OPTIMIZERS.register_module()
+def SGDScheduleFree(params: Any, **settings: Any) -> Optimizer:  # noqa: N802
+    """The library's optimizer of this name; it needs ScheduleFreeHook."""
+    from schedulefree import SGDScheduleFree
+    return SGDScheduleFree(params, **settings)
+
+
+@OPTIMIZERS.register_module()
+def AdamWScheduleFree(params: Any, **settings: Any) -> Optimizer:  # noqa: N802
+    """The library's optimizer of this name; it needs ScheduleFreeHook."""
+    from schedulefree import AdamWScheduleFree
+    return AdamWScheduleFree(params, **settings)
 
 
 def _switch(hook: EMAHook) -> None:

@@ -69,7 +69,8 @@ def test_the_command_prints_it_and_writes_every_run(folders, tmp_path,
 
 @pytest.mark.parametrize('words, message', [
     (['--key', 'optim_wrapper.lr'], 'has no number at --key'),
-    (['--key', 'train_cfg.max_epochs'], 'both have the arm baseline with train_cfg.max_epochs=2'),
+    (['--key', 'train_cfg.max_epochs'],
+     'both have the arm baseline with train_cfg.max_epochs=2'),
 ])
 def test_a_wrong_key_ends_in_one_line(folders, capsys, words, message):
     assert compare.main(['sweep', *folders, '--metric', 'acc', '--rule',

@@ -9,6 +9,7 @@ from toy import Weights, trained
 
 EPOCH = 6
 EMA = 0.3
+BETA = 0.8
 
 
 class Recorder(Weights):
@@ -124,6 +125,51 @@ def test_lookahead_synchronises_from_the_first_weights_on(tmp_path):
             assert_close(after, {name: fast[name] for name in names})
         if i % EPOCH == 0:
             assert_close(seen.shown[i // EPOCH - 1], slow)
+
+
+FREE = dict(type='mmpsw.ScheduleFreeHook', recalibrate_batches=2)
+
+
+def schedule_free(tmp_path, **keys):
+    pytest.importorskip('schedulefree')
+    return train(tmp_path, FREE, optimizer=dict(
+        type='mmpsw.SGDScheduleFree', lr=0.3, momentum=BETA), **keys)
+
+
+def test_schedule_free_validates_its_average(tmp_path):
+    """y = (1 - beta) z + beta x; z <- z - lr g(y); x the mean of the z.
+
+    (Defazio et al. 2024, equations 1 to 3. The first step's x is its z.)
+    """
+    runner, seen = schedule_free(tmp_path)
+    y = [{name: state[name].double() for name, _ in
+          runner.model.named_parameters()}
+         for state in [*seen.starts, runner.model.state_dict()]]
+    x, z = y[0], y[0]
+    for i, after in enumerate(y[1:], start=1):
+        # y is what is seen, and tells z and so x.
+        z = {n: (after[n] - BETA * (1 - 1 / i) * x[n]) /
+             (1 - BETA + BETA / i) for n in after}
+        x = {n: x[n] + (z[n] - x[n]) / i for n in x}
+        if i % EPOCH == 0:
+            shown = seen.shown[i // EPOCH - 1]
+            for name in x:
+                torch.testing.assert_close(shown[name].double(), x[name],
+                                           rtol=1e-3, atol=1e-5)
+    for name, live in runner.optim_wrapper.optimizer.state.items():
+        assert not torch.equal(live['z'], name)
+
+
+def test_schedule_free_resumes_and_saves_what_is_validated(tmp_path):
+    once = dict(interval=1)
+    whole, seen = schedule_free(tmp_path / 'whole', checkpoint=once)
+    resumed, _ = schedule_free(
+        tmp_path / 'rest', checkpoint=once,
+        resume_from=tmp_path / 'whole/epoch_2.pth')
+    assert_equal(whole.model, resumed.model)
+    saved = torch.load(tmp_path / 'whole/epoch_2.pth', weights_only=False)
+    for name, value in seen.shown[1].items():
+        torch.testing.assert_close(saved['state_dict'][name], value)
 
 
 @pytest.mark.parametrize('hook', [

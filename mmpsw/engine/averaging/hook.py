@@ -28,7 +28,7 @@ from .optim_wrapper import PSWOptimWrapperMixin
 from .settings import HOW_TO_ENABLE
 from .strategies import check_runner
 
-__all__ = ['PSWHook']
+__all__ = ['PSWHook', 'random_batches']
 
 
 @HOOKS.register_module()
@@ -202,7 +202,7 @@ class PSWHook(Hook):
 
     def _recalibrate(self, runner: Runner, seed: int) -> None:
         loader = runner.train_loop.dataloader
-        batches = _random_batches(loader, self.recalibrate_batches, seed)
+        batches = random_batches(loader, self.recalibrate_batches, seed)
         model = unwrapped(runner.model)
         with self._forward_context(runner, model):
             recalibrate(model, functools.partial(losses, model), batches)
@@ -297,7 +297,7 @@ def _named_weights(resampler: PeriodicResampler) -> dict[str, Tensor]:
     return weights
 
 
-def _random_batches(loader: DataLoader, count: int,
+def random_batches(loader: DataLoader, count: int,
                     seed: int) -> Iterator[Any]:
     """Training batches from a loader of their own.
 
