@@ -289,7 +289,8 @@ def summary(args: Namespace) -> None:
     table = summary.read(args.tables)
     if len(args.tables) > 1:
         print('Better / undecided / worse than the baseline:\n\n'
-              f'{summary.tally(table, args.keys)}')
+              f'{summary.tally(table, args.keys)}\nMean gain over the '
+              f'baseline, in points:\n\n{summary.gains(table, args.keys)}')
     for key in args.keys:
         print(f'{summary.KEYS[key].capitalize()}:\n\n'
               f'{summary.as_markdown(table, key)}')

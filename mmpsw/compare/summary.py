@@ -10,7 +10,7 @@ import pandas as pd
 
 from mmpsw.compare.table import verdicts
 
-__all__ = ['KEYS', 'as_markdown', 'read', 'tally']
+__all__ = ['KEYS', 'as_markdown', 'gains', 'read', 'tally']
 
 KEYS = {
     'final': 'final value',
@@ -80,6 +80,26 @@ def tally(table: pd.DataFrame, keys: Sequence[str]) -> str:
                                      for verdict in (1, 0, -1)))
         for key in keys})
     return _markdown(counts[(counts != '0 / 0 / 0').any(axis=1)])
+
+
+def gains(table: pd.DataFrame, keys: Sequence[str]) -> str:
+    """By how much an arm is better than the baseline, in the mean.
+
+    In points: hundredths, where a metric is a share of one. An arm that is
+    not in all the comparisons has no mean.
+    """
+    best = table.groupby('comparison').best_mean.transform('max')
+    points = best.le(1).map({True: 100, False: 1})
+    higher = table.better.eq('higher')
+    means = {}
+    for key in keys:
+        sign = (higher & (key != 'drop')).map({True: 1, False: -1})
+        gain = points * sign * table[f'{key}_difference']
+        means[KEYS[key]] = gain.groupby(table.arm, sort=False).agg(
+            lambda values: f'{values.mean():+.2f}' if values.notna().sum()
+            == table.comparison.nunique() else '-')
+    cells = pd.DataFrame(means)
+    return _markdown(cells[(cells != '-').any(axis=1)])
 
 
 def _cell(row: pd.Series, key: str, verdict: float, digits: int) -> str:

@@ -60,7 +60,7 @@ def test_the_committed_summary_follows_from_the_committed_tables(capsys):
     text = (CHECKOUT / 'configs' / 'README.md').read_text()
     printed = capsys.readouterr().out.splitlines()
     rows = [line for line in printed if line.startswith('|')]
-    assert len(rows) == 11 + 3 * 12
+    assert len(rows) == 2 * 11 + 3 * 12
     assert [row for row in rows if row not in text.splitlines()] == []
 
 
@@ -75,6 +75,11 @@ def test_two_comparisons_by_hand(folders, tmp_path, capsys):
 | --- | --- | --- |
 | pswa | 1 / 0 / 1 | 1 / 0 / 0 |
 | ema | 0 / 1 / 0 | 0 / 1 / 0 |
+''' in printed
+    assert '''\
+| arm | final value | drop per validation |
+| --- | --- | --- |
+| pswa | -3.77 | - |
 ''' in printed
     assert '''\
 | arm | one, mIoU | two, loss |
