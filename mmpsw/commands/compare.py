@@ -169,19 +169,19 @@ def make_grid(args: Namespace) -> grids.Grid:
         config=args.config, arms=arms, seeds=tuple(args.seeds),
         work_dir=args.work_dir or Path('work_dirs') / f'compare_{stem}',
         options=tuple(args.cfg_options), metric=args.metric, rule=args.rule,
-        passengers=passengers(arms) if args.ride_along else ())
+        passengers=_passengers(arms) if args.ride_along else ())
 
 
 def passengers(arms: dict[str, str]) -> tuple[str, ...]:
-    """The arms that can ride along in the runs of the baseline.
-
-    Raises:
-        ValueError: There is none, or no baseline.
-    """
+    """The arms that can ride along in the runs of the baseline."""
     from mmpsw.engine.ride_along import passenger
-    found = tuple(
+    return tuple(
         name for name, arm in arms.items() if len(grids.parts(arm)) == 1
         and passenger(configs.load_fragment(arm).to_dict()) is not None)
+
+
+def _passengers(arms: dict[str, str]) -> tuple[str, ...]:
+    found = passengers(arms)
     if not found or 'baseline' not in arms:
         raise ValueError(
             '--ride-along has nothing to do, because it needs the arm '

@@ -1,8 +1,8 @@
 """Trains a small detector with and without PSW, and shows the difference.
 
-It is ``tools/compare.py run`` on a data set that needs no download, with one
-seed and three arms: the baseline, a technique, and the control, which averages
-too but never writes back, so that one can see what the writing back does.
+It is ``tools/compare.py run --ride-along`` on a data set that needs no
+download, with one seed and three arms: the baseline, what we recommend, and
+PSWA, which trains on from its average.
 """
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from mmpsw.compare import grid as grids
 from mmpsw.compare.grid import shipped
 
 _DATA = Path('data/digits')
-_CONFIG = 'configs/det/retinanet_r18_digits.py'
+_CONFIG = 'configs/det/retinanet_r18_digits_constant.py'
 _SHORT_EPOCHS = 2
 _SCORE_THR = 0.3
 
@@ -37,13 +37,13 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         'interrupted one is gone on with; where its settings are others, a '
         'numbered folder beside it is taken')
     parser.add_argument(
-        '--with', '--psw', dest='method', default='pwalks', metavar='NAME',
-        help='what is compared: pswa, pwalks (the default), pswm, another '
+        '--with', '--psw', dest='method', default='psw', metavar='NAME',
+        help='what is compared: psw (the default), pwalks, pswm, another '
         'file in configs/_base_/methods, or the path of one')
     parser.add_argument('--seed', type=int, default=0, help='the random seed')
     parser.add_argument(
         '--short', action='store_true',
-        help=f'{_SHORT_EPOCHS} epochs and no control arm: shows that '
+        help=f'{_SHORT_EPOCHS} epochs and no third arm: shows that '
         'everything works, and nothing else')
     parser.add_argument(
         '--fresh', action='store_true',
@@ -66,14 +66,13 @@ def quickstart(args: Namespace) -> None:
     compare.report_on(grid)
     picture = draw_picture(grid)
     print()
-    if 'control' in grid.arms:
-        print('control: averages whole epochs, but trains on from the weights '
-              'as they were.')
+    print('psw evaluates the mean of each epoch\'s weights, beside the '
+          'baseline\'s run; pswa\nalso trains on from it.')
     if args.short:
         print('Two epochs show that everything works, and nothing about the '
               'arms.')
     print('One seed on a toy is an illustration and no evidence: judge by '
-          'several seeds\non your own task, and against the control.\n\n'
+          'several seeds\non your own task.\n\n'
           f'picture with boxes: {picture}\n\n'
           'How to go on (README.md says more):\n'
           f'  python {shipped("tools/train.py")} CONFIG --with '
@@ -93,14 +92,16 @@ def make_grid(args: Namespace) -> grids.Grid:
     for part in grids.parts(args.method):
         configs.load_fragment(part)
     name = grids.arm_name(args.method)
-    if name in ('baseline', 'control'):
+    other = 'psw' if args.method == 'pswa' else 'pswa'
+    if name in ('baseline', other):
         raise ValueError(
             f"--with '{args.method}' cannot be used, because another arm is "
             f"called '{name}'; rename the file")
     arms = {'baseline': 'baseline', name: args.method}
     if not args.short:
-        arms['control'] = 'control'
+        arms[other] = other
     return grids.Grid(
+        passengers=compare.passengers(arms),
         config=shipped(_CONFIG), arms=arms, seeds=(args.seed, ),
         work_dir=args.work_dir,
         options=(f'train_cfg.max_epochs={_SHORT_EPOCHS}', )

@@ -25,8 +25,8 @@ def grid_of(*argv):
 
 def test_the_arms_differ_in_nothing_but_the_arm(tmp_path):
     grid = grid_of('--work-dir', str(tmp_path), '--seed', '3', '--with',
-                   'pswa')
-    assert list(grid.arms) == ['baseline', 'pswa', 'control']
+                   'pswm')
+    assert list(grid.arms) == ['baseline', 'pswm', 'pswa']
     commands = [grid.command(cell) for cell in grid.cells]
     for arm, command in zip(grid.arms, commands):
         assert command[command.index('--seed') + 1] == '3'
@@ -36,7 +36,14 @@ def test_the_arms_differ_in_nothing_but_the_arm(tmp_path):
     assert plain[0] == plain[1] == plain[2]
 
 
-def test_short_shortens_each_arm_and_leaves_the_control_out():
+def test_what_we_recommend_rides_along():
+    grid = grid_of()
+    assert list(grid.arms) == ['baseline', 'psw', 'pswa']
+    assert grid.passengers == ('psw', )
+    assert list(grid_of('--with', 'pswa').arms) == ['baseline', 'pswa', 'psw']
+
+
+def test_short_shortens_each_arm_and_leaves_the_third_out():
     grid = grid_of('--short', '--psw', 'pswm')
     assert list(grid.arms) == ['baseline', 'pswm']
     assert grid.max_steps() == 2
@@ -59,9 +66,9 @@ def test_an_unknown_technique_is_an_error_of_one_line(capsys):
 
 
 def test_a_fragment_may_not_take_an_arms_name(tmp_path):
-    fragment = tmp_path / 'control.py'
+    fragment = tmp_path / 'pswa.py'
     fragment.write_text("psw = dict(type='PSWA')")
-    with pytest.raises(ValueError, match="another arm is called 'control'"):
+    with pytest.raises(ValueError, match="another arm is called 'pswa'"):
         grid_of('--psw', str(fragment))
 
 
