@@ -163,7 +163,10 @@ def time_note(c: Comparison) -> Iterator[str]:
     silent = [arm for arm in c.arms if arm != c.baseline
               and not c.of_arm(arm).time.isna().any()
               and np.isnan(_ratio(c, 'time', arm))]
-    if silent and times.notna().all():
+    if _carried(c):
+        yield ("rel. time is left out: the baseline's runs carried "
+               f'{", ".join(_carried(c))} along.')
+    elif silent and times.notna().all():
         yield (
             'rel. time is left out, as one run of the baseline does not say '
             'how much its time varies.' if len(times) == 1 else
@@ -230,11 +233,19 @@ def _ratio(c: Comparison, key: str, arm: str) -> float:
     And where the baseline's own times differ by more than the arms do.
     """
     ours, theirs = (c.of_arm(name)[key] for name in (arm, c.baseline))
+    if key == 'time' and _carried(c):
+        return np.nan
     if key == 'time' and arm != c.baseline:
         change = abs(ours.median() - theirs.median())
         if len(theirs) == 1 or change < theirs.max() - theirs.min():
             return np.nan
     return ours.median(skipna=False) / theirs.median(skipna=False)
+
+
+def _carried(c: Comparison) -> list[str]:
+    """The arms whose time is in that of the baseline's runs."""
+    return [arm for plan in c.plans.values()
+            for arm in plan.get('passengers', [])]
 
 
 def _cells(means: pd.Series, spreads: pd.Series | None, digits: int,

@@ -151,6 +151,9 @@ def test_times_are_compared_where_the_baselines_own_do_not_vary_more(
         assert found == pytest.approx(ratio) and '2.00x' in shown
         assert '1.100 (1.000 to 1.200)' in shown  # the median and the range
         assert not list(table.time_note(c))
+        c.plans['work'] = dict(passengers=['control'])
+        assert math.isnan(numbers(c).time_ratio['pswa'])
+        assert 'carried control along' in next(table.time_note(c))
 
 
 def test_memory_is_compared_where_both_logged_it(compare):
