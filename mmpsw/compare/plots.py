@@ -43,7 +43,7 @@ def plot_curves(c: Comparison, title: str = '') -> Figure:
     size = (8, 5) if len(panels) == 1 else (3.3 * columns, 2.4 * rows + 0.8)
     figure = Figure(figsize=size, dpi=150, layout='constrained')
     grid = figure.subplots(rows, columns, sharex=True, sharey=True,
-                           squeeze=False).flat
+                           squeeze=False).ravel()
     looks = dict(zip(others, _LOOKS * len(others)))
     for axes, arms in zip(grid, panels):
         for arm in (c.baseline, *arms):
@@ -53,7 +53,7 @@ def plot_curves(c: Comparison, title: str = '') -> Figure:
                                                  nbins=8))
         if len(panels) > 1:
             axes.set_title(arms[0], color=looks[arms[0]][0], loc='left')
-    for axes in list(grid)[len(panels):]:
+    for axes in grid[len(panels):]:
         axes.set_visible(False)
     counts = sorted({min(c.runs.arm.value_counts()),
                      max(c.runs.arm.value_counts())})
