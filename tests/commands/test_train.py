@@ -25,7 +25,7 @@ DEEPSPEED = f'{MAE}-ds-coslr-50e_in1k'
 FSDP = f'{MAE}-fsdp-coslr-50e_in1k'
 CLS = str(CONFIGS / 'cls' / 'resnet18_digits.py')
 DET = str(CONFIGS / 'det' / 'retinanet_r18_digits.py')
-SEG = str(CONFIGS / 'seg' / 'unet_fcn_digits.py')
+SEG = str(CONFIGS / 'seg' / 'fpn_r18_digits.py')
 SMALL = [
     '--cfg-options', 'train_dataloader.num_workers=0',
     'val_dataloader.num_workers=0', 'test_dataloader.num_workers=0',

@@ -364,7 +364,7 @@ def test_progress_is_read_from_the_log_of_an_epoch_based_loop(tmp_path):
 
 def test_progress_is_read_from_the_log_of_an_iteration_based_loop(tmp_path):
     grid = grid_of(tmp_path, '--cfg-options', 'train_cfg.max_iters=200',
-                   config='configs/seg/unet_fcn_digits.py')
+                   config='configs/seg/fpn_r18_digits.py')
     steps, values = follow(
         grid, 'Iter(train) [ 50/200]  lr: 1', 'Iter(val) [16/16]    '
         'aAcc: 90.1  mIoU: 40.2  mAcc: 50.0  time: 0.5',

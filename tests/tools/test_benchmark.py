@@ -88,7 +88,7 @@ def test_sample_from_end_to_end(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize('name', ['det/retinanet_r18_digits.py',
-                                  'seg/unet_fcn_digits.py',
+                                  'seg/fpn_r18_digits.py',
                                   'cls/resnet18_digits.py'])
 def test_a_batch_of_each_framework(name):
     cfg = configs.load_config(CONFIGS / name)
