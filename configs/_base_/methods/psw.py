@@ -1,4 +1,4 @@
-# What we recommend to begin with: each epoch's mean, in which later updates
-# count more, is validated and saved; training goes on from the live weights.
-# Why, and where writing it back pays: configs/README.md.
-psw = dict(type='PSWA', weighting='linear', write_back=False)
+# What we recommend to begin with, which configs/README.md says why, and where
+# more pays: the mean of each epoch's weights is validated and saved, and
+# training goes on from the live weights.
+psw = dict(type='PSWA', write_back=False)
