@@ -2,6 +2,7 @@
 import copy
 import uuid
 
+import numpy as np
 import torch
 from mmengine.device import get_device
 from mmengine.evaluator import BaseMetric, Evaluator
@@ -61,7 +62,7 @@ class Error(BaseMetric):
                          for out, y in data_samples]
 
     def compute_metrics(self, results):
-        return dict(error=sum(results) / len(results))
+        return dict(error=np.float32(sum(results) / len(results)))
 
 
 class Weights(Hook):

@@ -3,7 +3,6 @@
 An average that is never written back needs no run of its own: it follows the
 weights of another run, and is validated whenever that is.
 """
-import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.fileio import dump
 from mmengine.hooks import EMAHook, Hook, LoggerHook
 from mmengine.runner import EpochBasedTrainLoop, Runner, autocast
 from torch.optim import Optimizer
@@ -198,7 +198,9 @@ def _log(runner: Runner, folder: Path, metrics: dict[str, float]) -> None:
     lines = [dict(iter=runner.iter, step=runner.iter),
              dict(metrics, step=step)]
     with open(_log_dir(runner, folder) / 'scalars.json', 'a') as file:
-        file.writelines(f'{json.dumps(line)}\n' for line in lines)
+        # As mmengine does: a metric may be a number of NumPy's.
+        file.writelines(f"{dump(line, file_format='json')}\n"
+                        for line in lines)
     shown = '  '.join(f'{k}: {v:.4f}' for k, v in metrics.items())
     runner.logger.info(f'rides along, {folder}: {shown}')
 
