@@ -8,6 +8,7 @@ from .averaging import (  # noqa: E402
     PSWHook,
     PSWOptimWrapper,
 )
+from .orthogonal import OrthogonalHook  # noqa: E402
 from .peers import (  # noqa: E402
     EpochAverageHook,
     LatestWeightAverage,
@@ -17,5 +18,6 @@ from .peers import (  # noqa: E402
 
 __all__ = [
     'EpochAverageHook', 'LatestWeightAverage', 'LookaheadHook',
-    'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'SwitchEMAHook'
+    'OrthogonalHook', 'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper',
+    'SwitchEMAHook'
 ]

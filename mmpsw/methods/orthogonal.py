@@ -298,7 +298,7 @@ class _Layer:
             return
         self._take()
         if self.map == 'regulariser':
-            self.base = self._chosen(self.weight)
+            self.base.copy_(self._chosen(self.weight))
         self.merge()
 
     def pull_gradient_back(self) -> None:
