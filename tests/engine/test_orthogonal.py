@@ -73,6 +73,7 @@ class Recorder(Weights):
 
 def train(tmp_path, hook=HOOK, *args, **keys):
     recorder = Recorder()
+    keys.setdefault('checkpoint', dict(interval=4))
     run = trained(tmp_path, *args, model=Net(), hooks=[hook, recorder],
                   **keys)
     return run, recorder
@@ -112,7 +113,7 @@ def test_the_neurons_are_those_of_the_config(tmp_path):
     under the stock names."""
     run, _ = train(tmp_path, opt('gram_schmidt'))
     stock = Net()
-    saved = torch.load(tmp_path / 'iter_24.pth', weights_only=False)
+    saved = torch.load(tmp_path / 'epoch_4.pth', weights_only=False)
     assert saved['state_dict'].keys() == stock.state_dict().keys()
     for i in (0, 3):
         first, last = stock.convs[i].weight, saved['state_dict'][
@@ -201,7 +202,7 @@ def test_the_control_shows_the_mean_of_merged_weights(tmp_path):
             torch.testing.assert_close(shown[name].double(),
                                        mean(states, name),
                                        rtol=1e-5, atol=1e-6)
-    saved = torch.load(tmp_path / 'psw/iter_24.pth', weights_only=False)
+    saved = torch.load(tmp_path / 'psw/epoch_4.pth', weights_only=False)
     assert_equal({k: v.to(saved['state_dict'][k].device)
                   for k, v in seen.shown[-1].items()}, saved['state_dict'])
 
@@ -346,12 +347,12 @@ def test_a_checkpoint_of_another_kind(tmp_path, before, after, message):
     train(tmp_path / 'before', before)
     with pytest.raises(ValueError, match=message):
         train(tmp_path / 'after', after,
-              resume_from=tmp_path / 'before/iter_12.pth')
+              resume_from=tmp_path / 'before/epoch_4.pth')
 
 
 def test_a_free_matrix_does_not_start_at_random_from_given_weights(tmp_path):
     train(tmp_path / 'before')
-    given = dict(load_from=str(tmp_path / 'before/iter_24.pth'))
+    given = dict(load_from=str(tmp_path / 'before/epoch_4.pth'))
     with pytest.raises(ValueError, match="use start='identity'"):
         train(tmp_path / 'a', opt('regulariser'), **given)
     for hook in (opt('regulariser', start='identity'), opt('cayley')):
