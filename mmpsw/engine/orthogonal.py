@@ -161,7 +161,7 @@ class OrthogonalHook(Hook):
                 left[name] = reason or 'one row'
             elif d <= self.max_dim and not part:
                 whole[name] = conv.weight
-            elif 1 <= self.settings['share'] * d <= self.max_dim:
+            elif 0 < self.settings['share'] * d <= self.max_dim:
                 drawn[name] = conv.weight
             else:
                 left[name] = f'{d} rows'

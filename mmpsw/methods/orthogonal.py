@@ -177,7 +177,7 @@ class OrthogonalTraining:
         _check(optimizer, map, share, period, start)
         self.map, self.period, self.norms = map, period, norms
         self.updates = 0
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator('cpu').manual_seed(seed)
         self.layers = {
             name: _Layer(name, weight, map, start, self.generator,
                          share if name in stochastic else None)
@@ -186,14 +186,14 @@ class OrthogonalTraining:
         for group in optimizer.param_groups:
             group.setdefault('initial_lr', group['lr'])
             trained = {id(param) for param in group['params']}
-            for layer in self.layers.values():
-                if id(layer.weight) in trained:
-                    layer.group = group
+            mine = [layer for layer in self.layers.values()
+                    if id(layer.weight) in trained]
+            for layer in mine:
+                layer.group = group
             if map == 'gradient_descent':
                 group['weight_decay'] = group.get('weight_decay', 0) / 10
             else:
-                group['params'] += [layer.r for layer in self.layers.values()
-                                    if layer.group is group]
+                group['params'] += [layer.r for layer in mine]
         self._moved: list[_Layer] = []
         optimizer.register_step_pre_hook(self._before_update)
         optimizer.register_step_post_hook(self._after_update)
@@ -251,6 +251,7 @@ class OrthogonalTraining:
     @torch.no_grad()
     def _after_update(self, *_: Any) -> None:
         for layer in self._moved:
+            layer.r.grad = None
             layer.merge()
         self.updates += 1
         drawing = [layer for layer in self.layers.values()
@@ -283,11 +284,12 @@ class _Layer:
         elif start == 'identity' or map == 'gradient_descent':
             self._start_from_identity()
         else:
-            self.r.copy_(torch.randn(size, size, generator=generator))
+            self.r.copy_(torch.randn(size, size, generator=generator,
+                                     device='cpu'))
 
     def draw(self) -> None:
         """Other rows, from the weights as they are; momentum goes on."""
-        drawn = torch.randperm(self.d, generator=self.generator)
+        drawn = torch.randperm(self.d, generator=self.generator, device='cpu')
         self.rows = drawn[:len(self.r)].to(self.weight.device)
         self._start_from_identity()
         self._take()

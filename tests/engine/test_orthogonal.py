@@ -236,6 +236,14 @@ def test_other_averages_are_of_merged_weights(tmp_path, hook):
         assert_turned(run)
 
 
+def test_r_has_the_settings_of_its_weight(tmp_path):
+    still = dict(custom_keys={'convs.3': dict(lr_mult=0.)})
+    _, seen = train(tmp_path, wrapper=dict(paramwise_cfg=still))
+    for name, moves in (('convs.0.weight', True), ('convs.3.weight', False)):
+        first, last = seen.starts[0][name], seen.after[-1][name]
+        assert torch.equal(first, last) != moves
+
+
 def test_mixed_precision_on_a_cpu(tmp_path):
     run, _ = train(tmp_path, opt(), dict(type='PSWA', write_back=False),
                    kind='mmpsw.PSWAmpOptimWrapper')

@@ -294,13 +294,13 @@ def test_stochastic_layers(name):
                                   period=3, seed=5)
     layer, = [found for key, found in training.layers.items() if key == '2']
     plain = copy.deepcopy(model)  # it shows the gradients
-    generator = torch.Generator().manual_seed(5)
-    torch.randn(27, 27, generator=generator)  # the first layer's R
+    generator = torch.Generator('cpu').manual_seed(5)
+    torch.randn(27, 27, generator=generator, device='cpu')  # the first's R
     for update in range(9):
         if update % 3 == 0:
-            rows = torch.randperm(20, generator=generator)[:5]
+            rows = torch.randperm(20, generator=generator, device='cpu')[:5]
             if not update:
-                torch.randn(4, 4, generator=generator)  # the third layer's
+                torch.randn(4, 4, generator=generator, device='cpu')
             r = torch.eye(5) * (name != 'cayley')
             map = (lambda r: r) if name == 'regulariser' else MAPS[name]
             base = torch.linalg.solve(
