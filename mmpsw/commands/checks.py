@@ -207,7 +207,17 @@ def check_fit(cfg: Config, model: nn.Module) -> None:
     path = _local_source(cfg)
     if path is None:
         return
-    held = checkpoints.weights(path, checkpoints.read(path, whole=False))
+    content = checkpoints.read(path, whole=False)
+    hooks = [configs.class_name(hook.get('type'))
+             for hook in cfg.get('custom_hooks') or []]
+    if (cfg.get('resume') and 'orthogonal' in content
+            and 'OrthogonalHook' not in hooks):
+        raise ValueError(
+            f"checkpoint '{path}' was saved with orthogonal maps, which this "
+            'run does not have; add --with orthogonal (or the variant that '
+            'the run was begun with), or start from its weights with '
+            'load_from and without --resume')
+    held = checkpoints.weights(path, content)
     held = {re.sub('^module.', '', name): w for name, w in held.items()}
     problem = _misfit(held, unwrapped(model), bool(cfg.get('resume')))
     if problem is not None:

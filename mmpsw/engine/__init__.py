@@ -8,6 +8,7 @@ from .averaging import (  # noqa: E402
     PSWHook,
     PSWOptimWrapper,
 )
+from .orthogonal import OrthogonalHook  # noqa: E402
 from .peers import (  # noqa: E402
     EpochAverageHook,
     LatestWeightAverage,
@@ -19,6 +20,6 @@ from .ride_along import RideAlongHook  # noqa: E402
 
 __all__ = [
     'EpochAverageHook', 'LatestWeightAverage', 'LookaheadHook',
-    'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'RideAlongHook',
-    'ScheduleFreeHook', 'SwitchEMAHook'
+    'OrthogonalHook', 'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper',
+    'RideAlongHook', 'ScheduleFreeHook', 'SwitchEMAHook'
 ]

@@ -1,0 +1,4 @@
+# OPT (arXiv 2004.04690): the neurons of each convolution are fixed, and what
+# is learned is the orthogonal map that turns them together. All keys:
+# help(mmpsw.engine.OrthogonalHook), and configs/orthogonal/README.md.
+custom_hooks = [dict(type='mmpsw.OrthogonalHook', map='cayley')]

@@ -1,0 +1,2 @@
+# R's QR by reflections.
+custom_hooks = [dict(type='mmpsw.OrthogonalHook', map='householder')]

@@ -1,0 +1,2 @@
+# Loewdin's symmetric orthogonalisation: R's SVD.
+custom_hooks = [dict(type='mmpsw.OrthogonalHook', map='loewdin')]

@@ -1,0 +1,222 @@
+"""OPT's seam to mmengine: which layers, the checkpoint, and the log."""
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import MessageHub, print_log
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
+
+from mmpsw.methods.orthogonal import OrthogonalConv2d, OrthogonalTraining
+from mmpsw.models import unwrapped
+from mmpsw.registry import HOOKS, MODELS
+
+__all__ = ['OrthogonalHook']
+
+MODELS.register_module(module=OrthogonalConv2d)
+
+
+@HOOKS.register_module()
+class OrthogonalHook(Hook):
+    """Trains orthogonal maps of the convolutions' weights: OPT.
+
+    See :class:`mmpsw.methods.orthogonal.OrthogonalTraining`. All else stays
+    stock: the model, its weights' names, and what DDP, an EMAHook, PSW and a
+    checkpoint's ``state_dict`` see, which is the merged weights. R, W0 and
+    the drawn rows are saved beside them, under ``orthogonal``.
+
+    Turned are the model's :class:`OrthogonalConv2d` (``conv_cfg=dict(
+    type='mmpsw.OrthogonalConv2d')``), or where it has none, all its Conv2d
+    outside of heads, which train as usual like the paper's classifier. The
+    log says which are turned whole, which in part, and which are left.
+
+    Args:
+        map (str): 'cayley', 'gram_schmidt', 'householder', 'loewdin',
+            'regulariser' or 'gradient_descent'. Defaults to 'cayley'.
+        max_dim (int): The largest R, in rows: it takes the memory of
+            ``max_dim**2`` numbers several times, and time with the cube.
+            A layer with more rows, d = kh kw c_in, is stochastic, and where
+            ``share * d`` is still more, left. Defaults to 1152, which is
+            3 * 3 * 128.
+        share (float): Which share of its rows a stochastic layer draws. 0
+            leaves such layers as they are. Defaults to 0.25.
+        stochastic (bool): Whether all layers but the first are stochastic,
+            as in the paper's S-OPT. Defaults to False.
+        period (int): The updates after which other rows are drawn. Defaults
+            to 750, the paper's.
+        start (str): 'random' or 'identity': where R starts. Defaults to
+            'random', the paper's.
+        reset_norms (bool): Whether batch norm's scale and shift start anew
+            when rows are drawn, in the whole model. The authors' code does
+            so, the paper does not. Defaults to False.
+        seed (int): Of the generator that draws R and the rows. Defaults to 0.
+
+    Raises:
+        ValueError: The model has no layer that can be turned, or a setting
+            is not possible.
+    """
+
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(self, map: str = 'cayley', max_dim: int = 1152,
+                 share: float = 0.25, stochastic: bool = False,
+                 period: int = 750, start: str = 'random',
+                 reset_norms: bool = False, seed: int = 0):
+        self.settings = dict(map=map, share=share, period=period, start=start,
+                             seed=seed)
+        self.max_dim = max_dim
+        self.stochastic = stochastic
+        self.reset_norms = reset_norms
+        self.trainings: dict[str, OrthogonalTraining] = {}
+
+    def before_run(self, runner: Runner) -> None:
+        """Add each R to its weight's optimizer, when the run is a training."""
+        trains = isinstance(getattr(runner, '_train_loop', None), BaseLoop)
+        if self.trainings or not trains:
+            return
+        if sum(isinstance(hook, OrthogonalHook) for hook in runner.hooks) > 1:
+            raise ValueError(
+                'Two OrthogonalHooks cannot turn the same weights: leave one '
+                'out of --with, or of custom_hooks.')
+        model = unwrapped(runner.model)
+        whole, drawn, left = self._choose(model)
+        for name, wrapper in _optim_wrappers(runner):
+            trained = {id(param) for group in wrapper.optimizer.param_groups
+                       for param in group['params']}
+            weights = {key: weight for key, weight in (whole | drawn).items()
+                       if id(weight) in trained}
+            if weights:
+                self.trainings[name] = OrthogonalTraining(
+                    wrapper.optimizer, weights, stochastic=drawn,
+                    norms=[m for m in model.modules() if self.reset_norms
+                           and isinstance(m, _BatchNorm)], **self.settings)
+        if not self.trainings:
+            raise ValueError(
+                'OrthogonalHook has nothing to turn, because '
+                f'{type(model).__name__} has no convolution outside of its '
+                f'heads for it{_listed("; left", left)}: train without it, or '
+                'set max_dim if they are too large.')
+        self._check_start(runner, model)
+        print_log(
+            f"orthogonal: {self.settings['map']} on "
+            f'{len(whole) + len(drawn)} convolutions'
+            f'{_listed("; whole", whole)}{_listed("; in part", drawn)}'
+            f'{_listed("; left as they are", left)}', logger='current')
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Go on with the maps of a run that is resumed.
+
+        Raises:
+            ValueError: It was begun without them, or with other settings.
+        """
+        if not getattr(runner, '_resume', False):
+            return
+        saved = checkpoint.get('orthogonal', {})
+        for name, training in self.trainings.items():
+            if name not in saved:
+                raise ValueError(
+                    'The checkpoint cannot be resumed from with '
+                    'OrthogonalHook, because it has no orthogonal maps: '
+                    'resume with the settings with which the run was begun, '
+                    'or start a new one from its weights with load_from.')
+            training.load_state_dict(saved[name])
+
+    def before_train(self, runner: Runner) -> None:
+        """Start from the weights that were initialised or loaded."""
+        for training in self.trainings.values():
+            if not training.updates:
+                training.begin()
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Say how orthogonal the maps are."""
+        errors = {name: error for training in self.trainings.values()
+                  for name, error in training.errors().items()}
+        if errors:
+            worst = max(errors, key=errors.get)
+            MessageHub.get_current_instance().update_scalar(
+                'train/orthogonal/error', errors[worst])
+            print_log(f'orthogonal: the largest entry of |Q^T Q - I| is '
+                      f'{errors[worst]:.2g}, in {worst}', logger='current')
+
+    def before_save_checkpoint(self, runner: Runner,
+                               checkpoint: dict) -> None:
+        """Save what a resume needs, where the optimizer's state is saved."""
+        if self.trainings and 'optimizer' in checkpoint:
+            checkpoint['orthogonal'] = {
+                name: training.state_dict()
+                for name, training in self.trainings.items()}
+
+    def _choose(self, model: nn.Module) -> tuple[dict, dict, dict]:
+        """The weights to turn whole and in part, and why others are left."""
+        whole, drawn, left = {}, {}, {}
+        for name, conv in _convolutions(model):
+            reason = _why_not(model, conv)
+            d = 0 if reason else conv.weight[0].numel()
+            part = self.stochastic and bool(whole | drawn)
+            if reason or d == 1:
+                left[name] = reason or 'one row'
+            elif d <= self.max_dim and not part:
+                whole[name] = conv.weight
+            elif 0 < self.settings['share'] * d <= self.max_dim:
+                drawn[name] = conv.weight
+            else:
+                left[name] = f'{d} rows'
+            if isinstance(conv, OrthogonalConv2d):
+                conv.rotated = True
+        return whole, drawn, left
+
+    def _check_start(self, runner: Runner, model: nn.Module) -> None:
+        given = runner._load_from and not runner._resume or any(
+            'Pretrained' in str(getattr(module, 'init_cfg', ''))
+            for module in model.modules())
+        if given and (self.settings['map'], self.settings['start']) == (
+                'regulariser', 'random'):
+            raise ValueError(
+                "map='regulariser' cannot start at random from weights that "
+                'are given (load_from, or a pretrained part), because '
+                'without a constraint R W0 would be others: use '
+                "start='identity', or another map.")
+
+
+def _convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All layers with a convolution's weight, or those that are marked."""
+    found = [(name, module) for name, module in model.named_modules()
+             if 'Conv' in type(module).__name__
+             and isinstance(getattr(module, 'weight', None), torch.Tensor)]
+    marked = [(name, module) for name, module in found
+              if isinstance(module, OrthogonalConv2d)]
+    yield from marked or [(name, module) for name, module in found
+                          if 'head' not in name]
+
+
+def _why_not(model: nn.Module, conv: nn.Module) -> str:
+    """Why a layer's weight cannot be turned; empty where it can."""
+    owners = sum(getattr(module, 'weight', None) is conv.weight
+                 for module in model.modules())
+    reasons = {
+        type(conv).__name__: not isinstance(conv, nn.Conv2d),
+        'parametrized': is_parametrized(conv),
+        'quantised': hasattr(conv, 'weight_fake_quant'),
+        'grouped': getattr(conv, 'groups', 1) > 1,
+        'shared weight': owners > 1,
+        'frozen': not conv.weight.requires_grad,
+        str(conv.weight.dtype): conv.weight.dtype not in (
+            torch.float32, torch.float64),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), '')
+
+
+def _optim_wrappers(runner: Runner) -> list[tuple[str, Any]]:
+    if isinstance(runner.optim_wrapper, OptimWrapperDict):
+        return list(runner.optim_wrapper.items())
+    return [('', runner.optim_wrapper)]
+
+
+def _listed(title: str, layers: dict) -> str:
+    names = [f'{name} ({why})' if isinstance(why, str) else name
+             for name, why in layers.items()]
+    return f'{title}: {", ".join(names)}' if names else ''
