@@ -21,6 +21,8 @@ _SUFFIXES = ('.py', '.json', '.yml', '.yaml')
 _SCOPES = ('', 'mmengine', 'mmpsw', *FRAMEWORKS)
 _WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'PSWOptimWrapper',
              'PSWAmpOptimWrapper')
+# What fragments add to each other, or to the config, in a way of its own.
+_APART = ('psw', 'custom_hooks', 'model_transforms')
 
 
 def resolve_config(name: str | Path) -> str:
@@ -100,7 +102,9 @@ def apply_fragments(cfg: Config, fragments: Sequence[Config],
 
     Args:
         cfg: A whole config. A fragment's ``psw`` replaces one that it has.
-        fragments: Their hooks are appended in order, all else is merged.
+        fragments: Their hooks are appended in order, and so are their
+            ``model_transforms``, which change the model after it is built
+            (:func:`mmpsw.models.build_transformed`). All else is merged.
         amp: Whether to train with mixed precision.
         options: Those of ``--cfg-options``, with dotted keys.
 
@@ -117,8 +121,9 @@ def apply_fragments(cfg: Config, fragments: Sequence[Config],
     psw = [fragment.psw for fragment in fragments if 'psw' in fragment]
     for fragment in fragments:
         settings = {key: value for key, value in fragment.to_dict().items()
-                    if key not in ('psw', 'custom_hooks')}
+                    if key not in _APART}
         merge(cfg, settings, f"'{method_name(fragment.filename)}'")
+        _transform_model(cfg, fragment.get('model_transforms') or [])
     if psw or amp:
         for _, wrapper in optim_wrappers(cfg):
             if psw:
@@ -206,7 +211,7 @@ def check_strategy(cfg: Config) -> None:
 
 def _conflict(one: Mapping, other: Mapping, outer: str = '') -> str:
     """The first key that both set, and not to the same; empty if none."""
-    for key in sorted(set(one.keys()) & set(other.keys()) - {'custom_hooks'}):
+    for key in sorted(set(one.keys()) & set(other.keys()) - {*_APART[1:]}):
         whole = f'{outer}{key}' == 'psw'  # a technique's settings are one
         if isinstance(one[key], dict) and isinstance(
                 other[key], dict) and not whole:
@@ -216,6 +221,17 @@ def _conflict(one: Mapping, other: Mapping, outer: str = '') -> str:
         elif whole or one[key] != other[key]:
             return f'{outer}{key}'
     return ''
+
+
+def _transform_model(cfg: Config, transforms: Sequence[Mapping]) -> None:
+    """Names what changes the built model, unless the config does already."""
+    model = cfg.model
+    if transforms and class_name(model.type) != 'TransformedModel':
+        model.update(stock_type=model.type, type='mmpsw.TransformedModel',
+                     transforms=[])
+    for transform in transforms:
+        if transform not in model.transforms:
+            model.transforms.append(copy.deepcopy(transform))
 
 
 def _set_wrapper_types(cfg: Config, psw: bool, amp: bool) -> None:

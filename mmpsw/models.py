@@ -1,4 +1,5 @@
 """Models: built from a config, whoever wraps them, and their loss."""
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -11,7 +12,33 @@ from mmengine.model import (
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-__all__ = ['build_model', 'losses', 'unwrapped']
+from mmpsw import registry
+
+__all__ = ['build_model', 'build_transformed', 'losses', 'unwrapped']
+
+
+@registry.MODELS.register_module(name='TransformedModel')
+def build_transformed(stock_type: str | type, transforms: Sequence[dict],
+                      **settings: Any) -> nn.Module:
+    """A stock model that was changed after it was built.
+
+    Before the optimizer is made, and before DDP wraps the model. Its class
+    stays the stock one, and a config's ``model`` keeps all its stock keys.
+
+    Args:
+        stock_type (str or type): What ``model.type`` was.
+        transforms (Sequence[dict]): Registered callables and their arguments;
+            each gets ``model`` too, and changes it in place. mmengine
+            initialises the weights later, by the model's ``init_weights``.
+        **settings: The stock model's own.
+
+    Returns:
+        nn.Module: The model.
+    """
+    model = MODELS.build(dict(settings, type=stock_type))
+    for transform in transforms:
+        MODELS.build(transform, default_args=dict(model=model))
+    return model
 
 
 def build_model(cfg: Config) -> nn.Module:

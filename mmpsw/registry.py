@@ -17,5 +17,5 @@ def _child(parent: Registry, *locations: str) -> Registry:
 
 DATASETS = _child(parents.DATASETS, 'mmpsw.datasets.label_noise')
 HOOKS = _child(parents.HOOKS, 'mmpsw.engine', 'mmpsw.runtime')
-MODELS = _child(parents.MODELS, 'mmpsw.engine')
+MODELS = _child(parents.MODELS, 'mmpsw.engine', 'mmpsw.models')
 OPTIM_WRAPPERS = _child(parents.OPTIM_WRAPPERS, 'mmpsw.engine')

@@ -4,11 +4,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
-from mmpsw import configs
+from mmpsw import configs, registry
+from mmpsw.models import build_model
 
 STOCK = [  # of each zoo some that differ in what PSW touches
     'mmdet::retinanet/retinanet_r50_fpn_amp-1x_coco',
@@ -285,3 +287,49 @@ def test_the_option_that_this_advises_helps():
     cfg = apply(Config(dict(optim_wrapper=dict(APEX))), 'pswa',
                 options={'optim_wrapper.type': 'OptimWrapper'})
     assert cfg.optim_wrapper.type == 'mmpsw.PSWOptimWrapper'
+
+
+# Transformations of the built model
+
+
+@registry.MODELS.register_module()
+def scaled_(model, by):
+    """Multiplies what the config's initialisation has left."""
+    stock = model.init_weights
+
+    def init_weights():
+        stock()
+        for param in model.parameters():
+            param.data.mul_(by)
+
+    model.init_weights = init_weights
+
+
+@pytest.mark.parametrize('name', [
+    'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco',
+    'mmseg::bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024',
+    'mmpretrain::lenet/lenet5_mnist',
+])
+def test_a_built_model_is_transformed(name, tmp_path):
+    """One after the other; the class, the keys and the names stay stock."""
+    stock = configs.load_config(name)
+    names = [fragment(tmp_path / f'{by}.py', 'model_transforms = ['
+                      f"dict(type='mmpsw.scaled_', by={by})]")
+             for by in (2, 3)]
+    cfg = apply(copy.deepcopy(stock), *names,
+                options={'model.transforms.1.by': 5})
+    kept = {k: v for k, v in cfg.model.items() if k in stock.model}
+    assert dict(kept, type=stock.model.type) == stock.model
+    again = apply(copy.deepcopy(cfg), names[0])  # a saved config's resume
+    assert again.to_dict() == cfg.to_dict()
+    built = []
+    for one in (stock, cfg):
+        torch.manual_seed(0)
+        built.append(build_model(one))
+        built[-1].init_weights()
+    plain, model = built
+    assert type(model) is type(plain)
+    expected, found = plain.state_dict(), model.state_dict()
+    assert list(expected) == list(found)
+    for key, param in plain.named_parameters():
+        assert torch.equal(found[key], param * 2 * 5), key
