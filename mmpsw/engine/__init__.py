@@ -8,6 +8,7 @@ from .averaging import (  # noqa: E402
     PSWHook,
     PSWOptimWrapper,
 )
+from .hadamard import fix_classifiers  # noqa: E402
 from .peers import (  # noqa: E402
     EpochAverageHook,
     LatestWeightAverage,
@@ -17,5 +18,6 @@ from .peers import (  # noqa: E402
 
 __all__ = [
     'EpochAverageHook', 'LatestWeightAverage', 'LookaheadHook',
-    'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'SwitchEMAHook'
+    'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'SwitchEMAHook',
+    'fix_classifiers'
 ]
