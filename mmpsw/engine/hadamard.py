@@ -124,10 +124,11 @@ def _log_rows(name: str, layer: nn.Module) -> None:
     coherence = getattr(layer, 'coherence', 0)
     if coherence:
         print_log(
-            f"hadamard: the first {layer.features} columns of Hadamard's "
-            f'matrix would leave the rows of {name} equal or not orthogonal '
-            f'for {layer.classes} classes, so that columns were drawn: the '
-            'largest absolute cosine of two classes is '
+            f'hadamard: {name} has {layer.classes} classes and '
+            f'{layer.features} features, so that its rows cannot be the '
+            "first of Hadamard's matrix, which would repeat or not be "
+            'orthogonal: of some draws of its columns the best was taken, '
+            'and the largest absolute cosine of two classes is '
             f'{coherence:.3f}', 'current')
 
 

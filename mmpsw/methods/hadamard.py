@@ -251,7 +251,7 @@ def _coherence(columns: Tensor, size: int, classes: int) -> float:
     The product of the rows i and j of H is its row (i xor j): all cosines are
     sums over rows, and those are the transform of the columns' indicator.
     """
-    chosen = torch.zeros(size).index_fill(0, columns, 1.)
+    chosen = torch.zeros(size, dtype=torch.float64).index_fill(0, columns, 1.)
     sums = _transform(chosen, *_factors(size))
     rows = 1 << (classes - 1).bit_length()
     return (sums[1:rows].abs().max() / len(columns)).item()
@@ -264,7 +264,7 @@ def _explain_other_kind(module: nn.Module, state_dict: dict, prefix: str,
             if name.startswith(prefix)}
     if not held or held == module.state_dict().keys():
         return
-    kind = 'learned' if 'weight' in held else 'another fixed'
+    kind = 'a learned' if 'weight' in held else 'another fixed'
     warnings.warn(
         f"'{prefix[:-1]}' in the checkpoint is {kind} classifier, which a "
         f'{type(module).__name__} cannot take over, because its own matrix is '
