@@ -199,10 +199,11 @@ def check_pretrained(model: Any) -> None:
             check_checkpoint(part['checkpoint'])
 
 
-def check_fit(cfg: Config, model: nn.Module) -> None:
+def check_fit(cfg: Config, model: nn.Module, whole: bool = False) -> None:
     """Compares the weights in ``load_from`` with those of a model.
 
     mmengine loads however few of them fit, and goes on with random others.
+    With ``whole``, and when resuming, none may be missing.
     """
     path = _local_source(cfg)
     if path is None:
@@ -219,7 +220,8 @@ def check_fit(cfg: Config, model: nn.Module) -> None:
             'load_from and without --resume')
     held = checkpoints.weights(path, content)
     held = {re.sub('^module.', '', name): w for name, w in held.items()}
-    problem = _misfit(held, unwrapped(model), bool(cfg.get('resume')))
+    problem = _misfit(held, unwrapped(model), whole or bool(
+        cfg.get('resume')))
     if problem is not None:
         raise ValueError(
             f"checkpoint '{path}' is of another model than the config's, "
@@ -233,10 +235,10 @@ def _local_source(cfg: Config) -> str | None:
     return osp.expanduser(path) if path and is_local(path) else None
 
 
-def _misfit(held: dict, model: nn.Module, resume: bool) -> str | None:
-    """A training resumes with all that it trains; other runs may begin with
-    part of the weights, such as a backbone's."""
-    if not resume:
+def _misfit(held: dict, model: nn.Module, whole: bool) -> str | None:
+    """A training resumes, and a test is made, with all that is trained; other
+    runs may begin with part of the weights, such as a backbone's."""
+    if not whole:
         common = held.keys() & model.state_dict().keys()
         return None if common else 'they have no name of a weight in common'
     for name, parameter in model.named_parameters():

@@ -60,7 +60,7 @@ def test(args: Namespace) -> dict:
     checks.check_data(cfg, 'test')
     checks.make_work_dir(cfg)
     runner = launch.build_runner(cfg)
-    checks.check_fit(cfg, runner.model)
+    checks.check_fit(cfg, runner.model, whole=True)
     metrics = runner.test()
     launch.leave_processes()
     return metrics

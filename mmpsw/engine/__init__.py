@@ -8,6 +8,7 @@ from .averaging import (  # noqa: E402
     PSWHook,
     PSWOptimWrapper,
 )
+from .hadamard import fix_classifiers  # noqa: E402
 from .orthogonal import OrthogonalHook  # noqa: E402
 from .peers import (  # noqa: E402
     EpochAverageHook,
@@ -21,5 +22,5 @@ from .ride_along import RideAlongHook  # noqa: E402
 __all__ = [
     'EpochAverageHook', 'LatestWeightAverage', 'LookaheadHook',
     'OrthogonalHook', 'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper',
-    'RideAlongHook', 'ScheduleFreeHook', 'SwitchEMAHook'
+    'RideAlongHook', 'ScheduleFreeHook', 'SwitchEMAHook', 'fix_classifiers'
 ]

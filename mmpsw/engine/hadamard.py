@@ -1,0 +1,145 @@
+"""Fixed classifiers in the models of mmdet, mmseg and mmpretrain.
+
+By a transformation of the built model, or by name: HadamardLinear as a
+``cls_predictor_cfg``, HadamardConv2d as a ``conv_cfg``.
+"""
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import nn
+
+from mmpsw.methods.hadamard import (
+    FixedOrthogonalConv2d,
+    FixedOrthogonalLinear,
+    HadamardConv2d,
+    HadamardLinear,
+)
+from mmpsw.registry import MODELS
+
+__all__ = ['fix_classifiers']
+
+_KINDS = {
+    'hadamard': (HadamardLinear, HadamardConv2d),
+    'orthogonal': (FixedOrthogonalLinear, FixedOrthogonalConv2d),
+}
+# The classes whose forward a fixed layer can stand for; others, derived from
+# them, normalise or quantise.
+_PLAIN = ('torch.nn.modules.linear.Linear', 'torch.nn.modules.conv.Conv2d',
+          'mmcv.cnn.bricks.wrappers.Linear',
+          'mmcv.cnn.bricks.wrappers.Conv2d')
+
+
+@MODELS.register_module()
+def fix_classifiers(model: nn.Module, kind: str = 'hadamard',
+                    seed: int = 0) -> None:
+    """Replaces a model's classification layers by fixed ones, in place.
+
+    These are the linear layers of a classifier's ``head`` that end in its
+    ``num_classes``, and what is called ``fc_cls`` (two-stage detectors, each
+    stage of a cascade, DETR) or ``conv_seg`` (segmentors, their auxiliary
+    heads too).
+
+    Args:
+        model (nn.Module): Built, its optimizer not yet.
+        kind (str): 'hadamard' or 'orthogonal'. Defaults to 'hadamard'.
+        seed (int): Draws columns, or the orthogonal matrix.
+
+    Raises:
+        ValueError: There is no such layer, or it is of a kind that cannot be
+            replaced: it is named.
+    """
+    if kind not in _KINDS:
+        raise ValueError(f"kind='{kind}' is not known: use 'hadamard' or "
+                         "'orthogonal'.")
+    layers = _classification_layers(model)
+    if not layers:
+        raise ValueError(
+            f'a fixed classifier cannot be used in {type(model).__name__}, '
+            "because it has none of the layers that it could replace: a "
+            "classifier's linear head, fc_cls of a two-stage detector, "
+            'conv_seg of a segmentor (one-stage detectors classify by 3 x 3 '
+            'convolutions and a sigmoid): train it without.')
+    count = sum(param.numel() for param in model.parameters())
+    fixed = sum(layer.weight.numel() for layer in _checked(model, layers))
+    # What is initialised later begins as it would with the stock layers.
+    with torch.random.fork_rng(devices=[]):
+        for name, layer in layers.items():
+            model.set_submodule(name, _replacement(name, layer, kind, seed))
+    print_log(f'hadamard: {fixed:,} of {count:,} parameters '
+              f'({fixed / count:.2%}) are no longer trained, the weights of '
+              f'{", ".join(layers)}', 'current')
+
+
+def _classification_layers(model: nn.Module) -> dict[str, nn.Module]:
+    layers = {name: layer for name, layer in model.named_modules()
+              if name.rpartition('.')[2] in ('fc_cls', 'conv_seg')}
+    head = getattr(model, 'head', None)
+    if hasattr(head, 'num_classes'):
+        layers.update(
+            (name, layer) for name, layer in head.named_modules(prefix='head')
+            if isinstance(layer, nn.Linear)
+            and layer.out_features == head.num_classes)
+    return layers
+
+
+def _checked(model: nn.Module, layers: dict) -> list[nn.Module]:
+    """The layers; a ValueError where one cannot be replaced."""
+    weights = [id(param) for _, param in model.named_parameters(
+        remove_duplicate=False)]
+    for name, layer in layers.items():
+        kind = type(layer)
+        if f'{kind.__module__}.{kind.__qualname__}' not in _PLAIN:
+            raise ValueError(
+                f"'{name}' cannot be a fixed classifier, because it is a "
+                f'{kind.__name__}, and only plain Linear and 1 x 1 Conv2d '
+                'layers are known: train it without.')
+        if weights.count(id(layer.weight)) > 1:
+            raise ValueError(
+                f"'{name}' cannot be a fixed classifier, because other parts "
+                'of the model share its weight: train it without.')
+    return list(layers.values())
+
+
+def _replacement(name: str, layer: nn.Module, kind: str,
+                 seed: int) -> nn.Module:
+    linear, conv = _KINDS[kind]
+    settings = dict(bias=layer.bias is not None, seed=seed)
+    try:
+        if isinstance(layer, nn.Linear):
+            fixed = linear(layer.in_features, layer.out_features, **settings)
+        else:
+            fixed = conv(
+                layer.in_channels, layer.out_channels, layer.kernel_size,
+                layer.stride, layer.padding, layer.dilation, layer.groups,
+                **settings)
+    except ValueError as error:
+        raise ValueError(f"'{name}' cannot be fixed: {error}") from None
+    _log_rows(name, fixed)
+    return fixed
+
+
+def _log_rows(name: str, layer: nn.Module) -> None:
+    """Says so where the classes' rows are not orthogonal."""
+    coherence = getattr(layer, 'coherence', 0)
+    if coherence:
+        print_log(
+            f'hadamard: {name} has {layer.classes} classes and '
+            f'{layer.features} features, so that its rows cannot be the '
+            "first of Hadamard's matrix, which would repeat or not be "
+            'orthogonal: of some draws of its columns the best was taken, '
+            'and the largest absolute cosine of two classes is '
+            f'{coherence:.3f}', 'current')
+
+
+def _register(kind: type) -> None:
+    def build(*args: Any, **keys: Any) -> nn.Module:
+        layer = kind(*args, **keys)
+        _log_rows(kind.__name__, layer)
+        return layer
+
+    MODELS.register_module(name=kind.__name__, module=build)
+
+
+for _kind in sum(_KINDS.values(), ()):
+    _register(_kind)
