@@ -123,7 +123,8 @@ def apply_fragments(cfg: Config, fragments: Sequence[Config],
         settings = {key: value for key, value in fragment.to_dict().items()
                     if key not in _APART}
         merge(cfg, settings, f"'{method_name(fragment.filename)}'")
-        _transform_model(cfg, fragment.get('model_transforms') or [])
+        if fragment.get('model_transforms'):
+            _transform_model(cfg, fragment.model_transforms)
     if psw or amp:
         for _, wrapper in optim_wrappers(cfg):
             if psw:
@@ -226,7 +227,7 @@ def _conflict(one: Mapping, other: Mapping, outer: str = '') -> str:
 def _transform_model(cfg: Config, transforms: Sequence[Mapping]) -> None:
     """Names what changes the built model, unless the config does already."""
     model = cfg.model
-    if transforms and class_name(model.type) != 'TransformedModel':
+    if class_name(model.type) != 'TransformedModel':
         model.update(stock_type=model.type, type='mmpsw.TransformedModel',
                      transforms=[])
     for transform in transforms:
