@@ -6,7 +6,8 @@ name is looked up in the default scope and in mmengine's own registries only.
 from mmengine import registry as parents
 from mmengine.registry import Registry
 
-__all__ = ['DATASETS', 'HOOKS', 'MODELS', 'OPTIM_WRAPPERS']
+__all__ = ['DATASETS', 'HOOKS', 'METRICS', 'MODELS',
+           'OPTIM_WRAPPER_CONSTRUCTORS', 'OPTIM_WRAPPERS']
 
 
 def _child(parent: Registry, *locations: str) -> Registry:
@@ -17,5 +18,8 @@ def _child(parent: Registry, *locations: str) -> Registry:
 
 DATASETS = _child(parents.DATASETS, 'mmpsw.datasets.label_noise')
 HOOKS = _child(parents.HOOKS, 'mmpsw.engine', 'mmpsw.runtime')
+METRICS = _child(parents.METRICS, 'mmpsw.engine')
 MODELS = _child(parents.MODELS, 'mmpsw.engine')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(
+    parents.OPTIM_WRAPPER_CONSTRUCTORS, 'mmpsw.engine')
 OPTIM_WRAPPERS = _child(parents.OPTIM_WRAPPERS, 'mmpsw.engine')

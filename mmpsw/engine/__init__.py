@@ -8,6 +8,12 @@ from .averaging import (  # noqa: E402
     PSWHook,
     PSWOptimWrapper,
 )
+from .free_adversarial import (  # noqa: E402
+    FreeAdversarialGAN,
+    GANHook,
+    GANOptimWrapperConstructor,
+    GeneratedImages,
+)
 from .peers import (  # noqa: E402
     EpochAverageHook,
     LatestWeightAverage,
@@ -16,6 +22,8 @@ from .peers import (  # noqa: E402
 )
 
 __all__ = [
-    'EpochAverageHook', 'LatestWeightAverage', 'LookaheadHook',
-    'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'SwitchEMAHook'
+    'EpochAverageHook', 'FreeAdversarialGAN', 'GANHook',
+    'GANOptimWrapperConstructor', 'GeneratedImages', 'LatestWeightAverage',
+    'LookaheadHook', 'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper',
+    'SwitchEMAHook'
 ]
