@@ -33,7 +33,7 @@ def frechet_distance(one: Tensor, other: Tensor) -> float:
     """
     one, other = one.double(), other.double()
     means = (one.mean(0) - other.mean(0)).square().sum()
-    cov, cov_other = one.T.cov(), other.T.cov()
+    cov, cov_other = (torch.atleast_2d(x.T.cov()) for x in (one, other))
     # The trace of a product's square root, by its eigenvalues.
     root = torch.linalg.eigvals(cov @ cov_other).sqrt().real.sum()
     return float(means + cov.trace() + cov_other.trace() - 2 * root)

@@ -5,6 +5,7 @@ import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner.checkpoint import get_state_dict
 from torch import Tensor
 
 from mmpsw.methods.free_adversarial import (
@@ -251,6 +252,13 @@ class FreeAdversarialGAN(BaseModel):
         return dict(loss=generator_loss(
             self.discriminator(fake, labels), labels,
             self.class_weights['generator']))
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Under plain names, also where each player is wrapped.
+
+        mmengine's Runner saves those of the wrappers, but loads plain ones.
+        """
+        return get_state_dict(self, *args, **kwargs)
 
     def training_state(self) -> dict[str, Any]:
         """What a resumed run needs beside the weights."""
