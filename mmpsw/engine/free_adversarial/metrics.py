@@ -39,17 +39,20 @@ def frechet_distance(one: Tensor, other: Tensor) -> float:
     return float(means + cov.trace() + cov_other.trace() - 2 * root)
 
 
-def class_score(logits: Tensor) -> float:
+def class_score(logits: Tensor, splits: int = 1) -> float:
     """exp of the mean KL(p(y|x) || p(y)), between 1 and the classes' number.
 
-    Salimans et al. (2016, arXiv 1606.03498), in one split.
+    Salimans et al. (2016, arXiv 1606.03498).
 
     Args:
         logits (Tensor): (N, K), what a classifier says of generated images.
+        splits (int): The mean over so many parts is taken. Defaults to 1.
     """
-    log_p = F.log_softmax(logits.double(), dim=1)
-    p = log_p.exp()
-    return float((p * (log_p - p.mean(0).log())).sum(1).mean().exp())
+    scores = []
+    for log_p in F.log_softmax(logits.double(), dim=1).chunk(splits):
+        p = log_p.exp()
+        scores.append((p * (log_p - p.mean(0).log())).sum(1).mean().exp())
+    return float(torch.stack(scores).mean())
 
 
 def precision_and_recall(real: Tensor, fake: Tensor,
@@ -91,6 +94,7 @@ class ClassifierFeatures:
     """
 
     metrics = ('frechet', 'class_score')
+    splits = 1
 
     def __init__(self, name: str, config: str, checkpoint: str):
         if not Path(checkpoint).is_file():
@@ -129,6 +133,7 @@ class InceptionFeatures:
 
     name = 'inception'
     metrics = ('FID', 'IS')
+    splits = 10  # as it is published
 
     def __init__(self, weights: str | None = None):
         try:
@@ -156,7 +161,7 @@ class GeneratedImages(BaseMetric):
 
     Logged as NAME/frechet, NAME/class_score, NAME/precision and NAME/recall
     with a classifier's features, and as inception/FID and inception/IS with
-    Inception's.
+    Inception's. Real images are looked at in the first validation only.
 
     Args:
         features (dict): :class:`ClassifierFeatures` or
@@ -176,27 +181,34 @@ class GeneratedImages(BaseMetric):
         self.features = MODELS.build(features)
         self.prefix = self.prefix or self.features.name
         self.neighbours, self.most = neighbours, most
+        self.real: Tensor | None = None
 
     @torch.no_grad()
     def process(self, data_batch: Any, data_samples: list[dict]) -> None:
-        """Keeps the features of real images and of generated ones."""
-        stacked = [
-            torch.stack([sample[key] for sample in data_samples])
-            for key in ('real', 'fake')]
-        (real, _), (fake, logits) = (
-            self.features(_as_bytes(images)) for images in stacked)
-        self.results += zip(real.float().cpu(), fake.float().cpu(),
-                            logits.float().cpu())
+        """Keeps features of generated images, and once those of real ones."""
+        fake, logits = self._features(data_samples, 'fake')
+        real = (self._features(data_samples, 'real')[0] if self.real is None
+                else [None] * len(fake))
+        self.results += zip(real, fake, logits)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """All four, of all images."""
-        real, fake, logits = map(torch.stack, zip(*results))
+        real, fake, logits = zip(*results)
+        if self.real is None:
+            self.real = torch.stack(real)
+        fake, logits = torch.stack(fake), torch.stack(logits)
         distance, score = self.features.metrics
         precision, recall = precision_and_recall(
-            real[:self.most], fake[:self.most], self.neighbours)
-        return {distance: frechet_distance(real, fake),
-                score: class_score(logits),
+            self.real[:self.most], fake[:self.most], self.neighbours)
+        return {distance: frechet_distance(self.real, fake),
+                score: class_score(logits, self.features.splits),
                 'precision': precision, 'recall': recall}
+
+    def _features(self, samples: list[dict],
+                  key: str) -> tuple[Tensor, Tensor]:
+        images = torch.stack([sample[key] for sample in samples])
+        features, logits = self.features(_as_bytes(images))
+        return features.float().cpu(), logits.float().cpu()
 
 
 def _as_bytes(images: Tensor) -> Tensor:
