@@ -56,18 +56,20 @@ class TinyGenerator(nn.Module):
 
 @MODELS.register_module(force=True)
 class TinyDiscriminator(nn.Module):
-    """Two linear layers."""
+    """Two linear layers, with a projection and a classifier."""
 
     def __init__(self, num_classes=3):
         super().__init__()
         self.num_classes = num_classes
         self.net = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU())
         self.score = nn.Linear(8, 1)
+        self.project = nn.Embedding(num_classes, 8)
         self.classes = nn.Linear(8, num_classes)
 
     def forward(self, images, labels):
         x = self.net(images)
-        return Scores(self.score(x).squeeze(1), self.classes(x))
+        score = self.score(x).squeeze(1) + (self.project(labels) * x).sum(1)
+        return Scores(score, self.classes(x))
 
 
 @HOOKS.register_module(force=True)

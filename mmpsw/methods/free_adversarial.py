@@ -84,9 +84,9 @@ class FreePerturbation:
         """Goes up the gradient of the perturbed images.
 
         A scaled loss that overflowed leaves gradients that are no numbers:
-        there delta stays.
+        there delta stays, as torch's sign is 0.
         """
-        self.delta.add_(grad.sign().nan_to_num_(), alpha=self.tau)
+        self.delta.add_(grad.sign(), alpha=self.tau)
         self.delta.clamp_(-self.epsilon, self.epsilon)
         self.replays += 1
 

@@ -268,9 +268,9 @@ class Collapse(GANRecord):
     """Makes the discriminator say the same of all images."""
 
     def before_train_iter(self, runner, *args, **kwargs):
-        score = runner.model.discriminator.score
-        score.weight.data.zero_()
-        score.weight.requires_grad_(False)
+        for layer in (runner.model.discriminator.score,
+                      runner.model.discriminator.project):
+            layer.weight.data.zero_()
 
 
 def test_a_collapsed_discriminator_stops_the_run(tmp_path):
