@@ -56,10 +56,10 @@ val_evaluator = dict(
 test_evaluator = val_evaluator
 # Three halvings in a run, as published.
 param_scheduler = [
-    dict(type='ExponentialLR', gamma=0.5**(1 / 200), by_epoch=False)
+    dict(type='ExponentialLR', gamma=0.5**(1 / 333), by_epoch=False)
 ]
-train_cfg = dict(max_iters=600, val_interval=100)
+train_cfg = dict(max_iters=1000, val_interval=250)
 default_hooks = dict(
     checkpoint=dict(
-        interval=100, save_best='sign_digits/frechet', rule='less'))
+        interval=250, save_best='sign_digits/frechet', rule='less'))
 randomness = dict(seed=0)
