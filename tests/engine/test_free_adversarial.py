@@ -1,16 +1,20 @@
 """A GAN in mmengine: a step, a resume, what stops a run, what is refused."""
 import copy
+import signal
 import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from launching import DIST_TRAIN, environment
 from mmengine.config import Config
 from reference import assert_equal
 from tiny_gan import GANRecord, Spots, adam, runner, settings
 
 from mmpsw import configs
 from mmpsw.commands.launch import has_accelerator
+from mmpsw.commands.train import main
 
 GAN = 'configs/gan/free_adversarial_sign_digits.py'
 needs_cpu = pytest.mark.skipif(
@@ -323,15 +327,43 @@ def test_the_same_z_measures_every_validation(tmp_path):
         first[1]['real'], batch['inputs'][1] / 127.5 - 1)
 
 
+def write_config(path, *hooks, **keys):
+    Config(settings(
+        hooks=[dict(type='mmpsw.PSWHook'), dict(type='GANRecord'), *hooks],
+        optim_wrapper=averaging(write_back=False),
+        default_scope='mmengine',
+        custom_imports=dict(imports=['tiny_gan']), **keys)).dump(path)
+    return str(path)
+
+
+def test_a_killed_run_goes_on_by_the_command_line(tmp_path):
+    """As after a lost machine: to the bit what it would have been."""
+    killed = write_config(tmp_path / 'gan.py',
+                          dict(type='KillAt', iteration=4))
+    result = subprocess.run(
+        [sys.executable, '-m', 'mmpsw.commands.train', killed, '--work-dir',
+         tmp_path / 'run'], env=environment(), capture_output=True,
+        timeout=300, check=False)
+    assert result.returncode == -signal.SIGKILL
+    config = write_config(tmp_path / 'gan.py')
+    for work_dir, *resume in (('run', '--resume'), ('whole', )):
+        assert main([config, '--work-dir', str(tmp_path / work_dir),
+                     *resume]) == 0
+    resumed, whole = (torch.load(tmp_path / name / 'rank0.pt')
+                      for name in ('run', 'whole'))
+    assert sorted(resumed) == [4, 5, 6]
+    for step, seen in resumed.items():
+        assert_equal(seen['model'], whole[step]['model'])
+        assert torch.equal(seen['delta'], whole[step]['delta'])
+    saved = [torch.load(tmp_path / name / 'iter_6.pth', weights_only=True)
+             for name in ('run', 'whole')]
+    assert_equal(*(one['state_dict'] for one in saved))
+
+
 def launched(folder, *argv):
     """The tiny GAN in two processes; what each held after each iteration."""
-    from launching import DIST_TRAIN, environment
-    Config(settings(
-        hooks=[dict(type='mmpsw.PSWHook'), dict(type='GANRecord')],
-        optim_wrapper=averaging(write_back=False),
-        model_wrapper_cfg=dict(type='MMSeparateDistributedDataParallel'),
-        default_scope='mmengine',
-        custom_imports=dict(imports=['tiny_gan']))).dump(folder / 'gan.py')
+    write_config(folder / 'gan.py', model_wrapper_cfg=dict(
+        type='MMSeparateDistributedDataParallel'))
     work_dir = folder / f'run{len(argv)}'
     result = subprocess.run(
         [*DIST_TRAIN, folder / 'gan.py', '2', '--work-dir', work_dir, *argv],
