@@ -100,6 +100,9 @@ def apply_fragments(cfg: Config, fragments: Sequence[Config],
     The options come after the settings, so that they can change these, and
     before the hooks, so that ``custom_hooks.0`` is the config's own first.
 
+    Of several optimizers ``optim_wrapper.averaged``, a list of their names,
+    says which ones ``psw`` is for; without it, all.
+
     Args:
         cfg: A whole config. A fragment's ``psw`` replaces one that it has.
         fragments: Their hooks are appended in order, and so are their
@@ -126,8 +129,8 @@ def apply_fragments(cfg: Config, fragments: Sequence[Config],
         if fragment.get('model_transforms'):
             _transform_model(cfg, fragment.model_transforms)
     if psw or amp:
-        for _, wrapper in optim_wrappers(cfg):
-            if psw:
+        for key, wrapper in optim_wrappers(cfg):
+            if psw and _is_averaged(cfg, key):
                 wrapper['psw'] = copy.deepcopy(psw[0])
             if amp:
                 wrapper.setdefault('loss_scale', 'dynamic')
@@ -235,6 +238,11 @@ def _transform_model(cfg: Config, transforms: Sequence[Mapping]) -> None:
             model.transforms.append(copy.deepcopy(transform))
 
 
+def _is_averaged(cfg: Config, key: str) -> bool:
+    names = cfg.optim_wrapper.get('averaged')
+    return names is None or key.rpartition('.')[2] in names
+
+
 def _set_wrapper_types(cfg: Config, psw: bool, amp: bool) -> None:
     if psw:
         check_strategy(cfg)
@@ -246,7 +254,8 @@ def _set_wrapper_types(cfg: Config, psw: bool, amp: bool) -> None:
                 f"{key}.type='{name}', because it extends only OptimWrapper "
                 f'and AmpOptimWrapper; set --cfg-options '
                 f'{key}.type=OptimWrapper, or train without')
-        prefix = 'mmpsw.PSW' if psw or 'PSW' in name else ''
+        averages = psw and _is_averaged(cfg, key)
+        prefix = 'mmpsw.PSW' if averages or 'PSW' in name else ''
         infix = 'Amp' if amp or 'Amp' in name else ''
         wrapper['type'] = f'{prefix}{infix}OptimWrapper'
 

@@ -10,11 +10,14 @@ from mmengine.model import (
     revert_sync_batchnorm,
 )
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner.checkpoint import get_state_dict
 from torch import Tensor, nn
 
 from mmpsw import registry
 
-__all__ = ['build_model', 'build_transformed', 'losses', 'unwrapped']
+__all__ = [
+    'build_model', 'build_transformed', 'losses', 'saved_tensors', 'unwrapped'
+]
 
 
 @registry.MODELS.register_module(name='TransformedModel')
@@ -59,6 +62,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
+
+
+def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers themselves, by their names in a checkpoint.
+
+    Which know nothing of wrappers, also of those around parts of a model.
+    """
+    return get_state_dict(model, keep_vars=True)
 
 
 def losses(model: nn.Module, batch: Any) -> dict[str, Tensor]:

@@ -6,7 +6,10 @@ name is looked up in the default scope and in mmengine's own registries only.
 from mmengine import registry as parents
 from mmengine.registry import Registry
 
-__all__ = ['DATASETS', 'HOOKS', 'MODELS', 'OPTIMIZERS', 'OPTIM_WRAPPERS']
+__all__ = [
+    'DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'OPTIMIZERS', 'OPTIM_WRAPPERS',
+    'OPTIM_WRAPPER_CONSTRUCTORS'
+]
 
 
 def _child(parent: Registry, *locations: str) -> Registry:
@@ -17,6 +20,9 @@ def _child(parent: Registry, *locations: str) -> Registry:
 
 DATASETS = _child(parents.DATASETS, 'mmpsw.datasets.label_noise')
 HOOKS = _child(parents.HOOKS, 'mmpsw.engine', 'mmpsw.runtime')
+METRICS = _child(parents.METRICS, 'mmpsw.engine')
 MODELS = _child(parents.MODELS, 'mmpsw.engine', 'mmpsw.models')
 OPTIMIZERS = _child(parents.OPTIMIZERS, 'mmpsw.engine')
 OPTIM_WRAPPERS = _child(parents.OPTIM_WRAPPERS, 'mmpsw.engine')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(
+    parents.OPTIM_WRAPPER_CONSTRUCTORS, 'mmpsw.engine')

@@ -16,7 +16,7 @@ from torch import nn
 from mmpsw import checkpoints, configs
 from mmpsw.checkpoints import is_local
 from mmpsw.commands.launch import has_accelerator
-from mmpsw.models import unwrapped
+from mmpsw.models import saved_tensors, unwrapped
 
 # Dataset classes of mmpretrain that fetch their files themselves.
 _SELF_FETCHING = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
@@ -238,10 +238,13 @@ def _local_source(cfg: Config) -> str | None:
 def _misfit(held: dict, model: nn.Module, whole: bool) -> str | None:
     """A training resumes, and a test is made, with all that is trained; other
     runs may begin with part of the weights, such as a backbone's."""
+    tensors = saved_tensors(model)
     if not whole:
-        common = held.keys() & model.state_dict().keys()
+        common = held.keys() & tensors.keys()
         return None if common else 'they have no name of a weight in common'
-    for name, parameter in model.named_parameters():
+    for name, parameter in tensors.items():
+        if not isinstance(parameter, nn.Parameter):
+            continue
         if parameter.requires_grad and name not in held:
             return f"it lacks '{name}'"
         if name in held and held[name].shape != parameter.shape:

@@ -95,9 +95,10 @@ def _check_launcher(launcher: str) -> None:
 def _fit_to_cpus(cfg: Config) -> None:
     """DDP must not be given device ids, NCCL and SyncBN do not exist."""
     cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+    wrapper = cfg.get('model_wrapper_cfg') or {}
     cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel', device_ids=None,
-        broadcast_buffers=False,
+        type=wrapper.get('type', 'MMDistributedDataParallel'),
+        device_ids=None, broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False))
     found = [node for node in configs.dicts(cfg.model)
              if node.get('type') in ('SyncBN', 'MMSyncBN')]

@@ -8,6 +8,12 @@ from .averaging import (  # noqa: E402
     PSWHook,
     PSWOptimWrapper,
 )
+from .free_adversarial import (  # noqa: E402
+    FreeAdversarialGAN,
+    GANHook,
+    GANOptimWrapperConstructor,
+    GeneratedImages,
+)
 from .hadamard import fix_classifiers  # noqa: E402
 from .orthogonal import OrthogonalHook  # noqa: E402
 from .peers import (  # noqa: E402
@@ -20,7 +26,9 @@ from .peers import (  # noqa: E402
 from .ride_along import RideAlongHook  # noqa: E402
 
 __all__ = [
-    'EpochAverageHook', 'LatestWeightAverage', 'LookaheadHook',
-    'OrthogonalHook', 'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper',
-    'RideAlongHook', 'ScheduleFreeHook', 'SwitchEMAHook', 'fix_classifiers'
+    'EpochAverageHook', 'FreeAdversarialGAN', 'GANHook',
+    'GANOptimWrapperConstructor', 'GeneratedImages', 'LatestWeightAverage',
+    'LookaheadHook', 'OrthogonalHook', 'PSWAmpOptimWrapper', 'PSWHook',
+    'PSWOptimWrapper', 'RideAlongHook', 'ScheduleFreeHook', 'SwitchEMAHook',
+    'fix_classifiers'
 ]

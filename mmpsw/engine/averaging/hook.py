@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from mmpsw.methods.averaging import PeriodicResampler, recalibrate
 from mmpsw.methods.averaging.numbers import check_integer
-from mmpsw.models import losses, unwrapped
+from mmpsw.models import losses, saved_tensors, unwrapped
 from mmpsw.registry import HOOKS
 from mmpsw.runtime.epochs import epoch_length
 from mmpsw.runtime.ranks import check_same_weights, mean_over_ranks
@@ -176,7 +176,7 @@ class PSWHook(Hook):
                 id(live): mean.to('cpu', live.dtype, copy=True)
                 for live, mean in zip(wrapper.resampler.tensors, average)
             }
-            for name, tensor in _named_tensors(unwrapped(runner.model)):
+            for name, tensor in saved_tensors(runner.model).items():
                 if id(tensor) in saved and name in checkpoint['state_dict']:
                     checkpoint['state_dict'][name] = saved[id(tensor)]
 
@@ -275,12 +275,6 @@ def _all_wrappers(optim_wrapper: Any) -> list[tuple[str, Any]]:
     if isinstance(optim_wrapper, OptimWrapperDict):
         return list(optim_wrapper.items())
     return [('', optim_wrapper)]
-
-
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All names of all parameters and buffers, shared ones several times."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _named_weights(resampler: PeriodicResampler) -> dict[str, Tensor]:

@@ -1,0 +1,279 @@
+"""The model: two players, and how a step trains them."""
+from typing import Any
+
+import torch
+from mmengine.dist import get_rank, get_world_size
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner.checkpoint import get_state_dict
+from torch import Tensor
+
+from mmpsw.methods.free_adversarial import (
+    FreePerturbation,
+    Scores,
+    discriminator_loss,
+    generator_loss,
+    replay,
+)
+from mmpsw.models import unwrapped
+from mmpsw.registry import MODELS
+
+__all__ = ['FreeAdversarialGAN']
+
+
+@MODELS.register_module()
+class FreeAdversarialGAN(BaseModel):
+    """A class-conditional GAN, with free adversarial training.
+
+    FastGAN (Zhong, Liu, Hsieh, arXiv 2008.03364). A batch is one step of the
+    generator::
+
+        train_step:
+            for each of discriminator_steps parts of the batch:
+                fake = G(z), the same for all replays
+                replays times: step of D on real + delta, and fake
+            step of G, with a fresh z
+
+    It needs ``optim_wrapper.constructor='mmpsw.GANOptimWrapperConstructor'``,
+    which also saves delta, and :class:`GANHook`. Validating and testing
+    generate an image for each real one, of its class.
+
+    With several processes each has a delta of its own; a resumed run goes on
+    with that of the first one in all of them.
+
+    Args:
+        generator (dict): ``forward(noise, labels)`` returns images in
+            [-1, 1]; has ``noise_size`` and ``num_classes``.
+        discriminator (dict): ``forward(images, labels)`` returns
+            :class:`Scores`.
+        epsilon (float): Radius of the perturbation; 0 is the off switch.
+            Defaults to 0.006, the paper's for CIFAR-10.
+        tau (float, optional): The perturbation's step. Defaults to
+            ``epsilon``.
+        replays (int): Steps of D on a minibatch. Defaults to 2.
+        discriminator_steps (int): Minibatches in a batch, and so for a step
+            of G. Defaults to 1.
+        class_weights (dict): Of the losses on classes: 'real' and 'fake' of
+            D, and 'generator'. All default to 1.
+        patience (int): After so many steps of G in a row in which D had
+            nothing to learn the run stops. Defaults to 1000.
+        data_preprocessor (dict, optional): One that yields images in
+            [-1, 1].
+
+    Raises:
+        ValueError: A number is out of its range, or the two networks have
+            another number of classes.
+    """
+
+    def __init__(self,
+                 generator: dict,
+                 discriminator: dict,
+                 epsilon: float = 0.006,
+                 tau: float | None = None,
+                 replays: int = 2,
+                 discriminator_steps: int = 1,
+                 class_weights: dict | None = None,
+                 patience: int = 1000,
+                 data_preprocessor: dict | None = None):
+        super().__init__(data_preprocessor)
+        self.generator = MODELS.build(generator)
+        self.discriminator = MODELS.build(discriminator)
+        self.num_classes = self.generator.num_classes
+        if self.discriminator.num_classes != self.num_classes:
+            raise ValueError(
+                f'model.generator.num_classes={self.num_classes}, but that of '
+                f'the discriminator is {self.discriminator.num_classes}: give '
+                'both the number of classes of the data.')
+        for name, value in dict(replays=replays, patience=patience,
+                                discriminator_steps=discriminator_steps
+                                ).items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'model.{name}={value!r} is not possible: '
+                                 'use an integer >= 1.')
+        self.replays, self.patience = replays, patience
+        self.discriminator_steps = discriminator_steps
+        self.class_weights = dict(real=1., fake=1., generator=1.)
+        self.class_weights.update(class_weights or {})
+        # That of the run: the Runner sets it before it builds a model.
+        seed = torch.initial_seed()
+        self.perturbation = FreePerturbation(epsilon, tau, seed + get_rank())
+        self.noise = torch.Generator().manual_seed(seed)
+        self.steps = self.stalled = 0  # of G; those in which D stood still
+        self.start_validation()
+        self.to(memory_format=torch.channels_last)  # a third faster on a CPU
+
+    def train_step(self, data: Any,
+                   optim_wrapper: OptimWrapperDict) -> dict[str, Tensor]:
+        """Trains both players on a batch.
+
+        Raises:
+            ValueError: The batch does not fit, a loss is not finite, or the
+                discriminator has had nothing to learn for too long.
+        """
+        images, labels = self._batch(data, training=True)
+        parts = self.discriminator_steps
+        if len(images) % parts:
+            raise ValueError(
+                f'A batch of {len(images)} images cannot be split into '
+                f'model.discriminator_steps={parts} minibatches: set '
+                'train_dataloader.batch_size to a multiple of it.')
+        logs = {}
+        for part in zip(images.chunk(parts), labels.chunk(parts)):
+            logs.update(self._train_discriminator(
+                *part, optim_wrapper['discriminator']))
+        logs['loss_generator'] = self._train_generator(
+            len(images) // parts, optim_wrapper['generator'])
+        self.steps += 1
+        self._check_health(logs)
+        return logs
+
+    def _train_discriminator(self, images: Tensor, labels: Tensor,
+                             wrapper: OptimWrapper) -> dict[str, Tensor]:
+        seen: dict[str, Tensor] = {}
+        with torch.no_grad(), wrapper.optim_context(self.generator):
+            fake, fake_labels = self._generate(len(images))
+
+        def loss(perturbed: Tensor) -> Tensor:
+            with wrapper.optim_context(self.discriminator):
+                real_scores = _in_fp32(self.discriminator(perturbed, labels))
+                fake_scores = _in_fp32(self.discriminator(fake, fake_labels))
+            total = discriminator_loss(
+                real_scores, labels, fake_scores, self.class_weights['real'],
+                self.class_weights['fake'])
+            seen.update(loss_discriminator=total.detach(),
+                        real_score=real_scores.real.detach(),
+                        fake_score=fake_scores.real.detach())
+            return total
+
+        replay(images, self.perturbation, self.replays, loss,
+               wrapper.update_params)
+        self._note_stall(seen['real_score'], seen['fake_score'])
+        return {name: value.mean() for name, value in seen.items()}
+
+    def _train_generator(self, count: int, wrapper: OptimWrapper) -> Tensor:
+        # Without DDP, which would wait for gradients that nobody needs.
+        critic = unwrapped(self.discriminator).requires_grad_(False)
+        with wrapper.optim_context(self.generator):
+            fake, labels = self._generate(count)
+            scores = critic(fake, labels)
+        loss = generator_loss(
+            _in_fp32(scores), labels, self.class_weights['generator'])
+        wrapper.update_params(loss)
+        critic.requires_grad_(True)
+        return loss.detach()
+
+    def _generate(self, count: int) -> tuple[Tensor, Tensor]:
+        """Images, and the classes that they are of, drawn at random.
+
+        All processes draw for all, and take their own: one state of the
+        generator is that of each.
+        """
+        total, rank = count * get_world_size(), get_rank()
+        noise = torch.randn(total, unwrapped(self.generator).noise_size,
+                            generator=self.noise)
+        labels = torch.randint(self.num_classes, (total, ),
+                               generator=self.noise)
+        own = slice(count * rank, count * (rank + 1))
+        device = self.data_preprocessor.device
+        noise, labels = noise[own].to(device), labels[own].to(device)
+        return self.generator(noise, labels), labels
+
+    def _batch(self, data: Any, training: bool) -> tuple[Tensor, Tensor]:
+        data = self.data_preprocessor(data, training)
+        labels = self._labels(data['data_samples'])
+        return data['inputs'], labels.to(data['inputs'].device)
+
+    def _labels(self, data_samples: list) -> Tensor:
+        labels = torch.cat([sample.gt_label for sample in data_samples])
+        if labels.max() >= self.num_classes:
+            raise ValueError(
+                f'The data has an image of class {int(labels.max())}, but '
+                f'the networks have num_classes={self.num_classes}: set '
+                'num_classes of model.generator and model.discriminator to '
+                'the number of classes.')
+        return labels
+
+    def _note_stall(self, real: Tensor, fake: Tensor) -> None:
+        """Counts the minibatches in a row that D has nothing to learn of."""
+        low, high = torch.cat([real, fake]).aminmax()
+        won = bool(real.min() >= 1 and fake.max() <= -1)
+        self.stalled = self.stalled + 1 if won or low == high else 0
+
+    def _check_health(self, logs: dict[str, Tensor]) -> None:
+        bad = [name for name, value in logs.items() if not value.isfinite()]
+        if bad:
+            raise ValueError(
+                f'{bad[0]} is {float(logs[bad[0]])} at step {self.steps}, so '
+                'that the run cannot go on; the newest checkpoint is from '
+                'before: resume from it with a lower learning rate, or '
+                'without --amp.')
+        if self.stalled >= self.patience * self.discriminator_steps:
+            raise ValueError(
+                'The discriminator has collapsed: for '
+                f'{self.patience} steps until step {self.steps} it '
+                'has either told all images apart with a margin, or given '
+                'all of them the same score, so that nothing more is learnt '
+                f'(real {logs["real_score"]:.3g}, generated '
+                f'{logs["fake_score"]:.3g}). The newest checkpoint is left: '
+                'train with a lower learning rate, another epsilon, or '
+                'spectral_norm=True of model.discriminator.')
+
+    def start_validation(self) -> None:
+        """The next validation begins with the z of every other one."""
+        self.validation_noise = torch.Generator().manual_seed(get_rank())
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Generates an image of each class in ``labels``, in [-1, 1]."""
+        net = unwrapped(self.generator)
+        noise = torch.randn(len(labels), net.noise_size, generator=generator)
+        device = self.data_preprocessor.device
+        return net(noise.to(device), labels.to(device))
+
+    def val_step(self, data: Any) -> list[dict[str, Tensor]]:
+        """Real images, and as many generated ones of their classes."""
+        images, labels = self._batch(data, training=False)
+        fake = self.sample(labels, self.validation_noise)
+        return [dict(real=real, fake=generated)
+                for real, generated in zip(images, fake)]
+
+    test_step = val_step
+
+    def forward(self, inputs: Tensor, data_samples: list,
+                mode: str = 'tensor') -> Any:
+        """Scores of images; with mode='loss' the loss of G.
+
+        The latter is a forward pass of G, by which PSW recalibrates it.
+        """
+        labels = self._labels(data_samples).to(inputs.device)
+        if mode != 'loss':
+            return self.discriminator(inputs, labels)
+        fake, labels = self._generate(len(inputs))
+        return dict(loss=generator_loss(
+            self.discriminator(fake, labels), labels,
+            self.class_weights['generator']))
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Under plain names, also where each player is wrapped.
+
+        mmengine's Runner saves those of the wrappers, but loads plain ones.
+        """
+        return get_state_dict(self, *args, **kwargs)
+
+    def training_state(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights."""
+        return dict(perturbation=self.perturbation.state_dict(),
+                    noise=self.noise.get_state(), steps=self.steps,
+                    stalled=self.stalled)
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Goes on where :meth:`training_state` was taken."""
+        self.perturbation.load_state_dict(state['perturbation'])
+        self.noise.set_state(state['noise'].cpu())
+        self.steps, self.stalled = state['steps'], state['stalled']
+
+
+def _in_fp32(scores: Scores) -> Scores:
+    """Losses of half precision scores would be rounded."""
+    return Scores(*(part if part is None else part.float()
+                    for part in scores))
