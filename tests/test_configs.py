@@ -166,7 +166,7 @@ def test_an_installed_package_has_its_fragments_inside(tmp_path, monkeypatch):
 @pytest.mark.parametrize('name, message', [
     ('pwalk', "did you mean 'pwalks'"),
     ('pswa_late', "did you mean 'variants/pswa_late'"),
-    ('zzz', 'give one of baseline, control, ema'),
+    ('zzz', 'give one of acgan, baseline, control'),
     ('broken.py', 'SyntaxError'),
 ])
 def test_a_wrong_fragment(name, message, tmp_path, monkeypatch):
