@@ -46,8 +46,11 @@ def allow_resume() -> None:
                     (np.float64(0).__reduce__()[0],
                      f'{core}.multiarray.scalar')]
     dtypes = {type(np.dtype(number)) for number in _NUMBERS}
-    torch.serialization.add_safe_globals(
-        [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *renamed])
+    # With their names, as onedl-mmengine takes bare classes off the list when
+    # it has loaded something.
+    renamed += [(kind, f'{kind.__module__}.{kind.__qualname__}')
+                for kind in (HistoryBuffer, np.ndarray, np.dtype, *dtypes)]
+    torch.serialization.add_safe_globals(renamed)
 
 
 def _history_method(owner: Any, name: str) -> Callable:
