@@ -48,8 +48,9 @@ EXTRAS = {
               'onedl-mmsegmentation>=1.4.2,<1.5'],
     # the embedded data set of the quickstart
     'tools': ['scikit-learn>=1.5,<2'],
+    'deploy': ['onnx>=1.18,<2', 'onnxruntime>=1.20,<2', 'onnxscript>=0.7,<1'],
     'tests': ['hypothesis>=6,<7', 'pytest>=7.4,<10', 'pytest-timeout>=2.1,<3',
-              'pytest-xdist>=3.3,<4'],
+              'pytest-xdist>=3.3,<4', 'tensorboard>=2.15,<3'],
 }
 
 # Not beside the sources, where the next wheel would find what is gone by then.
