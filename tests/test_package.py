@@ -199,7 +199,7 @@ def test_a_type_imports_itself():
             '                       (OPTIM_WRAPPERS, "PSWOptimWrapper"),\n'
             '                       (HOOKS, "PSWHook")]:\n'
             '    print(registry.get(f"mmpsw.{name}").__module__)')
-    assert run(code).split() == [
+    assert run(code).split()[-3:] == [  # onedl-mmdetection says something
         'mmpsw.datasets.label_noise', 'mmpsw.engine.averaging.optim_wrapper',
         'mmpsw.engine.averaging.hook'
     ]
