@@ -18,14 +18,14 @@ def read_version() -> str:
     return re.search(r"^__version__ = '(.+)'$", text, re.MULTILINE)[1]
 
 
-# Why these bounds: tests/README.md, 'What we depend on'.
+# Why these bounds: tests/README.md, 'What we depend on'. mmengine is not here,
+# as it has two names, of which a user has one: mmpsw/compatibility.py looks.
 REQUIRES = [
     'torch>=2.6,<3',
-    'mmengine>=0.10.2,<0.11',
     'numpy>=1.23,<3',
     'packaging>=21,<28',
     'rich>=12,<16',
-    # mmengine imports pkg_resources for `_base_ = 'mmdet::...'`
+    # mmengine 0.10.7 imports pkg_resources for `_base_ = 'mmdet::...'`
     'setuptools>=78.1.1,<81',
     # What a comparison needs. No extra: who misses one of them would learn
     # that when the runs, which take hours, are over.
@@ -36,17 +36,22 @@ REQUIRES = [
     'tabulate>=0.9,<1',
 ]
 
-MMCV = 'mmcv>=2.0.0rc4,<2.2'  # what mmdet and mmseg themselves accept
 EXTRAS = {
-    'det': [MMCV, 'mmdet>=3.0,<3.4'],
-    # mmsegmentation imports ftfy and regex without declaring them
-    'seg': [MMCV, 'mmsegmentation>=1.0,<1.3', 'ftfy>=6,<7',
-            'regex>=2022.1.18,<2028'],
-    'cls': [MMCV, 'mmpretrain>=1.0,<1.3'],
+    # One of these two. mmdet and mmseg themselves accept this mmcv.
+    'openmmlab': ['mmengine>=0.10.2,<0.11', 'mmcv>=2.0.0rc4,<2.2',
+                  'mmdet>=3.0,<3.4', 'mmpretrain>=1.0,<1.3',
+                  # mmsegmentation imports ftfy and regex, undeclared
+                  'mmsegmentation>=1.0,<1.3', 'ftfy>=6,<7',
+                  'regex>=2022.1.18,<2028'],
+    'onedl': ['onedl-mmengine>=0.10.12,<0.11', 'onedl-mmcv>=2.3.6,<2.4',
+              'onedl-mmdetection>=3.5.1,<3.6', 'onedl-mmpretrain>=1.3.6,<1.4',
+              'onedl-mmsegmentation>=1.4.2,<1.5'],
     # the embedded data set of the quickstart
     'tools': ['scikit-learn>=1.5,<2'],
+    'deploy': ['onnx>=1.18,<2', 'onnxruntime>=1.20,<2', 'onnxscript>=0.7,<1'],
     'tests': ['hypothesis>=6,<7', 'pytest>=7.4,<10', 'pytest-timeout>=2.1,<3',
-              'pytest-xdist>=3.3,<4', 'schedulefree>=1.4,<2'],
+              'pytest-xdist>=3.3,<4', 'schedulefree>=1.4,<2',
+              'tensorboard>=2.15,<3'],
 }
 
 # Not beside the sources, where the next wheel would find what is gone by then.

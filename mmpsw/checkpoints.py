@@ -46,8 +46,11 @@ def allow_resume() -> None:
                     (np.float64(0).__reduce__()[0],
                      f'{core}.multiarray.scalar')]
     dtypes = {type(np.dtype(number)) for number in _NUMBERS}
-    torch.serialization.add_safe_globals(
-        [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *renamed])
+    # With their names, as onedl-mmengine takes bare classes off the list when
+    # it has loaded something.
+    renamed += [(kind, f'{kind.__module__}.{kind.__qualname__}')
+                for kind in (HistoryBuffer, np.ndarray, np.dtype, *dtypes)]
+    torch.serialization.add_safe_globals(renamed)
 
 
 def _history_method(owner: Any, name: str) -> Callable:
@@ -190,8 +193,12 @@ def newest_readable(work_dir: str | Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
-def mean(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+def mean(paths: Sequence[Path],
+         held: Callable[[Path, Any], dict[str, Any]] = weights
+         ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the mean weights of checkpoints, and their ``meta``.
+
+    ``held`` takes them out of what was read at a path.
 
     Floating-point tensors are averaged in double precision and get their own
     precision back. All else is the last checkpoint's: counters, and a buffer
@@ -204,7 +211,7 @@ def mean(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
     total: dict[str, Any] = {}
     for count, path in enumerate(paths, start=1):
         content = read(path)
-        last = weights(path, content)
+        last = held(path, content)
         if count == 1:
             total = {key: _widened(value) for key, value in last.items()}
         for key in [*total, *last]:

@@ -10,13 +10,15 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 
-# mmengine has a fixed list of packages for `_base_ = 'mmdet::...'`. It is told
-# a module, because the metadata of an editable install lie elsewhere.
-MODULE2PACKAGE['mmpsw'] = 'mmpsw.configs'
+from mmpsw.compatibility import distribution
 
-# The frameworks whose zoos have names, and what pip calls them.
-FRAMEWORKS = {
-    'mmdet': 'mmdet', 'mmseg': 'mmsegmentation', 'mmpretrain': 'mmpretrain'}
+# mmengine has a fixed list of packages for `_base_ = 'mmdet::...'`. It is told
+# a module, because the metadata of an editable install lie elsewhere, and as
+# mmseg is brought by mmsegmentation or by onedl-mmsegmentation.
+MODULE2PACKAGE.update(mmpsw='mmpsw.configs', mmseg='mmseg')
+
+# The frameworks whose zoos have names.
+FRAMEWORKS = ('mmdet', 'mmseg', 'mmpretrain')
 _SUFFIXES = ('.py', '.json', '.yml', '.yaml')
 _SCOPES = ('', 'mmengine', 'mmpsw', *FRAMEWORKS)
 _WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'PSWOptimWrapper',
@@ -270,7 +272,7 @@ def _resolve_zoo_name(name: str) -> Path:
     if root is None:
         raise ValueError(
             f"'{name}' cannot be found, because {package} is not installed "
-            f'with its configs; pip install {FRAMEWORKS[package]}, or give '
+            f'with its configs; pip install {distribution(package)}, or give '
             "the config's path")
     for path in (root / inner, root / f'{inner}.py'):
         if path.is_file():

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import faults
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -89,6 +90,17 @@ def test_methods_of_mmengine_lead_nowhere_else(tmp_path):
     torch.save(dict(state_dict=Climbs()), path)
     with pytest.raises(ValueError, match="asks for '__init__' of"):
         checkpoints.read(path)
+
+
+def test_what_is_allowed_stays_allowed(tmp_path):
+    """onedl-mmengine allows some of it for a load, and then takes it away."""
+    torch.save(dict(loss=HistoryBuffer([1.], [1])), tmp_path / 'log.pth')
+    checkpoints.allow_resume()
+    with torch.serialization.safe_globals([HistoryBuffer, np.ndarray, getattr,
+                                           np.dtype, type(np.dtype('f8'))]):
+        pass
+    loaded = torch.load(tmp_path / 'log.pth', weights_only=True)
+    assert loaded['loss'].mean() == 1
 
 
 def test_a_torchscript_archive_is_refused(tmp_path):

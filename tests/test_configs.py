@@ -10,6 +10,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
 from mmpsw import configs, registry
+from mmpsw.compatibility import distribution
 from mmpsw.models import build_model
 
 STOCK = [  # of each zoo some that differ in what PSW touches
@@ -124,8 +125,8 @@ def test_a_framework_that_is_not_installed_says_what_to_install():
                             text=True)
     assert result.stderr.splitlines()[-1] == (
         "ValueError: 'mmseg::unet/x' cannot be found, because mmseg is not "
-        "installed with its configs; pip install mmsegmentation, or give the "
-        "config's path")
+        "installed with its configs; pip install "
+        f"{distribution('mmseg')}, or give the config's path")
 
 
 # Fragments

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ('mmpsw', 'configs', 'tools', 'setup.py', 'pyproject.toml',
            'README.md', 'LICENSE')
 # Modules that are called otherwise than the requirement that brings them
-BROUGHT_BY = {'PIL': 'matplotlib', 'cv2': 'mmengine', 'mmseg':
-              'mmsegmentation', 'sklearn': 'scikit-learn', 'yaml': 'mmengine'}
+BROUGHT_BY = {**compatibility.FAMILIES['openmmlab'], 'PIL': 'matplotlib',
+              'cv2': 'mmengine', 'sklearn': 'scikit-learn', 'yaml': 'mmengine'}
 
 
 def run(code, **kwargs):
@@ -138,17 +138,29 @@ def test_what_is_imported_is_declared(wheel):
 
 
 def test_what_is_required_without_an_extra(wheel):
-    plain, _ = requirements(wheel)
+    plain, extra = requirements(wheel)
     required = {one.name: one.specifier for one in plain}
     # what a comparison needs, and what the package checks
     assert {'jinja2', 'matplotlib', 'pandas', 'scipy', 'tabulate'} <= set(
         required)
-    assert compatibility.SUPPORTED.items() <= required.items()
+    assert required['torch'] == compatibility.SUPPORTED['torch']
+    # of two families a user has one
+    assert not {one.name for one in plain if 'mm' in one.name}
+    for family, names in compatibility.FAMILIES.items():
+        brought = {one.name: one.specifier for one in extra
+                   if one.marker.evaluate(dict(extra=family))}
+        assert set(names.values()) <= set(brought)
+        below = compatibility.SUPPORTED['mmengine'].split(',')[1]
+        assert below in str(brought[names['mmengine']])
 
 
-def test_the_pins_are_what_setup_requires(wheel):
+@pytest.mark.parametrize('family', compatibility.FAMILIES)
+def test_the_pins_are_what_setup_requires(wheel, family):
     """Who takes our pins gets no environment that setup.py refuses."""
-    lines = (ROOT / 'tools/requirements.txt').read_text().splitlines()
+    text = (ROOT / 'tools/requirements.txt').read_text() + '\n'
+    text += (ROOT / f'tools/requirements_{family}.txt').read_text()
+    built = re.findall('Built from source: (.*)', text)
+    lines = [*text.splitlines(), *built]
     pins = [Requirement(line) for line in lines if re.match(r'\w', line)]
     plain, extra = requirements(wheel)
     for one in plain + extra:
@@ -158,6 +170,7 @@ def test_the_pins_are_what_setup_requires(wheel):
                 assert one.specifier.contains(version), (one, pin)
     pinned = {canonicalize_name(pin.name) for pin in pins}
     assert {canonicalize_name(one.name) for one in plain} <= pinned
+    assert set(compatibility.FAMILIES[family].values()) <= pinned
 
 
 def test_the_core_imports_nothing_of_openmmlab():
@@ -186,27 +199,100 @@ def test_a_type_imports_itself():
             '                       (OPTIM_WRAPPERS, "PSWOptimWrapper"),\n'
             '                       (HOOKS, "PSWHook")]:\n'
             '    print(registry.get(f"mmpsw.{name}").__module__)')
-    assert run(code).split() == [
+    assert run(code).split()[-3:] == [  # onedl-mmdetection says something
         'mmpsw.datasets.label_noise', 'mmpsw.engine.averaging.optim_wrapper',
         'mmpsw.engine.averaging.hook'
     ]
 
 
-@pytest.mark.parametrize('package, version, check', [
-    ('torch', '2.5.1', compatibility.check_torch),
-    ('mmengine', '0.9.1', compatibility.check_mmengine),
-    ('mmengine', '0.11.0', compatibility.check_mmengine),
+def pretend(monkeypatch, **versions):
+    """Only these distributions are installed; onedl_x stands for onedl-x."""
+
+    def version(name):
+        try:
+            return versions[name.replace('-', '_')]
+        except KeyError:
+            raise importlib.metadata.PackageNotFoundError(name) from None
+
+    monkeypatch.setattr(importlib.metadata, 'version', version)
+
+
+@pytest.mark.parametrize('versions, check, message', [
+    (dict(torch='2.5.1'), compatibility.check_torch,
+     "torch 2.5.1, but >=2.6,<3: pip install 'torch>=2.6,<3'"),
+    (dict(mmengine='0.9.1'), compatibility.check_mmengine,
+     "mmengine 0.9.1, but >=0.10.2,<0.11: pip install "
+     "'mmengine>=0.10.2,<0.11'"),
+    (dict(onedl_mmengine='0.11.0'), compatibility.check_mmengine,
+     "onedl-mmengine 0.11.0, but >=0.10.2,<0.11: pip install "
+     "'onedl-mmengine>=0.10.2,<0.11'"),
 ])
-def test_versions_that_are_not_supported(monkeypatch, package, version, check):
-    monkeypatch.setattr(importlib.metadata, 'version', lambda name: version)
+def test_versions_that_are_not_supported(monkeypatch, versions, check,
+                                         message):
+    pretend(monkeypatch, **versions)
     with pytest.raises(ImportError) as error:
         check()
-    assert str(error.value) == (
-        f'mmpsw does not support {package} {version}: install '
-        f'{package}{compatibility.SUPPORTED[package]}.')
+    assert str(error.value) == f'mmpsw does not support {message}'
 
 
 @pytest.mark.parametrize('version', ['2.6.0', '2.11.0+cu130', '2.12.0a0'])
 def test_versions_that_are_supported(monkeypatch, version):
-    monkeypatch.setattr(importlib.metadata, 'version', lambda name: version)
+    pretend(monkeypatch, torch=version, onedl_mmengine='0.10.12')
     compatibility.check_torch()
+    compatibility.check_mmengine()
+
+
+def test_both_families_at_once(monkeypatch):
+    pretend(monkeypatch, mmengine='0.10.7', mmcv='2.1.0', onedl_mmcv='2.3.6')
+    with pytest.raises(ImportError) as error:
+        compatibility.check_mmengine()
+    assert str(error.value) == (
+        "mmpsw finds mmcv and onedl-mmcv, which overwrite each other's files, "
+        'because both are imported as mmcv: pip uninstall --yes mmcv '
+        'onedl-mmcv, and then pip install one of them')
+
+
+def test_no_mmengine(tmp_path):
+    """The first line of every command says so."""
+    code = ('import sys; sys.modules["mmengine"] = None\n'
+            'import mmpsw.commands.train')
+    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT,
+                            capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1] == (
+        'ImportError: mmpsw needs mmengine, and finds none: pip install '
+        "'mmengine>=0.10.2,<0.11', or, of the maintained forks, pip install "
+        "'onedl-mmengine>=0.10.2,<0.11'")
+
+
+@pytest.mark.parametrize('installed, said', [
+    (dict(mmengine='0.10.7'), 'mmsegmentation'),
+    (dict(onedl_mmengine='0.10.12'), 'onedl-mmsegmentation'),
+    ({}, 'mmsegmentation'),
+])
+def test_what_pip_calls_a_framework(monkeypatch, installed, said):
+    pretend(monkeypatch, **installed)
+    assert compatibility.distribution('mmseg') == said
+
+
+def test_an_mmcv_that_was_built_for_another_torch(monkeypatch, tmp_path):
+    """A shared library without what Python looks for, as one with a symbol
+    that torch lacks, is found and does not load."""
+    (tmp_path / 'mmcv').mkdir()
+    (tmp_path / 'mmcv/__init__.py').touch()
+    (tmp_path / 'mmcv/_ext.so').write_bytes(b'not a library')
+    code = ('from mmpsw.commands import options\n'
+            'from mmpsw.compatibility import check_operations\n'
+            'raise SystemExit(options.report_errors(check_operations))')
+    result = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True,
+        env={'PYTHONPATH': f'{tmp_path}:{ROOT}'})
+    name = compatibility.distribution('mmcv')
+    version = importlib.metadata.version(name)
+    assert result.returncode == 2
+    (line, ) = result.stderr.splitlines()
+    assert line.startswith(f'error: {name} {version} was built for another '
+                           'torch than torch ')
+    assert line.endswith(
+        f'_ext.so: file too short): pip install --force-reinstall --no-deps '
+        f'--no-build-isolation --no-cache-dir --no-binary {name} '
+        f'{name}=={version} builds it for this one')

@@ -134,6 +134,8 @@ def test_check_changes_nothing(machine: Machine) -> None:
     assert 'not up to date' in machine.stops('--check')
     assert not machine.venv.exists()
     assert 'unknown option --chekc' in machine.stops('--chekc')
+    said = machine.stops(MMPSW_STACK='onedll')
+    assert said == 'MMPSW_STACK=onedll is unknown: use openmmlab or onedl'
 
 
 def test_a_second_set_up_waits_for_the_first(machine: Machine) -> None:
@@ -152,7 +154,9 @@ def test_a_second_set_up_waits_for_the_first(machine: Machine) -> None:
 def test_nothing_is_done_twice_until_the_pins_change(machine, tmp_path):
     copy = tmp_path / 'checkout'
     (copy / 'tools').mkdir(parents=True)
-    for name in ('tools/setup.sh', 'tools/requirements.txt', 'setup.py'):
+    for name in ('tools/setup.sh', 'tools/requirements.txt', 'setup.py',
+                 'tools/requirements_openmmlab.txt',
+                 'tools/requirements_onedl.txt'):
         shutil.copy(ROOT / name, copy / name)
     (machine.venv / 'bin').mkdir(parents=True)
     (machine.venv / 'bin/python').symlink_to(sys.executable)
@@ -169,6 +173,8 @@ def test_nothing_is_done_twice_until_the_pins_change(machine, tmp_path):
     assert (result.returncode, result.stdout, result.stderr) == (0, '', '')
     assert machine.setup('--check', script=script).returncode == 0
     assert machine.setup('--check', script=script, FORCE_CUDA='1').returncode
+    assert machine.setup('--check', script=script, MMPSW_STACK='onedl'
+                         ).returncode
     with open(copy / 'tools/requirements.txt', 'a') as pins:
         pins.write('another==1.0\n')
     assert machine.setup('--check', script=script).returncode == 1

@@ -9,7 +9,7 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-venv=${MMPSW_VENV:-$root/.venv}
+venv=${MMPSW_VENV:-$root/.venv${MMPSW_STACK:+-$MMPSW_STACK}}
 case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
 
 bash "$root/tools/setup.sh"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the environment that mmpsw is tested in: a virtual environment with
-# the pins of tools/requirements.txt, mmcv with its compiled operations, and
+# the pins of tools/requirements*.txt, mmcv with its compiled operations, and
 # this checkout, in which changes take effect at once.
 #
 #     bash tools/setup.sh            makes it, or brings it up to date
@@ -8,8 +8,10 @@
 #
 # What the environment variables do:
 #
+#     MMPSW_STACK      openmmlab (the default), or onedl: its maintained forks
 #     PYTHON           the interpreter to use (Python 3.10, 3.11 or 3.12)
-#     MMPSW_VENV       where the environment goes, instead of .venv
+#     MMPSW_VENV       where the environment goes, instead of .venv, or of
+#                      .venv-onedl with MMPSW_STACK=onedl
 #     PIP_FIND_LINKS   folders with wheels, such as an mmcv built before; all
 #                      of pip's own settings are in force
 #     MAX_JOBS         how many files of mmcv are compiled at once
@@ -21,10 +23,10 @@
 
 set -euo pipefail
 
-mmcv=2.1.0
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 pins=$root/tools/requirements.txt
-venv=${MMPSW_VENV:-$root/.venv}
+stack=$root/tools/requirements_${MMPSW_STACK:-openmmlab}.txt
+venv=${MMPSW_VENV:-$root/.venv${MMPSW_STACK:+-$MMPSW_STACK}}
 case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
 stamp=$venv/.mmpsw-stamp
 log=$venv/mmpsw-setup.log
@@ -45,7 +47,7 @@ find_nvcc() {   # where torch looks for it
 # environment can't be mended in place.
 new_stamp() {
     echo "$venv, $("$venv/bin/python" -V 2>/dev/null || echo 'no Python')"
-    echo "$root, pins $(cd "$root" && cat tools/requirements.txt \
+    echo "$root, pins $(cd "$root" && cat "$pins" "$stack" \
         tools/setup.sh setup.py | sha256sum)"
     echo "nvcc $(find_nvcc), FORCE_CUDA=${FORCE_CUDA:-0}, GPU" \
         "$(ls /dev/nvidiactl /dev/dxg 2>/dev/null)"
@@ -139,8 +141,8 @@ show_life() {
 install_wheel() { pip install --force-reinstall --no-deps "$1"; }
 
 find_wheel() {
-    pip download --quiet --no-deps --only-binary mmcv \
-        --dest "$venv/wheels" "mmcv==$mmcv" >>"$log" 2>&1 </dev/null
+    pip download --quiet --no-deps --only-binary "${mmcv%==*}" \
+        --dest "$venv/wheels" "$mmcv" >>"$log" 2>&1 </dev/null
 }
 
 choose_operations() {
@@ -166,7 +168,7 @@ choose_operations() {
 
 # Runs a compiled operation: a wheel built for another torch fails here.
 mmcv_works() {
-    py - "$mmcv" "$operations" >>"$log" 2>&1 <<'END'
+    py - "${mmcv#*==}" "$operations" >>"$log" 2>&1 <<'END'
 import sys
 import mmcv, torch
 from mmcv.ops import get_compiling_cuda_version, nms
@@ -202,9 +204,9 @@ build_mmcv() {
     ((jobs > 0)) || jobs=1
     export MAX_JOBS=${MAX_JOBS:-$((jobs < $(nproc) ? jobs : $(nproc)))}
     build=$(mktemp -d "$venv/build.XXXXXX")
-    run "Compiling mmcv $mmcv for the $operations, $MAX_JOBS files at once" \
+    run "Compiling $mmcv for the $operations, $MAX_JOBS files at once" \
         compile_mmcv "$build"
-    wheel=$(echo "$build"/mmcv-*.whl)
+    wheel=$(echo "$build"/*mmcv-*.whl)
     run "Installing $wheel" install_wheel "$wheel"
     # Renamed, so that nobody finds half a wheel.
     mkdir -p "$cache/$operations" && cp "$wheel" "$cache/.$$" &&
@@ -226,8 +228,8 @@ compile_mmcv() {
         export CPLUS_INCLUDE_PATH=$build
     fi
     export CXXFLAGS=$CFLAGS MMCV_WITH_OPS=1 TMPDIR=$build PATH=$venv/bin:$PATH
-    pip wheel -v --no-cache-dir --no-binary mmcv --no-build-isolation \
-        --no-deps --wheel-dir "$build" "mmcv==$mmcv" 9>&-
+    pip wheel -v --no-cache-dir --no-binary "${mmcv%==*}" \
+        --no-build-isolation --no-deps --wheel-dir "$build" "$mmcv" 9>&-
 }
 
 # Most of a file's time goes into torch's headers, so gcc compiles them once.
@@ -244,16 +246,19 @@ print(*include_paths(), sep=":")')
 }
 
 install_pins() {
-    pip install pip==26.0.1 && pip install --requirement "$pins"
+    pip install pip==26.0.1 &&
+        pip install --requirement "$pins" --requirement "$stack"
 }
 
 headless_opencv() {
     pip uninstall --yes opencv-python && pip install --no-deps \
-        "opencv-python-headless==$(sed -n 's/^opencv-python==//p' "$pins")" &&
+        "opencv-python-headless==$(sed -n 's/^opencv-python==//p' "$stack")" &&
         py -c 'import cv2'
 }
 
 main() {
+    mmcv=$(sed -n 's/^.*Built from source: //p' "$stack" 2>/dev/null) ||
+        stop "MMPSW_STACK=$MMPSW_STACK is unknown: use openmmlab or onedl"
     case ${1:-} in
     '') ! up_to_date || return 0 ;;
     --check)
@@ -280,7 +285,8 @@ main() {
     # Where wheels of mmcv are kept. The file's name says the rest.
     cache=${XDG_CACHE_HOME:-$HOME/.cache}/mmpsw/torch$(
         sed -n 's/^torch==//p' "$pins")
-    cached=mmcv-$mmcv-$(py -c \
+    cached=${mmcv//-/_}
+    cached=${cached/==/-}-$(py -c \
         'import sys; print("cp%d%d" % sys.version_info[:2])')-*$(uname -m).whl
     # What could stop the set-up is looked at before torch is downloaded.
     mmcv_works || find_wheel || compgen -G "$cache/*/$cached" >/dev/null ||

@@ -1,10 +1,11 @@
 """Averages saved checkpoints into one file to deploy."""
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from mmpsw import configs
 from mmpsw.commands import options
@@ -30,6 +31,12 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
                         help='the file to write')
     parser.add_argument('--overwrite', action='store_true',
                         help='allow replacing --out')
+    parser.add_argument(
+        '--weights', choices=('live', 'mean', 'previous'), help='not what is '
+        'deployed, but what a run with psw holds beside it: what training '
+        "goes on from, the open period's mean, or the last period's")
+    parser.add_argument('--config', help='the one that they were trained '
+                        'with, for --weights: a path or a zoo name')
     parser.add_argument(
         '--recalibrate', metavar='CONFIG', help="recompute batch norm's "
         "statistics on this config's train data: a path or a zoo name")
@@ -58,14 +65,16 @@ def average(args: Namespace) -> None:
         options.merge_options(cfg, args)
         launch.set_dataloader_defaults(cfg, launch.has_accelerator())
         checks.check_data(cfg, 'train')
-    weights, meta = checkpoints.mean(paths)
+    held = _part(args) if args.weights else checkpoints.weights
+    weights, meta = checkpoints.mean(paths, held)
     if args.recalibrate:
         _recalibrate(weights, cfg, args.batches)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with checkpoints.whole_file(args.out) as path, path.open('wb') as file:
         torch.save(dict(meta=meta, state_dict=weights), file)
     print(f'{args.out}: the mean of {len(paths)} checkpoints, '
-          f'{paths[0].name} to {paths[-1].name}')
+          f'{paths[0].name} to {paths[-1].name}'
+          + (f' (their {args.weights} weights)' if args.weights else ''))
 
 
 def find_checkpoints(names: Sequence[Path], last: int | None) -> list[Path]:
@@ -106,6 +115,26 @@ def _kind(path: Path) -> str | None:
     """'epoch' for epoch_3.pth; None for other names."""
     match = re.fullmatch(r'(epoch|iter)_\d+\.pth', path.name)
     return match and match[1]
+
+
+def _part(args: Namespace) -> Callable[[Path, Any], dict]:
+    """Takes other weights than the ``state_dict`` out of checkpoints."""
+    from mmpsw.engine.averaging.parts import load_weights
+    from mmpsw.models import build_model
+    if not args.config:
+        raise ValueError(
+            f'--weights {args.weights} needs --config, because a checkpoint '
+            'has numbers for these weights, and the config their names')
+    cfg = configs.load_config(args.config)
+    options.merge_options(cfg, args)
+    model = build_model(cfg)
+
+    def held(path: Path, content: Any) -> dict:
+        load_weights(path, content, args.weights, cfg, model)
+        return {key: value.to('cpu', copy=True)
+                for key, value in model.state_dict().items()}
+
+    return held
 
 
 def _recalibrate(weights: dict, cfg: configs.Config, batches: int) -> None:

@@ -1,6 +1,7 @@
 """The set-up of a run, as the stock tools do it."""
 import os
 from argparse import Namespace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmpsw import configs
+from mmpsw import compatibility, configs
 from mmpsw.commands import options
 
 
@@ -19,8 +20,11 @@ def set_up(cfg: Config, args: Namespace) -> None:
     """Sets the work dir, the launcher and the defaults of a run, in place.
 
     Raises:
-        ValueError: The process was not started by ``--launcher``.
+        ValueError: The config's framework is not installed, or the process
+            was not started by ``--launcher``.
+        ImportError: mmcv was built for another torch.
     """
+    _check_framework(cfg)
     methods = map(configs.method_name, getattr(args, 'methods', ()))
     name = '_'.join([Path(cfg.filename).stem, *methods])
     cfg.work_dir = (args.work_dir or cfg.get('work_dir')
@@ -77,6 +81,17 @@ def set_dataloader_defaults(cfg: Config, accelerator: bool) -> None:
             loader.setdefault('collate_fn', ConfigDict(type='default_collate'))
         if not loader.get('num_workers'):  # none, so none can persist
             loader['persistent_workers'] = False
+
+
+def _check_framework(cfg: Config) -> None:
+    """Building a model would end in an error that names none of this."""
+    scope = cfg.get('default_scope')
+    if scope in configs.FRAMEWORKS:
+        if find_spec(scope) is None:
+            raise ValueError(
+                f"default_scope='{scope}' needs {scope}, which is not "
+                f'installed; pip install {compatibility.distribution(scope)}')
+        compatibility.check_operations()
 
 
 def _check_launcher(launcher: str) -> None:

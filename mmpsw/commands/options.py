@@ -136,13 +136,14 @@ def _is_user_error(error: BaseException) -> bool:
     """Whether an exception needs no traceback to be understood.
 
     A file that is missing or forbidden, a download that failed, a file that
-    torch does not load as data, and a ValueError or OSError that a ``raise``
-    of ours made. All others may be a bug, whose traceback must stay.
+    torch does not load as data, and a ValueError, OSError or ImportError that
+    a ``raise`` of ours made. All others may be a bug, whose traceback stays.
     """
     if isinstance(error, (FileNotFoundError, PermissionError, URLError,
                           pickle.UnpicklingError)):
         return True
-    cause = error if isinstance(error, (ValueError, OSError)) else None
+    kinds = (ValueError, OSError, ImportError)
+    cause = error if isinstance(error, kinds) else None
     while cause is not None and not raised_on_purpose(cause, _OURS):
         cause = cause.__cause__ or cause.__context__
     return cause is not None

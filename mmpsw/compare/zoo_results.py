@@ -13,6 +13,7 @@ from mmengine.config import Config
 
 from mmpsw import configs
 from mmpsw.compare.differences import data_of, differing_keys, listed, plain
+from mmpsw.compatibility import distribution
 
 __all__ = ['NotPublishedError', 'Published', 'find_published']
 
@@ -91,10 +92,12 @@ def find_published(config: str | Path, trained: Config,
         sentences.append('Ours differs from the stock config in '
                          f'{listed(keys, 4)}.')
     weights = model.get('Weights')  # a list, where there are several
-    repository = configs.FRAMEWORKS[package].replace('mmdet', 'mmdetection')
+    name = distribution(package)
+    repository = {'mmdet': 'mmdetection'}.get(name, name)
+    owner = 'vbti-development' if 'onedl' in name else 'open-mmlab'
     return Published(
         value / unit, tuple(sentences),
-        f'https://github.com/open-mmlab/{repository}/blob/v{version}/configs/'
+        f'https://github.com/{owner}/{repository}/blob/v{version}/configs/'
         f'{inner}', weights if isinstance(weights, str) else None)
 
 

@@ -29,7 +29,8 @@ class RandomStateHook(Hook):
     Exact in a single process whose data loader has no persistent workers
     (those have generators of their own, which nobody can restore). An
     iteration-based loop reads the skipped batches again, which brings the
-    generators of Python and NumPy to their place by itself. With several
+    generators of Python and NumPy to their place by itself; onedl-mmengine
+    does not read them, so that there workers draw other numbers. With several
     processes nothing is restored: the checkpoint is that of one of them.
     """
 
@@ -56,11 +57,16 @@ class RandomStateHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Go on inside the epoch in which the run was interrupted."""
-        if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            if skip_trained_batches(runner.train_loop, self._restore):
+        loop = runner.train_loop
+        if isinstance(loop, EpochBasedTrainLoop):
+            if skip_trained_batches(loop, self._restore):
                 set_random_state(self.loaded.get('epoch_start', {}))
             else:
                 self._restore()
+        elif hasattr(loop.dataloader_iterator, 'skip_iter'):  # onedl-mmengine
+            now = dict(self.loaded.get('now', {}))
+            now.pop('torch', None)  # before_train_iter restores it
+            set_random_state(now)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Remember with what this epoch's data begins."""

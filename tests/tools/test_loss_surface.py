@@ -290,9 +290,9 @@ def test_the_planes_of_two_checkpoints(run):
 @pytest.mark.parametrize('argv, message', [
     (['line', 'run/iter_8.pth', 'no.pth'], "'no.pth' does not exist"),
     (['line', 'run/iter_2.pth:live', 'run/iter_2.pth'],
-     "has no weights ':live'"),
+     "has no 'live' weights"),
     (['line', 'run/iter_8.pth:mean', 'run/iter_8.pth'],
-     'beside the deployed ones it holds :live and :previous'),
+     "at another time; it holds 'live' and 'previous'"),
     (['line', 'bare.pth:live', 'bare.pth'], 'it holds none'),
     (['line', 'other.pth', 'other.pth'], 'does not fit the model'),
     (['line', 'run/iter_8.pth', 'cut.pth'], 'is cut off'),

@@ -37,7 +37,6 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
-from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner, set_random_seed
 from rich.console import Console
 from rich.progress import track
@@ -48,11 +47,10 @@ from mmpsw import checkpoints, configs
 from mmpsw.commands import checks, launch, options
 from mmpsw.commands.options import out_folder
 from mmpsw.compare.runs import primary_metric
-from mmpsw.engine.averaging.buffers import owned_buffers
-from mmpsw.methods.averaging import PSWA, PeriodicResampler, recalibrate
+from mmpsw.engine.averaging import parts
+from mmpsw.methods.averaging import recalibrate
 from mmpsw.models import build_model, losses
 
-PARTS = ('live', 'mean', 'previous')
 ORANGE, BLUE = '#D55E00', '#0072B2'  # which the colour-blind can tell apart
 
 Weights = Mapping[str, Tensor]
@@ -407,26 +405,7 @@ def load_weights(name: str, cfg: Config, model: nn.Module) -> Weights:
         ValueError: It holds no such weights, or those of another model.
     """
     path, part = split_name(name)
-    checkpoint = checkpoints.read(path)
-    if 'state_dict' not in checkpoint:
-        raise ValueError(f"'{path}' has no state_dict; give a checkpoint that "
-                         'mmengine saved')
-    try:
-        model.load_state_dict(checkpoint['state_dict'])
-    except RuntimeError as error:
-        difference = str(error).splitlines()[-1].strip()
-        raise ValueError(f"'{path}' does not fit the model of "
-                         f"'{cfg.filename}' ({difference}); give the config "
-                         'that it was trained with') from error
-    if part is not None:
-        psw = (checkpoint.get('optimizer') or {}).get('psw') or {}
-        if part not in psw:
-            held = [f':{other}' for other in PARTS if other in psw]
-            raise ValueError(
-                f"'{path}' has no weights ':{part}', because it was saved by "
-                'another method, or at another time; beside the deployed '
-                f'ones it holds {" and ".join(held) or "none"}')
-        load_part(part, psw, cfg, model)
+    parts.load_weights(path, checkpoints.read(path), part, cfg, model)
     for key, param in model.named_parameters():
         if not torch.isfinite(param).all():
             raise ValueError(f"'{name}' has values in '{key}' that are not "
@@ -437,24 +416,7 @@ def load_weights(name: str, cfg: Config, model: nn.Module) -> Weights:
 def split_name(name: str) -> tuple[str, str | None]:
     """``('epoch_3.pth', 'live')`` for ``epoch_3.pth:live``."""
     path, _, part = name.rpartition(':')
-    return (path, part) if path and part in PARTS else (name, None)
-
-
-def load_part(part: str, psw: dict, cfg: Config, model: nn.Module) -> None:
-    """Put weights of the averaging into a model.
-
-    They are numbered by the optimizer's parameters and the model's buffers;
-    a resampler of the same ones takes them for the live weights.
-    """
-    stock = {key: cfg.optim_wrapper[key]
-             for key in ('optimizer', 'paramwise_cfg', 'constructor')
-             if key in cfg.optim_wrapper}
-    wrapper = build_optim_wrapper(model, dict(stock, type='OptimWrapper'))
-    buffers = owned_buffers(model, [('', wrapper)])[''].tensors
-    keeps = psw['settings']['buffers'] == 'keep'
-    PeriodicResampler(
-        wrapper.optimizer, PSWA(), period=2, buffers=() if keeps else buffers
-    ).load_state_dict(dict(psw, live=psw[part]))
+    return (path, part) if path and part in parts.PARTS else (name, None)
 
 
 def draw_line(points: pd.DataFrame, names: Sequence[str], title: str,
