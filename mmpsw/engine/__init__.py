@@ -8,6 +8,7 @@ from .averaging import (  # noqa: E402
     PSWHook,
     PSWOptimWrapper,
 )
+from .gradient_pruning import GradientPruningHook  # noqa: E402
 from .peers import (  # noqa: E402
     EpochAverageHook,
     LatestWeightAverage,
@@ -16,6 +17,7 @@ from .peers import (  # noqa: E402
 )
 
 __all__ = [
-    'EpochAverageHook', 'LatestWeightAverage', 'LookaheadHook',
-    'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'SwitchEMAHook'
+    'EpochAverageHook', 'GradientPruningHook', 'LatestWeightAverage',
+    'LookaheadHook', 'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper',
+    'SwitchEMAHook'
 ]
