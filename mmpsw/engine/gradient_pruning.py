@@ -1,4 +1,5 @@
 """Pruning activation gradients: where mmengine and autograd call it."""
+import functools
 import logging
 import math
 import re
@@ -19,9 +20,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from mmpsw.methods.averaging.numbers import check_integer
 from mmpsw.methods.gradient_pruning import (
+    build_kernels,
     factor_of_rate,
     factor_of_sparsity,
     prune,
+    sparse_conv2d,
 )
 from mmpsw.models import unwrapped
 from mmpsw.registry import HOOKS
@@ -56,10 +59,14 @@ class GradientPruningHook(Hook):
 
     Logged are ``gradient_pruning/zeros``, the share of zeros in the gradients
     at the outputs of the convolutions, which are what their backward passes
-    work on, and ``gradient_pruning/tau_error``, the mean of ``|predicted /
-    true - 1|`` over layers; at the end of the run both for each layer.
+    work on. At the end of the run it is said for each layer, and by how much
+    the predicted tau was off, as the mean of ``|predicted / true - 1|``.
 
-    Zeros do not make torch's own kernels any faster.
+    Zeros do not make torch's own kernels any faster. With ``sparse=True`` the
+    backward pass of what is chosen skips them, by kernels of ours for float32
+    on one CPU thread, wherever a gradient has enough of them; what they
+    cannot do (groups, a number of input channels that is no multiple of 16)
+    torch does. What that gains: configs/gradient_pruning/README.md.
 
     Args:
         rate (float, optional): The share of normal gradients that lie below
@@ -73,10 +80,13 @@ class GradientPruningHook(Hook):
             ``'backbone.layer4'``. Defaults to all convolutions.
         exclude (str or Sequence[str]): Those of which none may be found.
         seed (int): Of the draws. Defaults to 0.
+        sparse (bool): Whether backward passes skip the zeros. Defaults to
+            False.
 
     Raises:
         ValueError: A setting is out of its range, a pattern finds no
-            convolution, the model has none, or it is compiled.
+            convolution, the model has none, or it is compiled; or with
+            ``sparse`` it is not on a CPU, or there is no g++.
     """
 
     def __init__(self,
@@ -85,7 +95,8 @@ class GradientPruningHook(Hook):
                  window: int = 5,
                  include: str | Sequence[str] = (),
                  exclude: str | Sequence[str] = (),
-                 seed: int = 0):
+                 seed: int = 0,
+                 sparse: bool = False):
         if rate is not None and sparsity is not None:
             raise ValueError(f'rate={rate!r} and sparsity={sparsity!r} cannot '
                              'be used together, because each says how large '
@@ -101,6 +112,7 @@ class GradientPruningHook(Hook):
         self.include = _patterns('include', include)
         self.exclude = _patterns('exclude', exclude)
         self.seed = seed
+        self.sparse = sparse
         self.layers: list[_Layer] = []
         self.handles: list[Any] = []
         self.means: dict[str, list[float]] = {}
@@ -126,14 +138,20 @@ class GradientPruningHook(Hook):
                 'hooks break the graph at each convolution, and it would be '
                 'compiled anew whenever tau changes: set compile=False.')
         model = unwrapped(runner.model)
-        self.generator = torch.Generator(next(model.parameters()).device)
+        device = next(model.parameters()).device
+        if self.sparse:
+            _check_sparse(device)
+        self.generator = torch.Generator(device)
         self.layers = [
             _Layer(name, self.factor, self.generator,
                    deque(self.means.get(name, ()), self.window))
             for name in self._chosen(model)
         ]
         for layer in self.layers:
-            self.handles += layer.attach(model.get_submodule(layer.name))
+            module = model.get_submodule(layer.name)
+            self.handles += layer.attach(module)
+            if self.sparse and _can_be_sparse(module):
+                module._conv_forward = functools.partial(_forward, module)
         self.handles += [
             module.register_forward_pre_hook(_note_norm)
             for module in model.modules() if isinstance(module, NORMS)
@@ -157,15 +175,13 @@ class GradientPruningHook(Hook):
         hub = runner.message_hub
         hub.update_scalar('train/gradient_pruning/zeros',
                           _share(*sums[:, 2:].sum(0).tolist()))
-        errors = [layer.errors[-1] for layer in self.layers if layer.errors]
-        if errors:
-            hub.update_scalar('train/gradient_pruning/tau_error',
-                              fmean(errors))
 
     def after_train(self, runner: Runner) -> None:
         """Take the hooks out of the model, and log what each layer did."""
         for handle in self.handles:
             handle.remove()
+        for module in unwrapped(runner.model).modules():
+            vars(module).pop('_conv_forward', None)
         lines = '\n'.join(layer.summary() for layer in self.layers)
         print_log(
             'gradient_pruning: the share of zeros in the gradient at each '
@@ -279,6 +295,38 @@ def _note_norm(module: nn.Module, args: tuple) -> None:
     layer = node and node.metadata.get(_Layer)
     if layer:
         layer.normalised = True
+
+
+def _check_sparse(device: torch.device) -> None:
+    if device.type != 'cpu':
+        raise ValueError('sparse=True is not possible on this device, because '
+                         'its kernels are for a CPU: leave it out.')
+    build_kernels()
+    if torch.get_num_threads() > 1:
+        print_log(
+            'gradient_pruning: the kernels of sparse=True use one thread, and '
+            f"torch's own {torch.get_num_threads()}: a run may become slower "
+            'with them; it pays with OMP_NUM_THREADS=1',
+            logger='current',
+            level=logging.WARNING)
+
+
+def _can_be_sparse(module: nn.Module) -> bool:
+    return (isinstance(module, nn.Conv2d)
+            and type(module)._conv_forward is nn.Conv2d._conv_forward
+            and module.groups == 1 and module.padding_mode == 'zeros'
+            and not isinstance(module.padding, str)
+            and module.in_channels % 16 == 0)
+
+
+def _forward(module: nn.Conv2d, x: Tensor, weight: Tensor,
+             bias: Tensor | None) -> Tensor:
+    """In the place of ``nn.Conv2d._conv_forward``."""
+    if (torch.is_grad_enabled() and x.dtype == torch.float32
+            and not torch.is_autocast_enabled('cpu')):
+        return sparse_conv2d(x, weight, bias, module.stride, module.padding,
+                             module.dilation)
+    return nn.Conv2d._conv_forward(module, x, weight, bias)
 
 
 def _patterns(key: str, patterns: str | Sequence[str]) -> list[re.Pattern]:

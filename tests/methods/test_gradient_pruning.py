@@ -9,6 +9,8 @@ from mmpsw.methods.gradient_pruning import (
     factor_of_rate,
     factor_of_sparsity,
     prune,
+    sparse,
+    sparse_conv2d,
 )
 
 INF, NAN = math.inf, math.nan
@@ -136,3 +138,72 @@ def test_layouts():
 def test_bad_shares_are_refused(factor, name, share):
     with pytest.raises(ValueError, match=f'{name}=.* use a number in'):
         factor(share)
+
+
+# The backward pass that skips zeros
+
+GEOMETRIES = {
+    '3x3': (16, 8, (3, 3), 1, 1, 1),
+    'stride': (32, 24, (3, 3), 2, 1, 1),
+    'dilation': (64, 5, (3, 3), 1, (2, 3), (2, 3)),
+    '1x1, 3 sixteens': (48, 16, (1, 1), (2, 1), 0, 1),
+    'no square': (128, 4, (1, 5), (1, 2), (0, 3), 1),
+    'more padding than input': (16, 4, (2, 2), 3, 4, 1),
+}
+
+
+def convolved(conv, geometry, zeros, dtype, pixels=9):
+    """A convolution, and its gradients for an output's gradient with zeros."""
+    inputs, outputs, kernel, *rest = geometry
+    stride, padding, dilation = (
+        v if isinstance(v, tuple) else (v, v) for v in rest)
+    torch.manual_seed(0)
+    x, weight, bias = (
+        torch.randn(shape).to(dtype).requires_grad_()
+        for shape in ((2, inputs, pixels, pixels - 2),
+                      (outputs, inputs, *kernel), (outputs, )))
+    out = conv(x, weight, bias, stride, padding, dilation)
+    grad = torch.randn(out.shape) * (torch.rand(out.shape) >= zeros)
+    return out, *torch.autograd.grad(out, (x, weight, bias), grad.to(dtype))
+
+
+def assert_close(found, expected):
+    """Up to the rounding of float32."""
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5,
+                                   atol=1e-6 * other.abs().max().item())
+
+
+@pytest.mark.parametrize('device', ['cpu'], indirect=True)
+@pytest.mark.parametrize('geometry', GEOMETRIES.values(), ids=GEOMETRIES)
+@pytest.mark.parametrize('zeros, dense', [
+    (0.3, False), (0.9, False), (1, False), (0.5, True)])
+def test_sparse_convolutions(monkeypatch, geometry, zeros, dense):
+    """Equal those of torch in float64, whichever kernels are taken."""
+    if dense:
+        monkeypatch.setattr(sparse, 'build_kernels', None)
+    else:
+        monkeypatch.setattr(sparse, 'BREAK_EVEN', 0)
+    found = convolved(sparse_conv2d, geometry, zeros, torch.float32)
+    expected = convolved(torch.nn.functional.conv2d, geometry, zeros,
+                         torch.float64)
+    assert_close(found, expected)
+    if zeros == 1:
+        assert not any(one.any() for one in found[1:])
+
+
+@pytest.mark.parametrize('device', ['cpu'], indirect=True)
+def test_more_pixels_than_a_tile(monkeypatch):
+    monkeypatch.setattr(sparse, 'BREAK_EVEN', 0)
+    keys = (GEOMETRIES['3x3'], 0.7)
+    found = convolved(sparse_conv2d, *keys, torch.float32, pixels=33)
+    expected = convolved(torch.nn.functional.conv2d, *keys, torch.float64,
+                         pixels=33)
+    assert_close(found, expected)
+
+
+def test_a_missing_compiler_is_said(monkeypatch):
+    monkeypatch.setenv('PATH', '')
+    sparse.build_kernels.cache_clear()
+    with pytest.raises(ValueError, match='cannot be built.*leave out sparse'):
+        sparse.build_kernels()
