@@ -151,6 +151,8 @@ class GradientPruningHook(Hook):
             module = model.get_submodule(layer.name)
             self.handles += layer.attach(module)
             if self.sparse and _can_be_sparse(module):
+                # Its weights' channels lie as its gradients' will.
+                module.to(memory_format=torch.channels_last)
                 module._conv_forward = functools.partial(_forward, module)
         self.handles += [
             module.register_forward_pre_hook(_note_norm)

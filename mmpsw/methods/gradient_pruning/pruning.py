@@ -71,8 +71,8 @@ def prune(grad: Tensor, tau: float, generator: torch.Generator) -> Tensor:
     wide = torch.promote_types(grad.dtype, torch.float32)
     draw = torch.empty_like(grad, dtype=wide).uniform_(generator=generator)
     size = grad.abs()
-    lifted = size.clamp(min=tau).copysign(grad)
-    return lifted.masked_fill_(size <= draw.mul_(tau), 0)
+    dropped = size <= draw.mul_(tau)
+    return size.clamp_(min=tau).copysign_(grad).masked_fill_(dropped, 0)
 
 
 def _check_share(name: str, share: float) -> None:

@@ -3,7 +3,7 @@
 // a number of g adds a multiple of one row of channels to another, in registers.
 // X and dX are padded, so that no tap leads out of them.
 //
-// g: P pixels of O channels.  w, dw: taps x O x I.  x, dx: rows of I channels.
+// g: P pixels of O channels.  w, dw: O x taps x I.  x, dx: rows of I channels.
 // base[p]: where in x the first tap of pixel p is.  offset[t]: tap t from there.
 #include <vector>
 
@@ -19,7 +19,7 @@ static void add(float* c, const float* b, const int* at, const float* value, int
     for (int v = 0; v < V; v++) *(vec*)(c + 16 * v) = sum[v];
 }
 
-// dx[p + t] += sum over o of g[p, o] w[t, o]; a tile's numbers of g by pixels
+// dx[p + t] += sum over o of g[p, o] w[o, t]; a tile's numbers of g by pixels
 template <int V>
 static void input(const float* g, int P, int O, const int* base, const float* w, int taps,
                   const int* offset, int I, float* dx) {
@@ -31,18 +31,18 @@ static void input(const float* g, int P, int O, const int* base, const float* w,
         for (int p = 0; p < pixels; p++) {
             const float* row = g + (long)(first + p) * O;
             begin[p] = k;
-            for (int o = 0; o < O; o++) at[k] = o * I, value[k] = row[o], k += row[o] != 0;
+            for (int o = 0; o < O; o++) at[k] = o * taps * I, value[k] = row[o], k += row[o] != 0;
         }
         begin[pixels] = k;
         for (int i = 0; i < I; i += 16 * V)
             for (int t = 0; t < taps; t++)
                 for (int p = 0; p < pixels; p++)
-                    add<V>(dx + base[first + p] + offset[t] + i, w + (long)t * O * I + i,
+                    add<V>(dx + base[first + p] + offset[t] + i, w + t * I + i,
                            &at[begin[p]], &value[begin[p]], begin[p + 1] - begin[p]);
     }
 }
 
-// dw[t, o] += sum over p of g[p, o] x[p + t]; a tile's numbers of g by channels
+// dw[o, t] += sum over p of g[p, o] x[p + t]; a tile's numbers of g by channels
 template <int V>
 static void weight(const float* g, int P, int O, const int* base, const float* x, int taps,
                    const int* offset, int I, float* dw) {
@@ -61,7 +61,7 @@ static void weight(const float* g, int P, int O, const int* base, const float* x
         for (int i = 0; i < I; i += 16 * V)
             for (int t = 0; t < taps; t++)
                 for (int o = 0; o < O; o++)
-                    add<V>(dw + ((long)t * O + o) * I + i, x + offset[t] + i, &at[o * S],
+                    add<V>(dw + ((long)o * taps + t) * I + i, x + offset[t] + i, &at[o * S],
                            &value[o * S], count[o]);
     }
 }

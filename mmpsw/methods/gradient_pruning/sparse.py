@@ -93,6 +93,16 @@ class _SparseConv2d(torch.autograd.Function):
         return (*found, None, None, None)
 
 
+@functools.lru_cache(256)
+def _places(grid: tuple, step: tuple, padded: tuple) -> Tensor:
+    """Where in the padded input the pixels of a grid are."""
+    n, y, x = torch.meshgrid(
+        *(torch.arange(size) * s for size, s in zip(grid, step)),
+        indexing='ij')
+    _, h, w, channels = padded
+    return (((n * h + y) * w + x) * channels).flatten().int()
+
+
 class _Rows:
     """A gradient as rows of channels, and where in the input each belongs."""
 
@@ -105,12 +115,13 @@ class _Rows:
         n, self.channels, h, w = x
         self.padded = (n, h + 2 * padding[0], w + 2 * padding[1],
                        self.channels)
-        self.base = self._places((n, *self.grad.shape[1:3]), (1, *stride))
-        self.offset = self._places((1, *self.kernel), (1, *dilation))
+        pixels = (n, *self.grad.shape[1:3])
+        self.base = _places(pixels, (1, *stride), self.padded)
+        self.offset = _places((1, *self.kernel), (1, *dilation), self.padded)
 
     def backward_input(self, weight: Tensor) -> Tensor:
         dx = self.grad.new_zeros(self.padded)
-        self._call('backward_input', weight.permute(2, 3, 0, 1), dx)
+        self._call('backward_input', weight.permute(0, 2, 3, 1), dx)
         (_, h, w, _), (top, left) = self.padded, self.padding
         dx = dx[:, top:h - top, left:w - left].permute(0, 3, 1, 2)
         return dx.contiguous(memory_format=torch.channels_last)
@@ -119,17 +130,9 @@ class _Rows:
         (top, left), outputs = self.padding, self.grad.shape[3]
         x = functional.pad(x.permute(0, 2, 3, 1),
                            (0, 0, left, left, top, top))
-        dw = self.grad.new_zeros(*self.kernel, outputs, self.channels)
+        dw = self.grad.new_zeros(outputs, *self.kernel, self.channels)
         self._call('backward_weight', x, dw)
-        return dw.permute(2, 3, 0, 1)
-
-    def _places(self, shape: tuple, step: tuple) -> Tensor:
-        """Where in the padded input the pixels of a grid are."""
-        n, y, x = torch.meshgrid(
-            *(torch.arange(size) * s for size, s in zip(shape, step)),
-            indexing='ij')
-        _, h, w, _ = self.padded
-        return (((n * h + y) * w + x) * self.channels).flatten().int()
+        return dw.permute(0, 3, 1, 2)
 
     def _call(self, name: str, by: Tensor, out: Tensor) -> None:
         by = by.contiguous()
