@@ -14,6 +14,7 @@ from .free_adversarial import (  # noqa: E402
     GANOptimWrapperConstructor,
     GeneratedImages,
 )
+from .gradient_pruning import GradientPruningHook  # noqa: E402
 from .hadamard import fix_classifiers  # noqa: E402
 from .orthogonal import OrthogonalHook  # noqa: E402
 from .peers import (  # noqa: E402
@@ -27,8 +28,8 @@ from .ride_along import RideAlongHook  # noqa: E402
 
 __all__ = [
     'EpochAverageHook', 'FreeAdversarialGAN', 'GANHook',
-    'GANOptimWrapperConstructor', 'GeneratedImages', 'LatestWeightAverage',
-    'LookaheadHook', 'OrthogonalHook', 'PSWAmpOptimWrapper', 'PSWHook',
-    'PSWOptimWrapper', 'RideAlongHook', 'ScheduleFreeHook', 'SwitchEMAHook',
-    'fix_classifiers'
+    'GANOptimWrapperConstructor', 'GeneratedImages', 'GradientPruningHook',
+    'LatestWeightAverage', 'LookaheadHook', 'OrthogonalHook',
+    'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'RideAlongHook',
+    'ScheduleFreeHook', 'SwitchEMAHook', 'fix_classifiers'
 ]

@@ -1,0 +1,356 @@
+"""Pruning activation gradients: where mmengine and autograd call it."""
+import functools
+import logging
+import math
+import re
+from collections import deque
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import all_reduce, get_rank
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from mmpsw.methods.averaging.numbers import check_integer
+from mmpsw.methods.gradient_pruning import (
+    build_kernels,
+    factor_of_rate,
+    factor_of_sparsity,
+    prune,
+    sparse_conv2d,
+)
+from mmpsw.models import unwrapped
+from mmpsw.registry import HOOKS
+
+__all__ = ['GradientPruningHook']
+
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+@HOOKS.register_module()
+class GradientPruningHook(Hook):
+    """Prunes the activation gradients of convolutions, at random, unbiased.
+
+    Ye et al. 2020, arXiv 1908.00173: :mod:`mmpsw.methods.gradient_pruning`.
+    The model stays as it is, with forward and tensor hooks in it while it
+    trains; nothing is in the ``state_dict``, and nothing happens where no
+    gradients are needed, such as in a validation.
+
+    - Where a normalisation layer takes what a convolution returns, the
+      gradient of that output is pruned; elsewhere (a convolution and a ReLU)
+      that of the convolution's input. This is seen in the forward pass, so
+      that the order of the model's attributes does not matter.
+    - A layer's tau is predicted from its last ``window`` iterations, and
+      nothing is pruned in its first one. A layer that is used several times
+      in an iteration, such as a head on all levels of a pyramid, has one tau,
+      from the mean over all of its gradients. So it is with several
+      processes: tau is the same on all of them, and the draws differ.
+    - The draws are of a generator of its own, whose seed is made of ``seed``,
+      the iteration and the rank: a resumed run draws what an uninterrupted
+      one does. What tau is predicted from is saved in the checkpoint, under
+      ``gradient_pruning``.
+
+    Logged are ``gradient_pruning/zeros``, the share of zeros in the gradients
+    at the outputs of the convolutions, which are what their backward passes
+    work on. At the end of the run it is said for each layer, and by how much
+    the predicted tau was off, as the mean of ``|predicted / true - 1|``.
+
+    Zeros do not make torch's own kernels any faster. With ``sparse=True`` the
+    backward pass of what is chosen skips them, by kernels of ours for float32
+    on one CPU thread, wherever a gradient has enough of them; what they
+    cannot do (groups, a number of input channels that is no multiple of 16)
+    torch does. What that gains: configs/gradient_pruning/README.md.
+
+    Args:
+        rate (float, optional): The share of normal gradients that lie below
+            tau, in [0, 1). 0 changes nothing. Defaults to 0.9, unless
+            ``sparsity`` is given.
+        sparsity (float, optional): Instead: the least share of zeros, in
+            [0, 1). The variance grows as ``1 / (1 - sparsity)``.
+        window (int): Iterations from which tau is predicted. Defaults to 5.
+        include (str or Sequence[str], optional): Regular expressions, one of
+            which must be found in a convolution's name, such as
+            ``'backbone.layer4'``. Defaults to all convolutions.
+        exclude (str or Sequence[str]): Those of which none may be found.
+        seed (int): Of the draws. Defaults to 0.
+        sparse (bool): Whether backward passes skip the zeros. Defaults to
+            False.
+
+    Raises:
+        ValueError: A setting is out of its range, a pattern finds no
+            convolution, the model has none, or it is compiled; or with
+            ``sparse`` it is not on a CPU, or there is no g++.
+    """
+
+    def __init__(self,
+                 rate: float | None = None,
+                 sparsity: float | None = None,
+                 window: int = 5,
+                 include: str | Sequence[str] = (),
+                 exclude: str | Sequence[str] = (),
+                 seed: int = 0,
+                 sparse: bool = False):
+        if rate is not None and sparsity is not None:
+            raise ValueError(f'rate={rate!r} and sparsity={sparsity!r} cannot '
+                             'be used together, because each says how large '
+                             'tau is: leave one out.')
+        if sparsity is not None:
+            self.factor = factor_of_sparsity(sparsity)
+        else:
+            self.factor = factor_of_rate(0.9 if rate is None else rate)
+        check_integer('window', window, 1)
+        check_integer('seed', seed, 0)
+        self.sparsity = sparsity
+        self.window = window
+        self.include = _patterns('include', include)
+        self.exclude = _patterns('exclude', exclude)
+        self.seed = seed
+        self.sparse = sparse
+        self.layers: list[_Layer] = []
+        self.handles: list[Any] = []
+        self.means: dict[str, list[float]] = {}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """When resuming, remember the means that tau is predicted from."""
+        if getattr(runner, '_resume', False):
+            self.means = checkpoint.get('gradient_pruning', {})
+
+    def before_save_checkpoint(self, runner: Runner,
+                               checkpoint: dict) -> None:
+        """Add them, as plain numbers."""
+        checkpoint['gradient_pruning'] = {
+            layer.name: list(layer.means)
+            for layer in self.layers
+        }
+
+    def before_train(self, runner: Runner) -> None:
+        """Put hooks into the model."""
+        if runner.cfg.get('compile'):
+            raise ValueError(
+                'GradientPruningHook cannot be used with compile, because its '
+                'hooks break the graph at each convolution, and it would be '
+                'compiled anew whenever tau changes: set compile=False.')
+        model = unwrapped(runner.model)
+        device = next(model.parameters()).device
+        if self.sparse:
+            _check_sparse(device)
+        self.generator = torch.Generator(device)
+        self.layers = [
+            _Layer(name, self.factor, self.generator,
+                   deque(self.means.get(name, ()), self.window))
+            for name in self._chosen(model)
+        ]
+        for layer in self.layers:
+            module = model.get_submodule(layer.name)
+            self.handles += layer.attach(module)
+            if self.sparse and _can_be_sparse(module):
+                # Its weights' channels lie as its gradients' will.
+                module.to(memory_format=torch.channels_last)
+                module._conv_forward = functools.partial(_forward, module)
+        self.handles += [
+            module.register_forward_pre_hook(_note_norm)
+            for module in model.modules() if isinstance(module, NORMS)
+        ]
+        if self.sparsity is not None:
+            _warn_of_variance(self.sparsity)
+
+    def before_train_iter(self, runner: Runner, *args: Any,
+                          **kwargs: Any) -> None:
+        """Begin the draws of this iteration."""
+        numbers = np.random.SeedSequence((self.seed, runner.iter, get_rank()))
+        self.generator.manual_seed(int(numbers.generate_state(1)[0]))
+
+    def after_train_iter(self, runner: Runner, *args: Any,
+                         **kwargs: Any) -> None:
+        """Predict the next tau of each layer, and log."""
+        sums = torch.stack([layer.sums for layer in self.layers])
+        all_reduce(sums)
+        for layer, of_layer in zip(self.layers, sums.tolist()):
+            layer.finish_iteration(*of_layer)
+        hub = runner.message_hub
+        hub.update_scalar('train/gradient_pruning/zeros',
+                          _share(*sums[:, 2:].sum(0).tolist()))
+
+    def after_train(self, runner: Runner) -> None:
+        """Take the hooks out of the model, and log what each layer did."""
+        for handle in self.handles:
+            handle.remove()
+        for module in unwrapped(runner.model).modules():
+            vars(module).pop('_conv_forward', None)
+        lines = '\n'.join(layer.summary() for layer in self.layers)
+        print_log(
+            'gradient_pruning: the share of zeros in the gradient at each '
+            "convolution's output, where the gradient was pruned, and by how "
+            f'much the predicted tau was off, since this run began:\n{lines}',
+            logger='current')
+
+    def _chosen(self, model: nn.Module) -> list[str]:
+        names = [name for name, module in model.named_modules()
+                 if isinstance(module, _ConvNd)]
+        if not names:
+            raise ValueError(
+                'GradientPruningHook needs convolutions, because it prunes '
+                f'their gradients, and {type(model).__name__} has none: train '
+                'without it.')
+        for pattern in self.include + self.exclude:
+            if not any(map(pattern.search, names)):
+                raise ValueError(
+                    f'The pattern {pattern.pattern!r} finds no convolution '
+                    f'of {type(model).__name__}: mend it, or leave it out. '
+                    f'Its convolutions are {", ".join(names)}.')
+        chosen = [
+            name for name in names
+            if (not self.include or any(p.search(name) for p in self.include))
+            and not any(p.search(name) for p in self.exclude)
+        ]
+        if not chosen:
+            raise ValueError('exclude leaves no convolution to be pruned: '
+                             'leave out a pattern, or this hook.')
+        return chosen
+
+
+class _Layer:
+    """A convolution: its tau, its part in the backward pass, its numbers."""
+
+    def __init__(self, name: str, factor: float, generator: torch.Generator,
+                 means: deque[float]):
+        self.name = name
+        self.factor = factor
+        self.generator = generator
+        self.means = means
+        self.normalised = False
+        self.sums = torch.zeros(4, device=generator.device)
+        self.zeros = self.count = 0.
+        self.errors: list[float] = []
+
+    @property
+    def tau(self) -> float:
+        """As predicted; 0 before the first iteration."""
+        return self.factor * fmean(self.means) if self.means else 0.
+
+    def attach(self, module: nn.Module) -> list[Any]:
+        return [module.register_forward_pre_hook(self._before_forward),
+                module.register_forward_hook(self._after_forward)]
+
+    def finish_iteration(self, size: float, pruned: float, zeros: float,
+                         count: float) -> None:
+        """Take the sums of |g| and their number, over all processes."""
+        self.sums.zero_()
+        self.zeros += zeros
+        self.count += count
+        mean = _share(size, pruned)
+        # A gradient that overflowed, in mixed precision, predicts nothing.
+        if pruned and math.isfinite(mean):
+            if self.means and mean:
+                self.errors.append(abs(fmean(self.means) / mean - 1))
+            self.means.append(mean)
+
+    def summary(self) -> str:
+        if not self.count:
+            return f'{self.name}: had no gradient'
+        off = f'{fmean(self.errors):.1%}' if self.errors else '-'
+        return (f'{self.name}: zeros {self.zeros / self.count:.3f}, pruned '
+                f'at its {"output" if self.normalised else "input"}, tau '
+                f'{self.tau:.3g}, off by {off}')
+
+    def _before_forward(self, module: nn.Module, args: tuple) -> tuple | None:
+        x, *rest = args
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return None
+        # Its own name for the input, whose gradient is this layer's alone.
+        x = x.view_as(x)
+        x.register_hook(self._prune_input)
+        return (x, *rest)
+
+    def _after_forward(self, module: nn.Module, args: tuple,
+                       output: Tensor) -> None:
+        if output.requires_grad:
+            output.grad_fn.metadata[_Layer] = self
+            output.register_hook(self._prune_output)
+
+    def _prune_input(self, grad: Tensor) -> Tensor:
+        return grad if self.normalised else self._prune(grad)
+
+    def _prune_output(self, grad: Tensor) -> Tensor:
+        grad = self._prune(grad) if self.normalised else grad
+        self.sums[2] += grad.numel() - grad.count_nonzero()
+        self.sums[3] += grad.numel()
+        return grad
+
+    def _prune(self, grad: Tensor) -> Tensor:
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        self.sums[0] += torch.linalg.vector_norm(grad, 1, dtype=wide)
+        self.sums[1] += grad.numel()
+        return prune(grad, self.tau, self.generator)
+
+
+def _note_norm(module: nn.Module, args: tuple) -> None:
+    """Tell a convolution that a normalisation layer takes its output."""
+    node = args[0].grad_fn
+    layer = node and node.metadata.get(_Layer)
+    if layer:
+        layer.normalised = True
+
+
+def _check_sparse(device: torch.device) -> None:
+    if device.type != 'cpu':
+        raise ValueError('sparse=True is not possible on this device, because '
+                         'its kernels are for a CPU: leave it out.')
+    build_kernels()
+    if torch.get_num_threads() > 1:
+        print_log(
+            'gradient_pruning: the kernels of sparse=True use one thread, and '
+            f"torch's own {torch.get_num_threads()}: a run may become slower "
+            'with them; it pays with OMP_NUM_THREADS=1',
+            logger='current',
+            level=logging.WARNING)
+
+
+def _can_be_sparse(module: nn.Module) -> bool:
+    return (isinstance(module, nn.Conv2d)
+            and type(module)._conv_forward is nn.Conv2d._conv_forward
+            and module.groups == 1 and module.padding_mode == 'zeros'
+            and not isinstance(module.padding, str)
+            and module.in_channels % 16 == 0)
+
+
+def _forward(module: nn.Conv2d, x: Tensor, weight: Tensor,
+             bias: Tensor | None) -> Tensor:
+    """In the place of ``nn.Conv2d._conv_forward``."""
+    if (torch.is_grad_enabled() and x.dtype == torch.float32
+            and not torch.is_autocast_enabled('cpu')):
+        return sparse_conv2d(x, weight, bias, module.stride, module.padding,
+                             module.dilation)
+    return nn.Conv2d._conv_forward(module, x, weight, bias)
+
+
+def _patterns(key: str, patterns: str | Sequence[str]) -> list[re.Pattern]:
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    try:
+        return [re.compile(pattern) for pattern in patterns]
+    except re.error as error:
+        raise ValueError(f'{key}={patterns!r} is no regular expression: '
+                         f'{error}.') from error
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.
+
+
+def _warn_of_variance(sparsity: float) -> None:
+    times = 2 / math.pi / (1 - sparsity)
+    print_log(
+        f'gradient_pruning: sparsity={sparsity} puts tau at '
+        f'{math.sqrt(math.pi / 2) * times:.1f} standard deviations of normal '
+        f'gradients, and gives what is left about {max(times, 1):.1f} times '
+        'their variance: a run may become slower, or fail.',
+        logger='current',
+        level=logging.WARNING)
