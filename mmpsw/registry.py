@@ -6,7 +6,8 @@ name is looked up in the default scope and in mmengine's own registries only.
 from mmengine import registry as parents
 from mmengine.registry import Registry
 
-__all__ = ['DATASETS', 'HOOKS', 'MODELS', 'OPTIM_WRAPPERS']
+__all__ = ['DATASETS', 'HOOKS', 'MODELS', 'OPTIMIZERS',
+           'OPTIM_WRAPPERS', 'OPTIM_WRAPPER_CONSTRUCTORS']
 
 
 def _child(parent: Registry, *locations: str) -> Registry:
@@ -18,4 +19,7 @@ def _child(parent: Registry, *locations: str) -> Registry:
 DATASETS = _child(parents.DATASETS, 'mmpsw.datasets.label_noise')
 HOOKS = _child(parents.HOOKS, 'mmpsw.engine', 'mmpsw.runtime')
 MODELS = _child(parents.MODELS, 'mmpsw.engine')
+OPTIMIZERS = _child(parents.OPTIMIZERS, 'mmpsw.engine')
 OPTIM_WRAPPERS = _child(parents.OPTIM_WRAPPERS, 'mmpsw.engine')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(
+    parents.OPTIM_WRAPPER_CONSTRUCTORS, 'mmpsw.engine')

@@ -8,14 +8,18 @@ from .averaging import (  # noqa: E402
     PSWHook,
     PSWOptimWrapper,
 )
+from .lp_sgd import LpSGDConstructor, LpSGDHook  # noqa: E402
 from .peers import (  # noqa: E402
     EpochAverageHook,
     LatestWeightAverage,
     LookaheadHook,
     SwitchEMAHook,
 )
+from .sparsity import MagnitudePruningHook, SparsityHook  # noqa: E402
 
 __all__ = [
     'EpochAverageHook', 'LatestWeightAverage', 'LookaheadHook',
-    'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'SwitchEMAHook'
+    'LpSGDConstructor', 'LpSGDHook', 'MagnitudePruningHook',
+    'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'SparsityHook',
+    'SwitchEMAHook'
 ]
