@@ -128,6 +128,8 @@ class LpSGDHook(Hook):
                 'LpSGDHook needs LpSGD, but the optimizer is a '
                 f'{type(optimizer).__name__}: use both, as '
                 'configs/_base_/methods/lp_sgd.py does, or neither.')
+        if runner.iter:  # a resumed run goes on with what was saved
+            return
         model = unwrapped(runner.model)
         names = {w: name for name, w in model.named_parameters()}
         projected = optimizer.project(names)

@@ -142,7 +142,7 @@ class _MaskHook(Hook):
         # Through .data, which LpSGD does not take for somebody's writing: the
         # v of what is masked stays, and counts in the filter's norm.
         for name, weight in self.weights.items():
-            weight.data.mul_(self.masks[name])
+            weight.data.masked_fill_(~self.masks[name], 0)
 
 
 @HOOKS.register_module()

@@ -15,8 +15,8 @@ __all__ = ['drop', 'grow', 'hoyer', 'next_ratio', 'random_mask']
 def random_mask(weight: Tensor, share: float,
                 generator: torch.Generator) -> Tensor:
     """``ceil(share n)`` of the n numbers are masked, drawn at random."""
-    order = torch.randperm(weight.numel(), generator=generator)
-    mask = torch.ones(weight.numel(), dtype=torch.bool)
+    order = torch.randperm(weight.numel(), generator=generator, device='cpu')
+    mask = torch.ones(weight.numel(), dtype=torch.bool, device='cpu')
     mask[order[:math.ceil(share * weight.numel())]] = False
     return mask.view(weight.shape).to(weight.device)
 
