@@ -31,6 +31,10 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument('--overwrite', action='store_true',
                         help='allow replacing --out')
     parser.add_argument(
+        '--compress', action='store_true', help='deflate the file, which '
+        'makes it smaller where weights are zero; torch.load reads it as any '
+        'other (but not with mmap=True)')
+    parser.add_argument(
         '--recalibrate', metavar='CONFIG', help="recompute batch norm's "
         "statistics on this config's train data: a path or a zoo name")
     parser.add_argument('--batches', type=options.at_least(1), default=100,
@@ -64,8 +68,11 @@ def average(args: Namespace) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with checkpoints.whole_file(args.out) as path, path.open('wb') as file:
         torch.save(dict(meta=meta, state_dict=weights), file)
+    if args.compress:
+        checkpoints.compress(args.out)
     print(f'{args.out}: the mean of {len(paths)} checkpoints, '
-          f'{paths[0].name} to {paths[-1].name}')
+          f'{paths[0].name} to {paths[-1].name}, '
+          f'{args.out.stat().st_size / 1e6:.2f} MB')
 
 
 def find_checkpoints(names: Sequence[Path], last: int | None) -> list[Path]:
