@@ -89,7 +89,8 @@ def is_local(path: str) -> bool:
 
 
 def read(path: str | Path, whole: bool = True) -> Any:
-    """Reads a local checkpoint as data, its tensors mapped and not copied.
+    """Reads a local checkpoint as data, its tensors mapped and not copied
+    where it is not compressed.
 
     Args:
         path: The file.
@@ -101,7 +102,7 @@ def read(path: str | Path, whole: bool = True) -> Any:
     allow_resume()
     try:
         content = torch.load(str(path), map_location='cpu', weights_only=True,
-                             mmap=zipfile.is_zipfile(path))
+                             mmap=_can_be_mapped(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"checkpoint '{path}' is not loaded, because it is no checkpoint "
@@ -193,9 +194,35 @@ def newest_readable(work_dir: str | Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
+<<<<<<< HEAD
 def mean(paths: Sequence[Path],
          held: Callable[[Path, Any], dict[str, Any]] = weights
          ) -> tuple[dict[str, Any], dict[str, Any]]:
+=======
+def compress(path: str | Path) -> None:
+    """Deflate a file of torch.save, in place: zeros take no room then.
+
+    torch.load reads it as before, though not with ``mmap=True``.
+    """
+    with whole_file(path) as partial:
+        with zipfile.ZipFile(path) as plain, zipfile.ZipFile(
+                partial, 'w', zipfile.ZIP_DEFLATED) as deflated:
+            for name in plain.namelist():
+                deflated.writestr(name, plain.read(name),
+                                  zipfile.ZIP_DEFLATED)
+
+
+def _can_be_mapped(path: str | Path) -> bool:
+    """Whether it is a file of torch.save that was not compressed."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED
+                   for entry in archive.infolist())
+
+
+def mean(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+>>>>>>> lpsgd
     """Returns the mean weights of checkpoints, and their ``meta``.
 
     ``held`` takes them out of what was read at a path.

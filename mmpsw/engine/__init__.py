@@ -16,6 +16,7 @@ from .free_adversarial import (  # noqa: E402
 )
 from .gradient_pruning import GradientPruningHook  # noqa: E402
 from .hadamard import fix_classifiers  # noqa: E402
+from .lp_sgd import LpSGDConstructor, LpSGDHook  # noqa: E402
 from .orthogonal import OrthogonalHook  # noqa: E402
 from .peers import (  # noqa: E402
     EpochAverageHook,
@@ -29,7 +30,7 @@ from .ride_along import RideAlongHook  # noqa: E402
 __all__ = [
     'EpochAverageHook', 'FreeAdversarialGAN', 'GANHook',
     'GANOptimWrapperConstructor', 'GeneratedImages', 'GradientPruningHook',
-    'LatestWeightAverage', 'LookaheadHook', 'OrthogonalHook',
-    'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper', 'RideAlongHook',
-    'ScheduleFreeHook', 'SwitchEMAHook', 'fix_classifiers'
+    'LatestWeightAverage', 'LookaheadHook', 'LpSGDConstructor', 'LpSGDHook',
+    'OrthogonalHook', 'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper',
+    'RideAlongHook', 'ScheduleFreeHook', 'SwitchEMAHook', 'fix_classifiers'
 ]

@@ -1,0 +1,145 @@
+"""LpSGD in a config: which weights lie on the sphere, and with which p."""
+from collections.abc import Sequence
+from itertools import chain, repeat
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim.optimizer import OptimWrapper
+from mmengine.runner import Runner
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from mmpsw.methods.lp_sgd import LpSGD
+from mmpsw.models import unwrapped
+from mmpsw.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
+
+__all__ = ['LpSGDConstructor', 'LpSGDHook']
+
+OPTIMIZERS.register_module(module=LpSGD)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LpSGDConstructor(DefaultOptimWrapperConstructor):
+    """Gives each parameter its p, and puts equal ones into one group.
+
+    On the sphere lie the weights of convolutions and linear layers that have
+    no bias and more than one input channel: those which a normalisation
+    follows, so that their norm does not matter. All else trains by plain SGD:
+    norms, biases, last layers, depthwise and transposed convolutions.
+    ``custom_keys`` change it by name: ``{'layer1': dict(p=1.3), 'fpn':
+    dict(p=1.07), 'downsample': dict(p=None)}``.
+
+    .. code-block:: python
+
+        optim_wrapper = dict(
+            constructor='mmpsw.LpSGDConstructor',
+            optimizer=dict(type='mmpsw.LpSGD', lr=0.1, sphere_lr=0.0078,
+                           p=[1.2, 1.2, 1.2, 1.2, 1.07], momentum=0.9))
+
+    The optimizer's keys are those of LpSGD, except for these; all else, as
+    ``paramwise_cfg``, is mmengine's.
+
+    - lr: The rate of what trains plainly.
+    - sphere_lr: The rate on the sphere, in (0, 1). Schedules and ``lr_mult``
+      scale both rates alike.
+    - p: A number, or a list: one for each layer in the model's order, and the
+      last for all further ones.
+
+    Raises:
+        ValueError: A key is missing, or no weight lies on the sphere.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict,
+                 paramwise_cfg: dict | None = None):
+        # Without any setting mmengine would not ask about single parameters.
+        super().__init__(optim_wrapper_cfg,
+                         paramwise_cfg or dict(bypass_duplicate=True))
+        self.optimizer_cfg = dict(self.optimizer_cfg)
+        try:
+            self.sphere_lr = self.optimizer_cfg.pop('sphere_lr')
+            p = self.optimizer_cfg.pop('p')
+        except KeyError as error:
+            raise ValueError(
+                'LpSGDConstructor needs lr, sphere_lr and p, because the '
+                f'sphere has a rate of its own: set optimizer.{error.args[0]}.'
+            ) from error
+        self.p = p if isinstance(p, Sequence) else [p]
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Build the optimizer wrapper."""
+        layers = filter(lies_on_sphere, model.modules())
+        self.p_of = {id(layer.weight): p for layer, p in zip(
+            layers, chain(self.p, repeat(self.p[-1])))}
+        return super().__call__(model)
+
+    def add_params(self, params: list[dict], module: nn.Module,
+                   prefix: str = '', **kwargs: Any) -> None:
+        """mmengine's groups, one a parameter, each with its p and rate."""
+        super().add_params(params, module, prefix, **kwargs)
+        if prefix:  # called by itself, for a part of the model
+            return
+        for group in params:
+            group.setdefault('p', self.p_of.get(id(group['params'][0])))
+            if group['p'] is not None:
+                scale = group.get('lr', self.base_lr) / self.base_lr
+                group['lr'] = scale * self.sphere_lr
+        params[:] = _merged(params)
+        if all(group['p'] is None for group in params):
+            raise ValueError(
+                'LpSGD has nothing to do, because no trainable convolution '
+                'or linear layer of this model is without a bias: name the '
+                'layers, with paramwise_cfg=dict(custom_keys={"backbone": '
+                'dict(p=1.07)}), or train without LpSGD.')
+
+
+def lies_on_sphere(module: nn.Module) -> bool:
+    """Whether a layer's weight does, unless the config says otherwise."""
+    return (isinstance(module, (_ConvNd, nn.Linear))
+            and not isinstance(module, _ConvTransposeNd)
+            and module.bias is None and module.weight.shape[1] > 1)
+
+
+def _merged(groups: list[dict]) -> list[dict]:
+    """Groups of equal settings as one: fewer and larger kernels."""
+    merged: dict[str, dict] = {}
+    for group in groups:
+        settings = {key: group[key] for key in group if key != 'params'}
+        same = merged.setdefault(
+            repr(sorted(settings.items())), dict(settings, params=[]))
+        same['params'] += group['params']
+    return list(merged.values())
+
+
+@HOOKS.register_module()
+class LpSGDHook(Hook):
+    """Puts the weights on the sphere before the first step, and says so.
+
+    Raises:
+        ValueError: The optimizer is another, or a filter is all zero.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Look at the weights after they were loaded."""
+        optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+        if not isinstance(optimizer, LpSGD):
+            raise ValueError(
+                'LpSGDHook needs LpSGD, but the optimizer is a '
+                f'{type(optimizer).__name__}: use both, as '
+                'configs/_base_/methods/lp_sgd.py does, or neither.')
+        if runner.iter:  # a resumed run goes on with what was saved
+            return
+        model = unwrapped(runner.model)
+        names = {w: name for name, w in model.named_parameters()}
+        projected = optimizer.project(names)
+        if projected:
+            count = sum(w.numel() for w in projected)
+            total = sum(w.numel() for w in names)
+            print_log(
+                f'lp_sgd: {len(projected)} weights ({count} of {total} '
+                'numbers) are put on the sphere: each filter is divided by '
+                'its norm, whether it was drawn or loaded. A normalisation '
+                'behind a layer undoes that; a layer without one computes '
+                f'something else now. They are: '
+                f'{", ".join(names[w] for w in projected)}', logger='current')

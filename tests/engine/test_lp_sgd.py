@@ -1,0 +1,236 @@
+"""LpSGD in mmengine: which weights, at which rates, and whole runs."""
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from launching import environment
+from mmengine.dist import get_rank
+from mmengine.optim import build_optim_wrapper
+from reference import assert_equal
+from several_processes import DDP
+from torch import nn
+from toy import Toy, Weights, here, trained
+
+from mmpsw.configs import load_fragment
+from mmpsw.methods.lp_sgd import LpSGD
+
+OPTIMIZER = dict(type='mmpsw.LpSGD', lr=0.05, sphere_lr=0.02, p=[1.3, 1.2],
+                 momentum=0.9, nesterov=True, weight_decay=1e-3)
+WRAPPER = dict(constructor='mmpsw.LpSGDConstructor')
+SPARSE = dict(type='mmpsw.SparsityHook', target=0.6, begin=0.1, end=0.9,
+              interval=2)
+
+
+class Net(Toy):
+    """Two layers that a normalisation follows, and a last one."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(),
+            nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(),
+            nn.Linear(8, 1))
+
+
+def train(work_dir, psw=None, hooks=(), **keys):
+    keys.setdefault('validate', False)
+    wrapper = dict(WRAPPER, **keys.pop('wrapper', {}))
+    return trained(work_dir, psw, model=Net(), optimizer=OPTIMIZER,
+                   wrapper=wrapper,
+                   hooks=[dict(type='mmpsw.LpSGDHook'), *hooks], **keys)
+
+
+def groups(model, paramwise_cfg=None, **keys):
+    """name: (p, lr, weight_decay) of each parameter."""
+    optimizer = build_optim_wrapper(model, dict(
+        WRAPPER, optimizer=dict(OPTIMIZER, **keys),
+        paramwise_cfg=paramwise_cfg)).optimizer
+    names = {w: name for name, w in model.named_parameters()}
+    return {names[w]: (group['p'], group['lr'], group['weight_decay'])
+            for group in optimizer.param_groups for w in group['params']
+            }, len(optimizer.param_groups)
+
+
+def test_what_lies_on_the_sphere():
+    found, count = groups(Net())
+    assert found.pop('net.0.weight') == (1.3, 0.02, 1e-3)
+    assert found.pop('net.3.weight') == (1.2, 0.02, 1e-3)
+    assert len(found) == 6
+    assert set(found.values()) == {(None, 0.05, 1e-3)}
+    assert count == 3  # equal ones are one group
+
+
+def test_layers_that_the_rule_leaves_out():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False),  # one input channel
+        nn.Conv2d(4, 4, 3, groups=4, bias=False),
+        nn.ConvTranspose2d(4, 4, 3, bias=False),
+        nn.Conv2d(4, 4, 1, bias=True), nn.Conv2d(4, 4, 1, bias=False))
+    found, _ = groups(model)
+    assert [name for name, (p, *_) in found.items() if p] == ['4.weight']
+
+
+def test_paramwise_cfg_goes_on_working():
+    found, _ = groups(Net(), dict(
+        norm_decay_mult=0., custom_keys={
+            'net.0': dict(lr_mult=0.5), 'net.3': dict(p=None),
+            'net.6.weight': dict(p=1.5, decay_mult=0.)}))
+    assert found['net.0.weight'] == (1.3, 0.01, 1e-3)
+    assert found['net.1.weight'] == (None, 0.05, 0.)
+    assert found['net.3.weight'] == (None, 0.05, 1e-3)
+    assert found['net.6.weight'] == (1.5, 0.02, 0.)
+    assert found['net.6.bias'] == (None, 0.05, 1e-3)
+
+
+def test_shared_and_frozen_parameters():
+    model = Net()
+    model.net[3] = model.net[0]
+    model.net[6].requires_grad_(False)
+    found, _ = groups(model)
+    assert sorted(found) == ['net.0.weight', 'net.1.bias', 'net.1.weight',
+                             'net.4.bias', 'net.4.weight']
+
+
+@pytest.mark.parametrize('hook, optimizer, message', [
+    (True, dict(type='SGD', lr=0.1), 'LpSGDHook needs LpSGD'),
+    (False, dict(type='mmpsw.LpSGD', lr=0.1, p=1.2), 'set optimizer.sphere_'),
+    (False, dict(OPTIMIZER, p=0.9), 'p=0.9'),
+    (False, dict(OPTIMIZER, sphere_lr=2), r'lr=2.0 is not .* \[0, 1\)'),
+])
+def test_bad_settings_are_refused(tmp_path, hook, optimizer, message):
+    wrapper = {} if hook else WRAPPER
+    with pytest.raises(ValueError, match=message):
+        trained(tmp_path, model=Net(), optimizer=optimizer, wrapper=wrapper,
+                hooks=[dict(type='mmpsw.LpSGDHook')] * hook, validate=False)
+
+
+def test_models_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='nothing to do'):
+        groups(Toy())
+    model = Net()
+    nn.init.zeros_(model.net[3].weight)
+    with pytest.raises(ValueError, match=r'Filter 0 of net\.3\.weight'):
+        trained(tmp_path, model=model, optimizer=OPTIMIZER, wrapper=WRAPPER,
+                hooks=[dict(type='mmpsw.LpSGDHook')], validate=False)
+
+
+def test_a_run_is_a_loop_by_hand(tmp_path):
+    seen, batches = Weights(), []
+
+    class Keep(Weights):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            batches.append(data_batch)
+
+    train(tmp_path, hooks=[seen, Keep()])
+    model = here(Net()).train()
+    sphere = [model.net[0].weight, model.net[3].weight]
+    rest = [w for w in model.parameters()
+            if all(w is not other for other in sphere)]
+    optimizer = LpSGD(
+        [dict(params=[w], p=p, lr=0.02) for w, p in zip(sphere, (1.3, 1.2))]
+        + [dict(params=rest)],
+        lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)
+    optimizer.project()
+    for (x, y), after in zip(batches, seen.after, strict=True):
+        optimizer.zero_grad()
+        model(here(x), here(y), 'loss')['loss'].backward()
+        optimizer.step()
+        assert_equal(model.state_dict(), after)
+
+
+def test_what_is_put_on_the_sphere_is_said(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr('mmpsw.engine.lp_sgd.print_log',
+                        lambda text, **_: said.append(text))
+    train(tmp_path)
+    (text, ) = said
+    assert text.startswith('lp_sgd: 2 weights (96 of 137 numbers)')
+    assert text.endswith('net.0.weight, net.3.weight')
+
+
+@pytest.mark.parametrize('psw, kind', [
+    (None, None), (dict(type='PWALKS', last=0.5), 'mmpsw.PSWOptimWrapper'),
+    (dict(type='PSWA', optimizer_state='reset'), 'mmpsw.PSWOptimWrapper'),
+    (dict(type='PSWA', write_back=False), 'mmpsw.PSWOptimWrapper'),
+    (dict(type='PSWM'), 'mmpsw.PSWAmpOptimWrapper')])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, psw, kind):
+    keys = dict(psw=psw, hooks=[dict(type='mmpsw.RandomStateHook'), SPARSE],
+                kind=kind)
+    whole = train(tmp_path / 'whole', **keys)
+    last = tmp_path / 'whole/iter_24.pth'
+    for at in (1, 9, 12, 17):  # 12 is an epoch's end: a resampling
+        train(tmp_path / f'{at}', **keys,
+              checkpoint=dict(by_epoch=False, interval=24),
+              resume_from=tmp_path / f'whole/iter_{at}.pth')
+        one, other = (torch.load(path, weights_only=True) for path in (
+            last, tmp_path / f'{at}/iter_24.pth'))
+        assert_equal(one['state_dict'], other['state_dict'])
+        assert_equal(one['sparsity'].pop('masks'),
+                     other['sparsity'].pop('masks'))
+        assert one['sparsity'] == other['sparsity']
+        for mine, its in zip(one['optimizer']['state'].values(),
+                             other['optimizer']['state'].values()):
+            assert_equal(mine, its)
+    assert whole.iter == 24
+
+
+def test_mixed_precision_on_a_cpu(tmp_path):
+    run = train(tmp_path, dict(type='PSWA'), kind='mmpsw.PSWAmpOptimWrapper',
+                train_cfg=dict(by_epoch=True, max_epochs=1, val_interval=9),
+                checkpoint=dict(interval=-1))
+    group = next(g for g in run.optim_wrapper.optimizer.param_groups
+                 if g['p'] == 1.2)
+    (w, ) = group['params']
+    v = run.optim_wrapper.optimizer.state[w]['v']
+    assert v.dtype == torch.float32
+    norms = v.abs().pow(6).sum(1)
+    torch.testing.assert_close(norms, torch.ones_like(norms))
+
+
+def test_two_processes_hold_the_same_bits(tmp_path):
+    logging.disable(logging.NOTSET)
+    subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone',
+         '--nproc-per-node', '2', __file__, str(tmp_path)],
+        env=environment(), check=True, capture_output=True, timeout=300)
+    one, other = (torch.load(tmp_path / f'rank{rank}.pt') for rank in (0, 1))
+    assert len(one) == 12
+    for mine, its in zip(one, other):
+        parameters = [key for key in mine if 'running' not in key]
+        assert_equal({key: mine[key] for key in parameters},
+                     {key: its[key] for key in parameters})
+    assert 0.2 < (one[-1]['net.3.weight'] == 0).float().mean() < 0.9
+
+
+@pytest.mark.parametrize('name', ['lp_sgd', 'variants/lp_sgd_80',
+                                  'variants/lp_sgd_50',
+                                  'variants/lp_sgd_dense'])
+def test_fragments_name_both_rates(name):
+    fragment = load_fragment(name).to_dict()
+    optimizer = fragment['optim_wrapper']['optimizer']
+    assert optimizer.pop('_delete_')
+    found, _ = groups(Net(), **optimizer)
+    assert found['net.0.weight'][0] == optimizer['p'][0]
+    assert found['net.0.weight'][1] == optimizer['sphere_lr']
+    assert found['net.6.weight'][:2] == (None, optimizer['lr'])
+
+
+def one_process(folder):
+    """What torchrun starts."""
+    torch.distributed.init_process_group('gloo')
+    seen = Weights()
+    train(folder / 'work', dict(type='PWALKS', last=0.5),
+          hooks=[SPARSE, seen], launcher='pytorch',
+          checkpoint=dict(interval=-1), cfg=dict(model_wrapper_cfg=DDP))
+    torch.save([{key.removeprefix('module.'): value
+                 for key, value in state.items()} for state in seen.after],
+               folder / f'rank{get_rank()}.pt')
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == '__main__':
+    one_process(Path(sys.argv[1]))
