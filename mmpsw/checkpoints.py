@@ -194,11 +194,6 @@ def newest_readable(work_dir: str | Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
-<<<<<<< HEAD
-def mean(paths: Sequence[Path],
-         held: Callable[[Path, Any], dict[str, Any]] = weights
-         ) -> tuple[dict[str, Any], dict[str, Any]]:
-=======
 def compress(path: str | Path) -> None:
     """Deflate a file of torch.save, in place: zeros take no room then.
 
@@ -221,8 +216,9 @@ def _can_be_mapped(path: str | Path) -> bool:
                    for entry in archive.infolist())
 
 
-def mean(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
->>>>>>> lpsgd
+def mean(paths: Sequence[Path],
+         held: Callable[[Path, Any], dict[str, Any]] = weights
+         ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the mean weights of checkpoints, and their ``meta``.
 
     ``held`` takes them out of what was read at a path.

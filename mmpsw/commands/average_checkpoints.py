@@ -32,17 +32,15 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument('--overwrite', action='store_true',
                         help='allow replacing --out')
     parser.add_argument(
-<<<<<<< HEAD
         '--weights', choices=('live', 'mean', 'previous'), help='not what is '
         'deployed, but what a run with psw holds beside it: what training '
         "goes on from, the open period's mean, or the last period's")
     parser.add_argument('--config', help='the one that they were trained '
                         'with, for --weights: a path or a zoo name')
-=======
+    parser.add_argument(
         '--compress', action='store_true', help='deflate the file, which '
         'makes it smaller where weights are zero; torch.load reads it as any '
         'other (but not with mmap=True)')
->>>>>>> lpsgd
     parser.add_argument(
         '--recalibrate', metavar='CONFIG', help="recompute batch norm's "
         "statistics on this config's train data: a path or a zoo name")
@@ -81,13 +79,9 @@ def average(args: Namespace) -> None:
     if args.compress:
         checkpoints.compress(args.out)
     print(f'{args.out}: the mean of {len(paths)} checkpoints, '
-<<<<<<< HEAD
           f'{paths[0].name} to {paths[-1].name}'
-          + (f' (their {args.weights} weights)' if args.weights else ''))
-=======
-          f'{paths[0].name} to {paths[-1].name}, '
-          f'{args.out.stat().st_size / 1e6:.2f} MB')
->>>>>>> lpsgd
+          + (f' (their {args.weights} weights)' if args.weights else '')
+          + f', {args.out.stat().st_size / 1e6:.2f} MB')
 
 
 def find_checkpoints(names: Sequence[Path], last: int | None) -> list[Path]:
