@@ -26,11 +26,13 @@ from .peers import (  # noqa: E402
     SwitchEMAHook,
 )
 from .ride_along import RideAlongHook  # noqa: E402
+from .sparsity import MagnitudePruningHook, SparsityHook  # noqa: E402
 
 __all__ = [
     'EpochAverageHook', 'FreeAdversarialGAN', 'GANHook',
     'GANOptimWrapperConstructor', 'GeneratedImages', 'GradientPruningHook',
     'LatestWeightAverage', 'LookaheadHook', 'LpSGDConstructor', 'LpSGDHook',
-    'OrthogonalHook', 'PSWAmpOptimWrapper', 'PSWHook', 'PSWOptimWrapper',
-    'RideAlongHook', 'ScheduleFreeHook', 'SwitchEMAHook', 'fix_classifiers'
+    'MagnitudePruningHook', 'OrthogonalHook', 'PSWAmpOptimWrapper', 'PSWHook',
+    'PSWOptimWrapper', 'RideAlongHook', 'ScheduleFreeHook', 'SparsityHook',
+    'SwitchEMAHook', 'fix_classifiers'
 ]

@@ -27,14 +27,14 @@ def test_layers(tmp_path):
     cfg = tmp_path / 'tiny.py'
     cfg.write_text("model = dict(type='mmpretrain.ResNet', depth=18, "
                    'stem_channels=16, base_channels=16)')
-    assert bench.main(['layers', str(cfg), '--size', '32', '--batch-size', '1',
+    assert bench.main(['layers', str(cfg), '--size', '64', '--batch-size', '1',
                        '--repeats', '1', '--out', str(tmp_path)]) == 0
     table = pd.read_csv(tmp_path / 'layers.csv')
     one = table[(table.inputs == 16) & (table.outputs == 16)]
     # Two dense formats with three passes, two kinds at five shares with two.
     assert len(one) == 2 * 3 + 2 * 5 * 2
     work = one.gigaflops * 1e9 * one.milliseconds / 1e3
-    assert work.round().unique() == [2 * 16 * 8 * 8 * 16 * 9]
+    assert work.round().unique() == [2 * 16 * 16 * 16 * 16 * 9]
 
 
 def test_steps(folder, config, tmp_path):
