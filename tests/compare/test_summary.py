@@ -53,14 +53,17 @@ def test_a_difference_that_is_not_a_number_is_undecided(tmp_path, key):
     assert '**' not in summary.as_markdown(table, key)
 
 
-def test_the_committed_summary_follows_from_the_committed_tables(capsys):
-    folders = sorted(CHECKOUT.glob('configs/*/results/*'))
+@pytest.mark.parametrize('kind, count', [
+    ('results', 2 * 11 + 3 * 12), ('long', 14 + 6 + 3 * 15)])
+def test_the_committed_summary_follows_from_the_committed_tables(
+        capsys, kind, count):
+    folders = sorted(CHECKOUT.glob(f'configs/*/{kind}/*'))
     assert compare.main(['summary', *map(str, folders), '--keys', 'final',
                          'area', 'drop']) == 0
     text = (CHECKOUT / 'configs' / 'README.md').read_text()
     printed = capsys.readouterr().out.splitlines()
     rows = [line for line in printed if line.startswith('|')]
-    assert len(rows) == 2 * 11 + 3 * 12
+    assert len(rows) == count
     assert [row for row in rows if row not in text.splitlines()] == []
 
 
