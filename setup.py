@@ -49,6 +49,8 @@ EXTRAS = {
     # the embedded data set of the quickstart
     'tools': ['scikit-learn>=1.5,<2'],
     'deploy': ['onnx>=1.18,<2', 'onnxruntime>=1.20,<2', 'onnxscript>=0.7,<1'],
+    # grids of samples, and Inception's features for FID
+    'gan': ['torchvision>=0.21', 'torch-fidelity>=0.3,<0.5'],
     'tests': ['hypothesis>=6,<7', 'pytest>=7.4,<10', 'pytest-timeout>=2.1,<3',
               'pytest-xdist>=3.3,<4', 'schedulefree>=1.4,<2',
               'tensorboard>=2.15,<3'],

@@ -131,8 +131,9 @@ def test_what_is_imported_is_declared(wheel):
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module]
             for name in {name.split('.')[0] for name in names}:
+                bringer = canonicalize_name(BROUGHT_BY.get(name, name))
                 if (name not in sys.stdlib_module_names | {'mmpsw'} and
-                        BROUGHT_BY.get(name, name) not in declared):
+                        bringer not in declared):
                     missing.setdefault(name, []).append(path.name)
     assert missing == {}
 

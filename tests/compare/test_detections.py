@@ -54,6 +54,7 @@ def detector(tmp_path_factory):
     # Untrained scores are about 0.01.
     config.model.test_cfg.score_thr = 0.0
     import_modules_from_strings(['mmdet.models'])
+    torch.manual_seed(0)
     checkpoint = folder / 'untrained.pth'
     save_checkpoint(
         dict(

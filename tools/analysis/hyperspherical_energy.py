@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     draw(energy).savefig(out / 'energy.png')
     errors = pd.concat({arm: pd.DataFrame(seen.errors)
                         for arm, seen in watched.items()},
-                       names=['arm', 'validation'])
+                       names=['arm', 'validation']).dropna(how='all')
     errors.to_csv(out / 'errors.csv')
     largest = energy.change.abs().groupby('arm', sort=False).max()
     print(pd.DataFrame({
