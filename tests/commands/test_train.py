@@ -353,6 +353,8 @@ class PressCtrlC(Hook):
 
 def test_ctrl_c(folder, capsys, monkeypatch):
     monkeypatch.setitem(HOOKS.module_dict, 'PressCtrlC', PressCtrlC)
+    # A shell's background jobs ignore it, and so would these tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     Path('press.py').write_text("custom_hooks = [dict(type='PressCtrlC')]")
     argv = [CLS, '--psw', 'pwalks', '--work-dir', 'run', *EPOCHS]
     assert run(*argv[:3], '--with', 'press.py', *argv[3:]) == 130
