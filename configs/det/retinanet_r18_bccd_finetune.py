@@ -6,6 +6,7 @@ _base_ = './retinanet_r18_bccd_small.py'
 model = dict(
     backbone=dict(
         init_cfg=dict(
+            _delete_=True,
             type='Pretrained',
             prefix='backbone.',
             checkpoint='work_dirs/retinanet_r18_digits_constant/'
