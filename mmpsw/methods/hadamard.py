@@ -110,10 +110,11 @@ class HadamardLinear(_FixedClassifier):
         columns, self.coherence = _choose_columns(
             self.size, in_features, out_features, seed)
         outer, inner = _factors(self.size)
-        # The multiplications for one x, and where the transform is faster as
-        # measured in configs/hadamard/README.md.
-        self.fast = self.dim == -1 and in_features * out_features > (
-            2 * self.size * (len(outer) + len(inner)))
+        # Where the transform is faster, as measured in
+        # configs/hadamard/README.md: by its multiplications, and where a
+        # matrix of millions would be turned from int8 into floats.
+        self.fast = self.dim == -1 and in_features * out_features > min(
+            2 * self.size * (len(outer) + len(inner)), 1 << 22)
         buffers = dict(
             outer=-outer, inner=inner, columns=columns) if self.fast else dict(
                 matrix=-_hadamard(self.size)[:out_features, columns])

@@ -213,3 +213,10 @@ def test_a_checkpoint_of_another_layer():
                 model.load_state_dict(state, strict=False)
     with pytest.warns(UserWarning), pytest.raises(RuntimeError):
         model.load_state_dict(dict(state, **{'fc.weight': state['fc.scale']}))
+
+
+@pytest.mark.parametrize('features, classes, fast', [
+    (512, 10, False), (512, 1000, True), (192, 21841, False),
+    (512, 21841, True)])
+def test_the_transform_is_taken_where_it_was_faster(features, classes, fast):
+    assert HadamardLinear(features, classes).fast is fast
