@@ -216,7 +216,7 @@ def test_a_checkpoint_of_another_layer():
 
 
 @pytest.mark.parametrize('features, classes, fast', [
-    (512, 10, False), (512, 1000, True), (192, 21841, False),
+    (512, 10, False), (512, 1000, True), (64, 1000, False),
     (512, 21841, True)])
 def test_the_transform_is_taken_where_it_was_faster(features, classes, fast):
     assert HadamardLinear(features, classes).fast is fast
