@@ -234,19 +234,25 @@ class MagnitudePruningHook(_MaskHook):
     """Prunes the smallest weights of all layers, once, and trains on.
 
     The peer of :class:`SparsityHook`, with any optimizer: torch.nn.utils.prune
-    chooses (``global_unstructured`` by L1), and the rest of the run is the
-    fine-tuning.
+    chooses (by L1), and the rest of the run is the fine-tuning.
 
     Args:
         target (float): The share of zeros, in (0, 1).
         begin (float): The share of the run after which it prunes. Defaults to
             0.5.
+        per_layer (bool): Whether each layer has that share, as by torch's
+            ``l1_unstructured``, instead of all together, as by its
+            ``global_unstructured``. Together, a layer whose weights are all
+            small, such as the head of a detector, may become all zero.
+            Defaults to False.
     """
 
-    def __init__(self, target: float, begin: float = 0.5):
+    def __init__(self, target: float, begin: float = 0.5,
+                 per_layer: bool = False):
         super().__init__(target)
         _check_share('begin', begin)
         self.begin = begin
+        self.per_layer = per_layer
 
     def first_masks(self) -> dict[str, Tensor]:
         """Nothing is masked."""
@@ -259,13 +265,18 @@ class MagnitudePruningHook(_MaskHook):
 
     def change_masks(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Keep the largest."""
-        weights = self.weights.values()
-        flat = torch.cat([weight.flatten() for weight in weights])
-        mask = L1Unstructured(self.target).compute_mask(
-            flat, torch.ones_like(flat)).bool()
-        parts = mask.split([weight.numel() for weight in weights])
-        return {name: part.view(weight.shape) for part, (name, weight) in zip(
-            parts, self.weights.items())}
+        weights = self.weights
+        if self.per_layer:
+            return {name: self._largest(w) for name, w in weights.items()}
+        mask = self._largest(torch.cat([w.flatten()
+                                        for w in weights.values()]))
+        parts = mask.split([w.numel() for w in weights.values()])
+        return {name: part.view(w.shape)
+                for part, (name, w) in zip(parts, weights.items())}
+
+    def _largest(self, weight: Tensor) -> Tensor:
+        return L1Unstructured(self.target).compute_mask(
+            weight, torch.ones_like(weight)).bool()
 
 
 def share_of_zeros(masks: dict[str, Tensor]) -> float:

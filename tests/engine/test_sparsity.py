@@ -120,19 +120,25 @@ def test_the_saved_weights_are_masked_and_a_stock_model_loads_them(tmp_path):
         assert not saved['state_dict'][name][~hook.masks[name].cpu()].any()
 
 
-def test_magnitude_pruning_is_torchs(tmp_path):
+@pytest.mark.parametrize('per_layer', [False, True])
+def test_magnitude_pruning_is_torchs(tmp_path, per_layer):
     """After half of 24 updates, with the weights of the 13th."""
     target = 0.55
     _, hook, seen = train(tmp_path, dict(
-        type='mmpsw.MagnitudePruningHook', target=target))
+        type='mmpsw.MagnitudePruningHook', target=target,
+        per_layer=per_layer))
     assert all(m.all() for masks in seen.masks[:12] for m in masks.values())
     _, _, free = train(tmp_path / 'free', dict(
         type='mmpsw.MagnitudePruningHook', target=target, begin=0.99))
     model = here(Toy())
     model.load_state_dict(free.after[12])
     layers = model.net[0], model.net[3]
-    prune.global_unstructured([(layer, 'weight') for layer in layers],
-                              prune.L1Unstructured, amount=target)
+    if per_layer:
+        for layer in layers:
+            prune.l1_unstructured(layer, 'weight', amount=target)
+    else:
+        prune.global_unstructured([(layer, 'weight') for layer in layers],
+                                  prune.L1Unstructured, amount=target)
     for name, layer in zip(LAYERS, layers):
         for masks in seen.masks[12:]:
             assert torch.equal(masks[name], layer.weight_mask.bool())
