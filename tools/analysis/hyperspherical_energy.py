@@ -120,10 +120,11 @@ def draw(energy: pd.DataFrame) -> Figure:
     after = energy.after.unstack('arm', sort=False)
     table = pd.concat([energy.before.groupby('layer', sort=False).first()
                        .rename('at the start'), after], axis=1)
-    figure = Figure((8, 0.35 * len(table) + 1), layout='constrained')
-    axes = figure.add_subplot(xlabel='hyperspherical energy (mean over pairs '
-                              'of neurons)', ylabel='')
-    table[::-1].plot.barh(ax=axes, width=0.8)
+    figure = Figure((8, 0.06 * table.size + 1.5), layout='constrained')
+    axes = figure.subplots()
+    table[::-1].plot.barh(ax=axes, width=0.8, legend=False, ylabel='')
+    axes.set_xlabel('hyperspherical energy (mean over pairs of neurons)')
+    figure.legend(loc='outside upper center', frameon=False, ncols=3)
     axes.set(xlim=(table.min().min() * 0.95, table.max().max() * 1.02))
     return figure
 
