@@ -75,12 +75,16 @@ class Never(Hook):
 
 
 class Nudge(Hook):
-    """Changes the last bit of one weight of rank 1."""
+    """Changes one bit of one weight of rank 1.
+
+    Not the last one: whether later updates and the mean round that away
+    depends on the machine.
+    """
 
     def after_train_iter(self, runner, *args, **kwargs):
         if get_rank() == 1 and runner.iter + 1 == 4:
             weight = runner.model.module.net[3].weight
-            weight.data.view(torch.int32)[0, 2] ^= 1
+            weight.data.view(torch.int32)[0, 2] ^= 1 << 6
 
 
 def train(work_dir, psw, hooks=(), wrapper=DDP, **keys):
