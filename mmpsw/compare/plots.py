@@ -12,13 +12,14 @@ from mmpsw.compare.comparison import Comparison
 from mmpsw.compare.summary import KEYS
 from mmpsw.compare.table import curve, verdicts
 
-__all__ = ['plot_curves', 'plot_differences', 'plot_sweep', 'save']
+__all__ = ['LOOKS', 'STYLE', 'plot_curves', 'plot_differences', 'plot_sweep',
+           'save']
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without
 # yellow, too pale for a line on white; markers say the same in print.
-_LOOKS = (('#D55E00', 's'), ('#0072B2', '^'), ('#009E73', 'D'),
+LOOKS = (('#D55E00', 's'), ('#0072B2', '^'), ('#009E73', 'D'),
           ('#CC79A7', 'v'), ('#E69F00', 'P'), ('#56B4E9', 'X'))
-_STYLE = {
+STYLE = {
     'svg.hashsalt': 'mmpsw',  # no random names
     'axes.grid': True, 'axes.axisbelow': True, 'grid.color': '#E2E2E2',
     'axes.spines.top': False, 'axes.spines.right': False,
@@ -28,7 +29,7 @@ _VERDICTS = {1: '#0072B2', -1: '#D55E00'}
 _MANY = 5  # arms; more of them, in one panel, would be a tangle
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def plot_curves(c: Comparison, title: str = '') -> Figure:
     """Draw the validation metric of every arm over its runs.
 
@@ -44,7 +45,7 @@ def plot_curves(c: Comparison, title: str = '') -> Figure:
     figure = Figure(figsize=size, dpi=150, layout='constrained')
     grid = figure.subplots(rows, columns, sharex=True, sharey=True,
                            squeeze=False).ravel()
-    looks = dict(zip(others, _LOOKS * len(others)))
+    looks = dict(zip(others, LOOKS * len(others)))
     for axes, arms in zip(grid, panels):
         for arm in (c.baseline, *arms):
             _draw_curve(axes, curve(c, arm), arm, *looks.get(
@@ -70,7 +71,7 @@ def plot_curves(c: Comparison, title: str = '') -> Figure:
     return figure
 
 
-@matplotlib.rc_context({**_STYLE, 'axes.grid.axis': 'x'})
+@matplotlib.rc_context({**STYLE, 'axes.grid.axis': 'x'})
 def plot_differences(table: pd.DataFrame, keys: Sequence[str] = ('final', ),
                      baseline: str = 'baseline') -> Figure:
     """Draw the paired differences to the baseline with their intervals.
@@ -103,7 +104,7 @@ def plot_differences(table: pd.DataFrame, keys: Sequence[str] = ('final', ),
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def plot_sweep(runs: pd.DataFrame, c: Comparison, key: str,
                title: str = '') -> Figure:
     """Draw the last validation of every arm against a setting.
@@ -119,7 +120,7 @@ def plot_sweep(runs: pd.DataFrame, c: Comparison, key: str,
     """
     figure = Figure(figsize=(7, 4), dpi=150, layout='constrained')
     axes = figure.subplots()
-    looks = iter(_LOOKS * len(runs))
+    looks = iter(LOOKS * len(runs))
     for arm, rows in runs.groupby('arm', sort=False):
         values = rows.groupby('setting').value
         is_baseline = arm == c.baseline
@@ -143,7 +144,7 @@ def plot_sweep(runs: pd.DataFrame, c: Comparison, key: str,
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure without a window; equal figures make equal files."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(path, metadata={'Date': None} if path.suffix == '.svg'
                        else {})
     return path

@@ -46,6 +46,7 @@ class Run:
         folder: The work directory.
         config: The resolved config that mmengine saved.
         log_dir: The timestamp directory that it was read from.
+        training: What each line of the training log holds, in its order.
         validations: The metrics of each validation, by its step, ascending.
         time: Seconds per training iteration, with the loading of the data
             and without validation: the median; NaN where none was logged.
@@ -55,6 +56,7 @@ class Run:
     folder: Path
     config: Config
     log_dir: Path
+    training: list[dict]
     validations: dict[int, dict[str, float]]
     time: float
     memory: float
@@ -187,14 +189,15 @@ def read_run(work_dir: str | Path) -> Run | None:
             break
     if not sessions:
         return None
-    times, memory = [], []
+    times = []
     for *_, train, _ in sessions:
         logged = [line['time'] for line in train if 'time' in line]
         # Without the warming up: the first tenth.
         times += logged[max(1, len(logged) // 10):] or logged
-        memory += [line['memory'] for line in train if 'memory' in line]
+    training = [line for *_, train, _ in sessions for line in train]
+    memory = [line['memory'] for line in training if 'memory' in line]
     log_dir, config, *_ = sessions[-1]
-    return Run(Path(work_dir), config, log_dir,
+    return Run(Path(work_dir), config, log_dir, training,
                _join([val for *_, val in sessions]),
                time=statistics.median(times or [math.nan]),
                memory=max(memory, default=math.nan))

@@ -37,6 +37,21 @@ def test_layers(tmp_path):
     assert work.round().unique() == [2 * 16 * 16 * 16 * 16 * 9]
 
 
+def test_speedups_by_hand():
+    shape = dict(config='a', outputs=4, size=7, kernel=3, stride=1)
+    table = pd.DataFrame([
+        dict(shape, inputs=inputs, part=part, kind=kind, zeros=zeros,
+             milliseconds=time)
+        for inputs, kind, zeros, times in (
+            (16, 'dense', 0, (9, 4, 6)), (16, 'dense, last', 0, (1, 5, 2)),
+            (32, 'dense', 0, (9, 3, 3)), (32, 'dense, last', 0, (9, 3, 5)),
+            (16, 'sparse', 0.5, (None, 4, 4)),
+            (32, 'sparse', 0.5, (None, 4, 4)))
+        for part, time in zip(('forward', 'input', 'weight'), times) if time])
+    # The faster ones, 4 + 2 and 3 + 3, against 16.
+    assert bench.speedups(table).loc[('a', 'sparse'), 0.5] == 12 / 16
+
+
 def test_steps(folder, config, tmp_path):
     name, (flag, *options) = config
     assert bench.main(['step', name, '--rates', '0.9', '--warm-up', '2',

@@ -24,10 +24,10 @@ from mmengine.runner import Runner
 
 from mmpsw import configs
 from mmpsw.commands import launch, options, train
+from mmpsw.compare import plots
 from mmpsw.compare.grid import parts
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-COLOURS = ('#1A1A1A', '#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00')
+COLOURS = '#1A1A1A', *(colour for colour, _ in plots.LOOKS)
 
 
 class StepSeconds(Hook):

@@ -15,16 +15,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
 from mmpsw.commands import options
-from mmpsw.compare import comparison, table
+from mmpsw.compare import comparison, plots, table
 from mmpsw.compare.comparison import Comparison
 from mmpsw.compare.runs import Run
-
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-COLOURS = ('#D55E00', '#0072B2', '#009E73', '#CC79A7', '#E69F00')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,15 +48,14 @@ def run(args: argparse.Namespace) -> None:
     rows = measured(c, args.key, args.mean)
     text = as_markdown(c, rows, args.key)
     (out / 'against.md').write_text(text + '\n', encoding='utf-8')
-    draw(c, rows, args.key).savefig(out / 'against.png')
+    plots.save(draw(c, rows, args.key), out / 'against.png')
     print(text)
 
 
 def logged(run: Run, key: str, mean: bool) -> float:
     """The last value of what a run logged, or its mean; 0 for nothing."""
-    lines = pd.read_json(run.log_dir / 'vis_data/scalars.json', lines=True)
-    values = lines[key].dropna() if key in lines else pd.Series([0.])
-    return values.mean() if mean else values.iloc[-1]
+    values = [line[key] for line in run.training if key in line] or [0.]
+    return statistics.fmean(values) if mean else values[-1]
 
 
 def measured(c: Comparison, key: str, mean: bool) -> pd.DataFrame:
@@ -92,6 +89,7 @@ def as_markdown(c: Comparison, rows: pd.DataFrame, key: str) -> str:
     return '\n'.join(lines)
 
 
+@matplotlib.rc_context(plots.STYLE)
 def draw(c: Comparison, rows: pd.DataFrame, key: str) -> Figure:
     """Differences to the baseline, with their intervals."""
     figure = Figure(figsize=(6, 3.6), dpi=150, layout='constrained')
@@ -100,14 +98,13 @@ def draw(c: Comparison, rows: pd.DataFrame, key: str) -> Figure:
                  label=c.baseline)
     others = rows[rows.arm != c.baseline]
     family = others.arm.map(lambda arm: re.sub(r'_\d+$', '', arm))
-    for (name, arms), colour in zip(others.groupby(family), COLOURS):
+    for (name, arms), (colour, marker) in zip(
+            others.groupby(family), plots.LOOKS * len(others)):
         arms = arms.sort_values('logged')
         axes.errorbar(arms.logged, arms.final_difference,
-                      arms.final_half_width, color=colour, marker='o',
+                      arms.final_half_width, color=colour, marker=marker,
                       markersize=4, capsize=3, linewidth=1.4, label=name)
     axes.set(xlabel=key, ylabel=f'last {c.metric} - {c.baseline}')
-    axes.grid(color='#E2E2E2')
-    axes.spines[['top', 'right']].set_visible(False)
     figure.legend(loc='outside upper center', frameon=False, fontsize=8,
                   ncols=3)
     return figure

@@ -91,7 +91,23 @@ def run_layers(args: argparse.Namespace) -> None:
                                  description=name):
             rows += [dict(config=name, **row)
                      for row in layer_times(shape, conv, args.repeats)]
-    report(pd.DataFrame(rows), out / 'layers.csv')
+    table = pd.DataFrame(rows)
+    report(table, out / 'layers.csv')
+    print(speedups(table).round(2))
+
+
+def speedups(table: pd.DataFrame) -> pd.DataFrame:
+    """How much faster than dense all shapes' backward passes are together.
+
+    Dense is the faster of both memory formats, for each shape and part.
+    """
+    shape = ['config', 'inputs', 'outputs', 'size', 'kernel', 'stride', 'part']
+    passes = table[table.part != 'forward']
+    dense = passes[passes.zeros == 0].groupby(shape).milliseconds.min()
+    sparse = passes[passes.zeros > 0].join(dense.rename('dense'), on=shape)
+    sums = sparse.groupby(['config', 'kind', 'zeros'])[
+        ['dense', 'milliseconds']].sum()
+    return (sums.dense / sums.milliseconds).unstack()
 
 
 def shapes(model: nn.Module, images: Tensor) -> dict[tuple, nn.Conv2d]:
