@@ -110,8 +110,10 @@ def test_joins_a_run_that_mmengine_resumed(tmp_path):
     train(tmp_path, 2)
     time.sleep(1.1)  # mmengine's directories are named by the second
     train(tmp_path, 4, first=2, resume=True)
+    run = read_run(tmp_path)
     assert [metrics['toy/acc'] for metrics in
-            read_run(tmp_path).validations.values()] == VALUES
+            run.validations.values()] == VALUES
+    assert [line['iter'] for line in run.training] == [*range(1, 13)]
 
 
 def values(work_dir, metric='acc'):
