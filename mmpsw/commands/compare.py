@@ -1,6 +1,7 @@
 """Compares arms: trains them over several seeds, and reports on them."""
 import os
 import shlex
+import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -29,18 +30,17 @@ def report_outcome(command: Callable[[], None]) -> int:
     """Runs a command; a line, or the ends of logs, where it went wrong.
 
     Returns the exit status: 0, 1 after runs that failed, 2 after a user's
-    error, 130 after Ctrl-C.
+    error, 130 after Ctrl-C or SIGTERM.
     """
     from mmpsw.compare.training import TrainingError
+
+    # A `kill` ends the runs with it, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return options.report_errors(command)
     except TrainingError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print('\nInterrupted. The same command goes on where this one '
-              'stopped.', file=sys.stderr)
-        return 130
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:

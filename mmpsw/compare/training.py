@@ -67,6 +67,7 @@ def train(grid: Grid, jobs: int = 1, gpus: Sequence[str] = ()) -> list[Cell]:
 
     Raises:
         ValueError: The first validation did not log the metric.
+        KeyboardInterrupt: It was interrupted; its runs have ended.
     """
     failed = []
     slots = list(range(jobs))
@@ -93,6 +94,9 @@ def train(grid: Grid, jobs: int = 1, gpus: Sequence[str] = ()) -> list[Cell]:
                     if status:
                         failed.append(run.cell)
                 time.sleep(_POLL)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt('interrupted; the same command goes on '
+                                    'where this one stopped') from None
         finally:  # nobody would see what an orphan does
             for run in running.values():
                 run.process.terminate()

@@ -190,6 +190,21 @@ def test_a_killed_grid_ends_as_an_uninterrupted_one(tmp_path):
         'baseline/seed_0': 0, 'pswa/seed_0': 1}
 
 
+def test_a_grid_that_is_ended_ends_its_runs(tmp_path):
+    generate(Path('data/digits'))
+    process = start(tmp_path)
+    lock = tmp_path / 'baseline' / 'seed_0.lock'
+    deadline = time.monotonic() + 300
+    while not lock.exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert 'the same command goes on' in process.communicate()[0]
+    assert process.returncode == 130
+    with open(lock) as file:  # the run held it
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def test_arms_that_ride_along_get_the_results_of_runs_of_their_own(tmp_path):
     generate(Path('data/digits'))
     tables = []
