@@ -168,15 +168,16 @@ def newest_readable(work_dir: str | Path) -> tuple[Path | None, list[str]]:
 
     It is an ``epoch_N.pth`` or ``iter_N.pth`` of the work dir, or where it has
     none, what its ``last_checkpoint`` names. Returns also a sentence for each
-    file that cannot be resumed from. Checksums are compared from the newest
-    one on, until one is right.
+    file that cannot be resumed from, or is left over from a run that was
+    overwritten: it has more iterations than that one, and is older. Checksums
+    are compared from the newest one on, until one is right.
     """
     paths = [path for path in sorted(Path(work_dir).glob('*.pth'))
              if _NUMBERED.fullmatch(path.name)]
     pointer = Path(work_dir) / 'last_checkpoint'
-    if not paths and pointer.is_file():  # CheckpointHook had an out_dir
-        named = pointer.read_text().strip()
-        paths = [Path(named)] if named and is_local(named) else []
+    named = pointer.read_text().strip() if pointer.is_file() else ''
+    if not paths and named and is_local(named):  # CheckpointHook's out_dir
+        paths = [Path(named)]
     found, skipped = [], []
     for path in paths:
         try:
@@ -185,6 +186,13 @@ def newest_readable(work_dir: str | Path) -> tuple[Path | None, list[str]]:
             found.append((content['meta']['iter'], path))
         except ValueError as error:
             skipped.append(str(error))
+    for count, last in found:
+        if last.name == Path(named).name:
+            left = [path for more, path in found if more > count
+                    and path.stat().st_mtime < last.stat().st_mtime]
+            skipped += [f"'{path}' is of a run that was overwritten, because "
+                        f"it is older than '{last}'" for path in left]
+            found = [pair for pair in found if pair[1] not in left]
     for _, path in sorted(found, reverse=True):
         try:
             read(path)

@@ -145,8 +145,8 @@ def test_the_newest_that_can_be_read_is_resumed_from(tmp_path):
 @pytest.mark.parametrize('named', [None, '', 'iter_9.pth', 'iter_14.pth'])
 def test_the_newest_is_not_what_last_checkpoint_names(tmp_path, named):
     """A kill between a checkpoint and the file that names it, or in that."""
-    save(tmp_path / 'epoch_2.pth', 12)
     save(tmp_path / 'iter_9.pth', 9)
+    save(tmp_path / 'epoch_2.pth', 12)
     if named is not None:
         (tmp_path / 'last_checkpoint').write_text(named)
     cfg = config(tmp_path)
@@ -154,6 +154,20 @@ def test_the_newest_is_not_what_last_checkpoint_names(tmp_path, named):
         f"Resuming from {tmp_path / 'epoch_2.pth'}, the newest readable "
         'checkpoint']
     assert cfg.load_from == str(tmp_path / 'epoch_2.pth')
+
+
+def test_a_run_that_was_overwritten_is_not_gone_on_with(tmp_path):
+    """--overwrite leaves its files, which the new run replaces one by one."""
+    old, new = tmp_path / 'epoch_12.pth', tmp_path / 'epoch_3.pth'
+    save(old, 12)
+    save(new, 3)
+    new.touch()
+    (tmp_path / 'last_checkpoint').write_text(str(new))
+    notes = checks.find_start(config(tmp_path))
+    assert notes == [
+        f"Skipped: '{old}' is of a run that was overwritten, because it is "
+        f"older than '{new}'",
+        f'Resuming from {new}, the newest readable checkpoint']
 
 
 def test_checkpoints_in_another_folder_are_found_by_last_checkpoint(tmp_path):

@@ -6,7 +6,7 @@ what is wrong, why, and what to do instead. ``cfg`` is a whole config.
 import os.path as osp
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +136,27 @@ def check_work_dir(cfg: Config, overwrite: bool) -> None:
             '--overwrite')
 
 
-def make_work_dir(cfg: Config) -> None:
-    """Makes the work dir, after all else was looked at, and holds it."""
+def check_ride_along(folders: Iterable[str]) -> None:
+    """Refuses to overwrite checkpoints in the folders of what rides along."""
+    for folder in folders:
+        old = sorted(Path(folder).glob('*.pth'))
+        if old:
+            raise ValueError(
+                f"--ride-along folder '{folder}' holds checkpoints of an "
+                f'earlier run ({old[0].name}), which this run would '
+                'overwrite; give another folder, or --overwrite')
+
+
+def make_work_dir(cfg: Config, hold: bool = True) -> None:
+    """Makes the work dir, after all else was looked at, and holds it.
+
+    With ``hold``, no other training can go on in it meanwhile.
+    """
     from mmpsw.runtime.saving import hold_work_dir
     try:
         Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=cfg.work_dir).close()
-        if cfg.launcher == 'none':  # of several processes, one does so later
+        if hold and cfg.launcher == 'none':  # of several, one does so later
             hold_work_dir(cfg.work_dir)
     except OSError as error:
         raise ValueError(

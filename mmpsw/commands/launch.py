@@ -114,7 +114,9 @@ def _fit_to_cpus(cfg: Config) -> None:
     cfg.model_wrapper_cfg = dict(
         type=wrapper.get('type', 'MMDistributedDataParallel'),
         device_ids=None, broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False))
+        find_unused_parameters=wrapper.get(
+            'find_unused_parameters',
+            cfg.get('find_unused_parameters', False)))
     found = [node for node in configs.dicts(cfg.model)
              if node.get('type') in ('SyncBN', 'MMSyncBN')]
     for node in found:

@@ -58,7 +58,7 @@ def test(args: Namespace) -> dict:
     cfg = build_config(args)
     checks.check_checkpoint(args.checkpoint)
     checks.check_data(cfg, 'test')
-    checks.make_work_dir(cfg)
+    checks.make_work_dir(cfg, hold=False)
     runner = launch.build_runner(cfg)
     checks.check_fit(cfg, runner.model, whole=True)
     metrics = runner.test()

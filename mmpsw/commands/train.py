@@ -128,6 +128,8 @@ def verify(cfg: Config, args: Namespace) -> list[str]:
     checks.check_psw(cfg)
     checks.check_amp(cfg, args.amp)
     checks.check_work_dir(cfg, args.overwrite)
+    if not (args.overwrite or cfg.get('resume')):
+        checks.check_ride_along(map(str, args.ride_along.values()))
     notes = checks.find_start(cfg)
     checks.check_pretrained(cfg.get('model'))
     checks.check_data(cfg, 'train', 'val')

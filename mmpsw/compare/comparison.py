@@ -102,9 +102,17 @@ def read(paths: Sequence[str | Path],
             'vis_data/scalars.json with a validation metric is there yet '
             '(mmdet logs none while a detector finds no box); give the '
             '--work-dir of runs that validate, or wait for one')
-    plans = {path: plan for path in paths if (plan := read_plan(path))}
-    for plan in [] if metric else plans.values():
-        metric, rule = plan.get('metric'), rule or plan.get('rule')
+    folders = [_named(path)[1] for path in paths]
+    plans = {path: plan for path in folders if (plan := read_plan(path))}
+    told = {(plan.get('metric'), plan.get('rule')) for plan in plans.values()}
+    if metric is None and told:
+        if len(told) > 1:
+            raise ValueError('it is not known by which metric to compare, '
+                             'because these grids were told different ones ('
+                             f'{", ".join(str(name) for name, _ in told)}); '
+                             'give --metric')
+        metric, told_rule = told.pop()
+        rule = rule or told_rule
     metric = _choose(metric, logged)
     runs, notes = _without_unfinished(_with_curve(found, metric))
     units = {run.unit for run in runs.source}
@@ -155,19 +163,25 @@ def _find(paths: Sequence[str]) -> pd.DataFrame:
     """The runs in folders: arm, folder and source, a Run or None."""
     places, owners = {}, {}
     for path in paths:
-        name, equals, rest = path.partition('=')
-        named = bool(equals and name and not Path(path).exists())
-        for arm, folder in _places(Path(rest if named else path)):
-            if named:
+        name, rest = _named(path)
+        for arm, folder in _places(Path(rest)):
+            if name:
                 arm = f'{name}/{arm}' if arm else name
             arm = arm or Path(path).resolve().name
-            if owners.setdefault(arm, path) != path and not named:
+            if owners.setdefault(arm, path) != path and not name:
                 raise ValueError(f"several arms are called '{arm}', after "
                                  'their folders; give them names: NAME=DIR')
             # By its folder, so that a run counts once.
             places.setdefault(folder.resolve(), (arm, folder))
     found = pd.DataFrame(places.values(), columns=['arm', 'folder'])
     return found.assign(source=[read_run(folder) for folder in found.folder])
+
+
+def _named(path: str) -> tuple[str, str]:
+    """The two parts of ``NAME=DIR``; the name is '' where there is none."""
+    name, equals, folder = path.partition('=')
+    named = equals and name and not Path(path).exists()
+    return (name, folder) if named else ('', path)
 
 
 def _places(folder: Path) -> list[tuple[str, Path]]:

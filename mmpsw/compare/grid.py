@@ -112,8 +112,25 @@ class Grid:
             f'{hook}.max_keep_ckpts=2',
             f'{hook}.save_best=None',
             # Workers that persist have random states that nobody can save.
-            'train_dataloader.persistent_workers=False', *self.options
+            'train_dataloader.persistent_workers=False', *self._log_options(),
+            *self.options
         ]
+
+    def _log_options(self) -> list[str]:
+        """Logs count what the loop counts, and training is in them.
+
+        mmseg's schedules log iterations, also where a config that inherits
+        them counts epochs.
+        """
+        options = [f'log_processor.by_epoch={self.by_epoch()}']
+        logger = hook_of(self.load(), 'logger')
+        if 'type' in logger:
+            key = 'default_hooks.logger'
+            options.append(f'{key}.log_metric_by_epoch={self.by_epoch()}')
+            if (not self.by_epoch()
+                    and logger.get('interval', 10) > self.max_steps()):
+                options.append(f'{key}.interval={self.max_steps()}')
+        return options
 
     def load(self) -> Config:
         """The config, with the options."""
@@ -130,7 +147,8 @@ class Grid:
 
     def interval(self) -> int:
         """How many steps lie between two validations."""
-        return self.load().train_cfg.get('val_interval', 1)
+        return self.load().train_cfg.get('val_interval',
+                                         1 if self.by_epoch() else 1000)
 
     def with_metric(self) -> 'Grid':
         """The same, with a metric and a rule, which the config may name.
@@ -143,6 +161,12 @@ class Grid:
             raise ValueError(f"config '{self.config}' has no val_evaluator, "
                              'so that there is nothing to compare; give one '
                              'that validates')
+        if cfg.get('visualizer') and 'LocalVisBackend' not in str(
+                cfg.visualizer.get('vis_backends')):
+            raise ValueError(
+                f"config '{self.config}' writes no log that can be compared, "
+                "because its visualizer has no LocalVisBackend; add dict(type="
+                "'LocalVisBackend') to visualizer.vis_backends")
         metric = self.metric or expected_metric(cfg)
         if metric is None:
             raise ValueError(

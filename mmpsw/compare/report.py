@@ -14,6 +14,7 @@ __all__ = ['FILES', 'PAGE', 'write_report']
 
 PAGE = 'index.html'
 FILES = ('table.md', 'table.csv', 'points.csv', 'curves.png', 'curves.svg')
+_ADDED = ('equal_time.png', 'step_seconds.csv')  # by tools/analysis
 _TEMPLATE = Path(__file__).with_name('report.html')
 # In the page's head: what tells an earlier report from a user's own page.
 _GENERATOR = '<meta name="generator" content="mmpsw compare report">'
@@ -72,10 +73,12 @@ def _check_out_dir(out_dir: Path) -> None:
         raise ValueError(f"the report cannot be written to '{out_dir}', "
                          'because that is a file; give a folder')
     found = sorted(path.name for path in out_dir.iterdir())
-    others = sorted({*found} - {PAGE, *FILES})
-    page = out_dir / PAGE
+    others = sorted({*found} - {PAGE, *FILES, *_ADDED})
+    page, csv = out_dir / PAGE, out_dir / 'table.csv'
     is_report = page.is_file() and _GENERATOR in page.read_text(
         encoding='utf-8', errors='replace')
+    is_report |= csv.is_file() and csv.read_text(
+        encoding='utf-8', errors='replace').startswith('arm,seeds,metric,')
     if found and (others or not is_report):
         raise ValueError(
             f"the report cannot be written to '{out_dir}', because something "

@@ -37,7 +37,10 @@ def read(paths: Sequence[str | Path]) -> pd.DataFrame:
             raise ValueError(f"'{file}' does not exist; give the table.csv "
                              'that compare.py report has written, or its '
                              'folder')
-        name = file.resolve().parent.name
+        folder = file.resolve().parent
+        if folder.name == 'report':  # of a grid, in its folder
+            folder = folder.parent
+        name = folder.name
         if name in tables:
             raise ValueError(f"two comparisons are called '{name}', after "
                              'their folders; rename one')

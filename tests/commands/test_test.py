@@ -7,6 +7,7 @@ import torch
 
 from mmpsw.commands import test as command
 from mmpsw.commands import train
+from mmpsw.runtime import saving
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco'
@@ -88,6 +89,8 @@ def test_a_psw_checkpoint_is_tested(config, small, metric, folder):
     metrics = command.test(command.parse_args(argv))
     # The detector has not learned to find a box, so it has no mAP either.
     assert metric is None or 0 <= metrics[metric] <= 100
+    # A training may go on, or begin, beside it.
+    assert str(folder / 'tested') not in saving._held
     if out == 'out.pkl':
         with open(out, 'rb') as file:
             assert len(pickle.load(file)) == 4

@@ -300,6 +300,13 @@ def test_a_work_dir_that_cannot_be_written(work_dir, folder, capsys):
         "system says '[A-Z][a-z ]+'; give another folder", line)
 
 
+def test_what_rides_along_overwrites_nothing(folder, capsys):
+    Path('own').mkdir()
+    Path('own', 'epoch_2.pth').write_text('mine')
+    line = refusal(capsys, CLS, '--ride-along', 'ema=own', *EPOCHS)
+    assert "'own' holds checkpoints of an earlier run (epoch_2.pth)" in line
+
+
 def test_the_command_itself(tmp_path):
     result = subprocess.run(
         [sys.executable, ROOT / 'tools' / 'train.py', RETINANET, '--psw',

@@ -100,6 +100,16 @@ def test_a_grid_says_by_what_to_compare(tmp_path):
     assert read([tmp_path], metric='acc', rule='greater').better == 'higher'
 
 
+def test_a_named_grid_says_it_too(tmp_path):
+    for name, metric, rule in ('g', 'acc', 'less'), ('h', 'val_loss', 'less'):
+        grid(tmp_path / name, CURVES, metric=metric, rule=rule)
+    c = read([f'mine={tmp_path}/g'])
+    assert (c.metric, c.better, [*c.plans]) == (
+        'acc', 'lower', [f'{tmp_path}/g'])
+    with pytest.raises(ValueError, match='give --metric'):
+        read([tmp_path / 'g', f'mine={tmp_path}/h'])
+
+
 def test_a_rule_that_is_not_known_is_asked_for(tmp_path):
     run = trained(tmp_path / 'a', [1.], metric='psnr')
     with pytest.raises(ValueError, match='--rule greater'):

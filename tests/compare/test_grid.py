@@ -65,6 +65,23 @@ def test_each_run_is_a_command_that_a_user_would_type(tmp_path):
     assert grid.max_steps() == 2
 
 
+def test_the_logs_count_what_the_loop_counts(tmp_path):
+    epochs = 'train_cfg.max_epochs=3'
+    grid = grid_of(tmp_path, '--cfg-options', epochs)
+    assert grid.command(grid.cells[0])[-3:] == [
+        'log_processor.by_epoch=True',
+        'default_hooks.logger.log_metric_by_epoch=True', epochs]
+    iters = tmp_path / 'iters.py'
+    iters.write_text(f"_base_ = '{CHECKOUT / CONFIG}'\ntrain_cfg = dict("
+                     "_delete_=True, type='IterBasedTrainLoop', max_iters=8)")
+    grid = grid_of(tmp_path, config=str(iters))
+    assert grid.interval() == 1000
+    assert grid.command(grid.cells[0])[-3:] == [
+        'log_processor.by_epoch=False',
+        'default_hooks.logger.log_metric_by_epoch=False',
+        'default_hooks.logger.interval=8']
+
+
 def test_an_interrupted_run_goes_on_from_its_newest_validated_checkpoint(
         tmp_path):
     grid = grid_of(tmp_path)
@@ -129,6 +146,8 @@ def test_another_experiment_gets_a_folder_of_its_own(tmp_path, other):
     (('--seeds', '1', '1'), 'names a seed twice'),
     (('--jobs', '0'), '--jobs 0'),
     (('--arms', 'baseline', 'pswa', '--ride-along'), 'has nothing to do'),
+    (('--cfg-options', "visualizer.vis_backends=[]"), 'no LocalVisBackend'),
+    (('--arms', 'baseline', 'control+ema'), 'cannot be used together'),
     (('--cfg-options', 'max_epochs'), 'takes key=value'),
     (('--cfg-options', 'train_cfg.max_epochs.x=1'), 'does not fit'),
     (('--cfg-options', 'train_dataloader.dataset.data_root=nowhere'),

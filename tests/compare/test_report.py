@@ -129,6 +129,8 @@ def test_points_that_are_not_a_number_and_unknown_seeds(tmp_path):
 
 def test_an_earlier_report_is_replaced_and_nothing_else(work, capsys):
     report(capsys, 'work', '--out', 'out')
+    (work.parent / 'out' / 'index.html').unlink()  # as in a repository
+    (work.parent / 'out' / 'equal_time.png').write_text('')
     report(capsys, 'work', '--out', 'out')
     (work.parent / 'out' / 'thesis.tex').write_text('mine')
     with pytest.raises(ValueError, match=r"'out'.*\(thesis.tex\).*--out"):

@@ -98,10 +98,14 @@ def test_two_comparisons_by_hand(folders, tmp_path, capsys):
 @pytest.mark.parametrize('argv, message', [
     (['nowhere'], 'does not exist'),
     (['{one}', '{one}'], "two comparisons are called 'one'"),
+    (['{one}', '{one}/report'], "two comparisons are called 'one'"),
     (['{wrong}'], 'is no table of a comparison'),
 ])
 def test_bad_input(folders, tmp_path, capsys, argv, message):
     (tmp_path / 'wrong.csv').write_text('a,b\n1,2\n')
+    (folders[0] / 'report').mkdir()
+    (folders[0] / 'report' / 'table.csv').write_bytes(
+        (folders[0] / 'table.csv').read_bytes())
     argv = [text.format(one=folders[0], wrong=tmp_path / 'wrong.csv')
             for text in argv]
     assert compare.main(['summary', *argv]) == 2
