@@ -118,9 +118,8 @@ class GradientPruningHook(Hook):
         self.means: dict[str, list[float]] = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """When resuming, remember the means that tau is predicted from."""
-        if getattr(runner, '_resume', False):
-            self.means = checkpoint.get('gradient_pruning', {})
+        """Remember the means that tau is predicted from."""
+        self.means = checkpoint.get('gradient_pruning', {})
 
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict) -> None:
@@ -142,9 +141,10 @@ class GradientPruningHook(Hook):
         if self.sparse:
             _check_sparse(device)
         self.generator = torch.Generator(device)
+        means = self.means if runner.iter else {}  # of a run that goes on
         self.layers = [
             _Layer(name, self.factor, self.generator,
-                   deque(self.means.get(name, ()), self.window))
+                   deque(means.get(name, ()), self.window))
             for name in self._chosen(model)
         ]
         for layer in self.layers:

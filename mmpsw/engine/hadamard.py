@@ -88,6 +88,10 @@ def _checked(model: nn.Module, layers: dict) -> list[nn.Module]:
     weights = [id(param) for _, param in model.named_parameters(
         remove_duplicate=False)]
     for name, layer in layers.items():
+        if 'kernel_generate_head' in name:
+            raise ValueError(
+                f"'{name}' cannot be a fixed classifier, because K-Net takes "
+                'its weight for its first kernels: train it without.')
         kind = type(layer)
         if f'{kind.__module__}.{kind.__qualname__}' not in _PLAIN:
             raise ValueError(

@@ -29,7 +29,7 @@ class LpSGDConstructor(DefaultOptimWrapperConstructor):
     follows, so that their norm does not matter. All else trains by plain SGD:
     norms, biases, last layers, depthwise and transposed convolutions.
     ``custom_keys`` change it by name: ``{'layer1': dict(p=1.3), 'fpn':
-    dict(p=1.07), 'downsample': dict(p=None)}``.
+    dict(p=1.07), 'downsample': dict(p=None)}``, but for norms and biases.
 
     .. code-block:: python
 
@@ -58,6 +58,7 @@ class LpSGDConstructor(DefaultOptimWrapperConstructor):
                          paramwise_cfg or dict(bypass_duplicate=True))
         self.optimizer_cfg = dict(self.optimizer_cfg)
         try:
+            self.base_lr = self.optimizer_cfg['lr']
             self.sphere_lr = self.optimizer_cfg.pop('sphere_lr')
             p = self.optimizer_cfg.pop('p')
         except KeyError as error:
@@ -82,6 +83,8 @@ class LpSGDConstructor(DefaultOptimWrapperConstructor):
             return
         for group in params:
             group.setdefault('p', self.p_of.get(id(group['params'][0])))
+            if group['params'][0].dim() < 2:  # in a part that a key names
+                group['p'] = None
             if group['p'] is not None:
                 scale = group.get('lr', self.base_lr) / self.base_lr
                 group['lr'] = scale * self.sphere_lr

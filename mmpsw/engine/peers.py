@@ -65,6 +65,7 @@ class EpochAverageHook(EMAHook):
         self.epoch_length = _epoch_length(runner, self)
         self.begin_iter = round(self.begin * runner.max_iters)
         super().before_train(runner)
+        _begin(self, runner)
 
     def after_train_iter(self, runner: Runner, *args: Any,
                          **kwargs: Any) -> None:
@@ -122,6 +123,7 @@ class LookaheadHook(EMAHook):
     def before_train(self, runner: Runner) -> None:
         """The weights at the beginning are the first slow ones."""
         super().before_train(runner)
+        _begin(self, runner)
         # mmengine's average takes those after its first step instead.
         self.ema_model.steps.clamp_(min=1)
 
@@ -244,6 +246,12 @@ def AdamWScheduleFree(params: Any, **settings: Any) -> Optimizer:  # noqa: N802
     """The library's optimizer of this name; it needs ScheduleFreeHook."""
     from schedulefree import AdamWScheduleFree
     return AdamWScheduleFree(params, **settings)
+
+
+def _begin(hook: EMAHook, runner: Runner) -> None:
+    """Take the first weights: mmengine's copy is older than init_weights."""
+    if not runner.iter:
+        hook.ema_model.module.load_state_dict(hook.src_model.state_dict())
 
 
 def _switch(hook: EMAHook) -> None:

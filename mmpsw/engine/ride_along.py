@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from mmengine.fileio import dump
 from mmengine.hooks import EMAHook, Hook, LoggerHook
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner, autocast
 from torch.optim import Optimizer
 
@@ -90,16 +91,18 @@ class _Averaged:
 
 
 def passenger(fragment: Mapping) -> _Control | _Averaged | None:
-    """What a fragment evaluates beside a run; None if it changes the run.
+    """What a fragment evaluates beside a run; None if it needs its own.
 
     Args:
         fragment (dict): The settings of ``--with``: a ``psw`` with
-            ``write_back=False``, or an EMAHook that is not one of those that
-            write back.
+            ``write_back=False`` that does not recalibrate, or an EMAHook that
+            is not one of those that write back.
     """
     hooks = fragment.get('custom_hooks') or []
-    if set(fragment) == {'psw'} and fragment['psw'].get('write_back') is False:
-        return _Control(fragment['psw'])
+    psw = fragment.get('psw') or {}
+    if (set(fragment) == {'psw'} and psw.get('write_back') is False
+            and psw.get('buffers') != 'recalibrate'):
+        return _Control(psw)
     if set(fragment) == {'custom_hooks'} and len(hooks) == 1:
         average = _Averaged(hooks[0])
         if isinstance(average.hook, EMAHook) and not isinstance(
@@ -121,8 +124,9 @@ class RideAlongHook(Hook):
             fragment that only evaluates (see :func:`passenger`).
 
     Raises:
-        ValueError: A fragment changes the run, gradients are accumulated, or
-            a run is resumed in which an average was not there.
+        ValueError: A fragment needs a run of its own, gradients are
+            accumulated, there are several optimizers, or a run is resumed in
+            which an average was not there.
     """
 
     priority = 'NORMAL'
@@ -136,11 +140,16 @@ class RideAlongHook(Hook):
             if average is None:
                 raise ValueError(
                     f"'{folder}' cannot ride along, because its settings "
-                    'change the run: train it as a run of its own.')
+                    'change the run, or recalibrate: train it as a run of its '
+                    'own.')
         self.loaded: dict[str, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Begin to follow the run, or go on with it."""
+        if isinstance(runner.optim_wrapper, OptimWrapperDict):
+            raise ValueError(
+                'RideAlongHook needs one optimizer, but the config has '
+                'several: train without it.')
         if runner.optim_wrapper._accumulative_counts > 1:
             raise ValueError(
                 'Averages cannot ride along where gradients are accumulated, '

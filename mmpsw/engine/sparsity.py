@@ -3,8 +3,9 @@ import math
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -29,12 +30,14 @@ class _MaskHook(Hook):
 
     The masks are over the trainable weights of all convolutions and linear
     layers. They are saved under ``sparsity``, beside the ``state_dict``, which
-    holds the masked weights under the stock config's names. The share of
-    zeros is logged as ``sparsity/zeros``, and each layer's at the end.
+    holds the masked weights under the stock config's names, those of an
+    EMAHook's average too. The share of zeros is logged as ``sparsity/zeros``,
+    and each layer's at the end.
 
     Raises:
-        ValueError: A setting is out of its range, or the model has no such
-            layer.
+        ValueError: A setting is out of its range, the model has no such
+            layer, there are several optimizers, or a run is resumed that had
+            no masks of this kind.
     """
 
     # After what may write weights: the averages' hooks.
@@ -79,17 +82,26 @@ class _MaskHook(Hook):
         checkpoint['sparsity'] = self.state()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the masks of a run that is resumed."""
-        if getattr(runner, '_resume', False):
-            self.saved = checkpoint.get('sparsity')
+        """Keep the masks until it is known whether the run is resumed."""
+        self.saved = checkpoint.get('sparsity')
 
     def before_train(self, runner: Runner) -> None:
         """Find the weights, and mask them."""
+        if isinstance(runner.optim_wrapper, OptimWrapperDict):
+            raise ValueError(
+                f'{type(self).__name__} needs one optimizer, but the config '
+                'has several: train without it.')
         self.weights = _maskable(unwrapped(runner.model))
-        if self.saved is not None:
+        if not runner.iter:
+            self.masks = self.first_masks()
+        elif self.saved and self.saved.keys() == self.state().keys():
             self.load(self.saved)
         else:
-            self.masks = self.first_masks()
+            raise ValueError(
+                'The checkpoint cannot be resumed from with '
+                f'{type(self).__name__}, because it has no masks of this '
+                'kind: resume with the settings with which the run was begun, '
+                'or start a new one from its weights with load_from.')
         optimizer = runner.optim_wrapper.optimizer
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
@@ -102,8 +114,11 @@ class _MaskHook(Hook):
 
     def after_train_iter(self, runner: Runner, *args: Any,
                          **kwargs: Any) -> None:
-        """Mask what an average has written, and log."""
+        """Mask what an average has written, and the average, and log."""
         self._mask_weights()
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                self._mask_average(hook.ema_model.module)
         runner.message_hub.update_scalar(
             'train/sparsity/zeros', share_of_zeros(self.masks))
 
@@ -143,6 +158,11 @@ class _MaskHook(Hook):
         # v of what is masked stays, and counts in the filter's norm.
         for name, weight in self.weights.items():
             weight.data.masked_fill_(~self.masks[name], 0)
+
+    def _mask_average(self, model: nn.Module) -> None:
+        for name, mask in self.masks.items():
+            weight = model.get_parameter(name).data
+            weight.masked_fill_(~mask.to(weight.device), 0)
 
 
 @HOOKS.register_module()

@@ -328,7 +328,7 @@ class _Layer:
         if self.map != 'gradient_descent':
             self.r.grad = grad
             return
-        decayed = self.group['lr'] / self.group['initial_lr']
+        decayed = self.group['lr'] / (self.group['initial_lr'] or 1)
         lr = 0.02 * decayed**math.log10(5)  # 0.2 where this is 0.1
         with torch.no_grad():
             q, momentum = descend(self.r, self.momentum, grad, lr)

@@ -1,6 +1,7 @@
 """Metrics against closed forms and scipy; the networks' shapes and sizes."""
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,6 +94,39 @@ def test_features_are_the_classifiers_own(tmp_path):
         'frechet', 'class_score', 'precision', 'recall')}
     assert found['digits/frechet'] == pytest.approx(0, abs=1e-4)
     assert found['digits/precision'] == found['digits/recall'] == 1
+
+
+def measured(monkeypatch, real, fake, logits, splits, most=10000):
+    monkeypatch.setattr(MODELS, 'build', lambda features: features)
+    metric = GeneratedImages(SimpleNamespace(
+        name='given', metrics=('frechet', 'score'), splits=splits), most=most)
+    first, second = (metric.compute_metrics([*zip(real, fake, logits)])
+                     for _ in range(2))
+    assert first == second
+    return first
+
+
+def test_a_part_of_the_images_is_one_of_all_classes(monkeypatch):
+    """Of data that is sorted by them; here the last five are generated
+    badly."""
+    classes = torch.arange(10).repeat_interleave(100)
+    real, fake = (100 * classes[:, None] + draws(1000, 2, seed)
+                  for seed in (0, 1))
+    fake[500:] += 5000
+    found = measured(monkeypatch, real, fake,
+                     50. * torch.eye(10)[classes], splits=10, most=500)
+    assert 9 < found['score'] < 10
+    assert found['precision'] == pytest.approx(0.5, abs=0.1)
+    assert found['recall'] == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_order_matters_to_parts_only(monkeypatch):
+    real, fake, logits = draws(60, 3), draws(60, 3, 1), draws(60, 4, 2)
+    found = measured(monkeypatch, real, fake, logits, splits=1)
+    assert found.pop('score') == pytest.approx(class_score(logits), rel=1e-12)
+    precision, recall = precision_and_recall(real, fake)
+    assert found == dict(frechet=frechet_distance(real, fake),
+                         precision=precision, recall=recall)
 
 
 def test_features_without_weights_say_how_to_train_them():

@@ -16,7 +16,7 @@ from mmengine.logging import MessageHub
 from pruned import HOOK, Pixels
 from reference import assert_equal
 from torch import nn
-from toy import Points, Toy, Weights, here, trained
+from toy import Points, Toy, Weights, here, runner, trained
 
 from mmpsw.commands.launch import has_accelerator
 from mmpsw.engine import GradientPruningHook
@@ -167,6 +167,23 @@ def test_resumed_runs_end_as_uninterrupted_ones(tmp_path, keys):
     saved = torch.load(tmp_path / 'whole/iter_1.pth', weights_only=False)
     assert saved['gradient_pruning'].keys() == {'conv1', 'conv2', 'conv3'}
     assert not any('pruning' in name for name in saved['state_dict'])
+
+
+@pytest.mark.parametrize('device', ['cpu'], indirect=True)
+def test_tau_goes_on_where_a_runner_is_told_to_resume(tmp_path):
+    """By its method; a run that begins with the weights predicts anew."""
+    whole = train(tmp_path / 'whole', checkpoint=dict(interval=1))
+    saved = str(tmp_path / 'whole/epoch_3.pth')
+    resumed = runner(tmp_path / 'rest', hooks=[HOOK], model=Pixels())
+    resumed.resume(saved)
+    resumed.train()
+    assert_equal(whole.model, resumed.model)
+    checkpoint = torch.load(saved, weights_only=False)
+    del checkpoint['gradient_pruning']
+    stock = str(tmp_path / 'stock.pth')
+    torch.save(checkpoint, stock)
+    assert_equal(*(train(tmp_path / 'new', load_from=path).model
+                   for path in (saved, stock)))
 
 
 @pytest.mark.skipif(has_accelerator(), reason='gloo on a CPU')

@@ -325,6 +325,13 @@ def test_a_one_stage_detector_has_no_such_layer():
         build_model(load('configs/det/retinanet_r18_bccd_small.py'))
 
 
+def test_knet_reads_the_weight_that_would_be_fixed():
+    cfg = load('mmseg::knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512')
+    with pytest.raises(ValueError, match="kernel_generate_head.conv_seg'.* "
+                       'K-Net.*train it without'):
+        build_model(cfg)
+
+
 def test_a_learned_checkpoint_begins_a_run(tmp_path):
     """With its other weights, and a word about the classifier."""
     stock = Classifier()

@@ -85,6 +85,16 @@ def test_paramwise_cfg_goes_on_working():
     assert found['net.6.bias'] == (None, 0.05, 1e-3)
 
 
+def test_a_part_that_is_named_has_its_layers_on_the_sphere():
+    """Its norms and biases train plainly, as all others do."""
+    plain, sphere = (None, 0.05, 1e-3), (1.07, 0.02, 1e-3)
+    found, _ = groups(Net(), dict(custom_keys={'net': dict(p=1.07)}))
+    assert found == {name: sphere if 'weight' in name and name not in (
+        'net.1.weight', 'net.4.weight') else plain for name in found}
+    found, _ = groups(Toy(), dict(custom_keys={'net': dict(p=1.07)}))
+    assert found['net.0.weight'] == found['net.3.weight'] == sphere
+
+
 def test_shared_and_frozen_parameters():
     model = Net()
     model.net[3] = model.net[0]
@@ -97,6 +107,8 @@ def test_shared_and_frozen_parameters():
 @pytest.mark.parametrize('hook, optimizer, message', [
     (True, dict(type='SGD', lr=0.1), 'LpSGDHook needs LpSGD'),
     (False, dict(type='mmpsw.LpSGD', lr=0.1, p=1.2), 'set optimizer.sphere_'),
+    (False, dict(type='mmpsw.LpSGD', sphere_lr=0.1, p=1.2),
+     r'set optimizer\.lr'),
     (False, dict(OPTIMIZER, p=0.9), 'p=0.9'),
     (False, dict(OPTIMIZER, sphere_lr=2), r'lr=2.0 is not .* \[0, 1\)'),
 ])

@@ -3,9 +3,9 @@ import copy
 
 import pytest
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from reference import assert_equal
-from toy import Weights, trained
+from toy import Toy, Weights, trained
 
 EPOCH = 6
 EMA = 0.3
@@ -125,6 +125,40 @@ def test_lookahead_synchronises_from_the_first_weights_on(tmp_path):
             assert_close(after, {name: fast[name] for name in names})
         if i % EPOCH == 0:
             assert_close(seen.shown[i // EPOCH - 1], slow)
+
+
+class Initialised(Toy):
+    """Its weights are set after the hooks' before_run, as a zoo's are."""
+
+    def init_weights(self):
+        for param in self.parameters():
+            torch.nn.init.constant_(param, 100.)
+
+
+@pytest.mark.parametrize('hook', [
+    dict(type='mmpsw.LookaheadHook', k=2),
+    dict(type='mmpsw.SwitchEMAHook', momentum=EMA), LATE_EPOCHS, LAST_EPOCHS])
+def test_averages_begin_with_the_initialised_weights(tmp_path, hook):
+    """Which is seen where nothing is learned: all is what it was."""
+    run, seen = train(
+        tmp_path, hook, model=Initialised(),
+        optimizer=dict(type='SGD', lr=0.), train_cfg=dict(
+            by_epoch=False, max_iters=8, val_interval=4))
+    average = next(h for h in run.hooks if isinstance(h, EMAHook)).ema_model
+    for model in (run.model, average.module):
+        assert all((w == 100).all() for w in model.parameters())
+    for state in seen.starts + seen.shown:
+        assert (state['net.0.weight'] == 100).all()
+
+
+def test_before_the_first_epoch_end_a_resumed_run_shows_the_same(tmp_path):
+    """The first weights, although the live ones are others by then."""
+    keys = dict(train_cfg=dict(by_epoch=False, max_iters=8, val_interval=4))
+    _, whole = train(tmp_path / 'whole', LATE_EPOCHS, **keys)
+    _, resumed = train(tmp_path / 'rest', LATE_EPOCHS, **keys,
+                       resume_from=tmp_path / 'whole/iter_3.pth')
+    assert_equal(whole.starts[0], whole.shown[0])
+    assert_equal(whole.starts[0], resumed.shown[0])
 
 
 FREE = dict(type='mmpsw.ScheduleFreeHook', recalibrate_batches=2)

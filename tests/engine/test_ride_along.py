@@ -2,6 +2,7 @@
 import json
 
 import pytest
+import tiny_gan
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
@@ -90,6 +91,7 @@ def test_a_resumed_run_goes_on_with_them(tmp_path):
     dict(custom_hooks=[dict(type='mmpsw.LookaheadHook')]),
     dict(custom_hooks=[dict(type='mmpsw.SwitchEMAHook')]),
     dict(psw=dict(type='PSWA', write_back=False), train_cfg=dict(x=1)),
+    dict(psw=dict(type='PSWA', write_back=False, buffers='recalibrate')),
     dict(),
 ])
 def test_what_changes_the_run_does_not_ride_along(settings):
@@ -103,6 +105,9 @@ def test_bad_runs_are_refused(tmp_path):
     run = runner(tmp_path / 'a', hooks=[hook(tmp_path)],
                  wrapper=dict(accumulative_counts=2))
     with pytest.raises(ValueError, match='gradients are accumulated'):
+        run.train()
+    run = tiny_gan.runner(tmp_path / 'gan', hooks=[hook(tmp_path)])
+    with pytest.raises(ValueError, match='one optimizer.*has several'):
         run.train()
     trained(tmp_path / 'b')
     run = runner(tmp_path / 'c', hooks=[hook(tmp_path)],

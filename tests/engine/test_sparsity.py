@@ -2,17 +2,19 @@
 import copy
 
 import pytest
+import tiny_gan
 import torch
 from reference import assert_equal
 from torch import nn
 from torch.nn.utils import prune
-from toy import Toy, Weights, here, trained
+from toy import Toy, Weights, here, runner, trained
 
 from mmpsw.methods.sparsity import hoyer
 from mmpsw.registry import HOOKS
 
 SPARSE = dict(type='mmpsw.SparsityHook', target=0.6, begin=0.25, end=0.75,
               interval=3)
+PRUNED = dict(type='mmpsw.MagnitudePruningHook', target=0.5)
 LAYERS = 'net.0.weight', 'net.3.weight'
 
 
@@ -34,11 +36,12 @@ class Watch(Weights):
             for name, w in runner.model.named_parameters()})
 
 
-def train(tmp_path, hook, psw=None, **keys):
+def train(tmp_path, hook, *averages, psw=None, **keys):
     hook = HOOKS.build(hook)
     watch = Watch(hook)
     keys.setdefault('validate', False)
-    return trained(tmp_path, psw, hooks=[hook, watch], **keys), hook, watch
+    return trained(tmp_path, psw, hooks=[hook, watch, *averages],
+                   **keys), hook, watch
 
 
 def test_masked_weights_and_their_momentum_are_zero(tmp_path):
@@ -110,7 +113,7 @@ def test_a_change_by_hand(tmp_path):
 
 
 def test_the_saved_weights_are_masked_and_a_stock_model_loads_them(tmp_path):
-    run, hook, _ = train(tmp_path, SPARSE, dict(type='PSWA'))
+    run, hook, _ = train(tmp_path, SPARSE, psw=dict(type='PSWA'))
     saved = torch.load(tmp_path / 'iter_24.pth', weights_only=True)
     Toy().load_state_dict(saved['state_dict'])
     assert_equal(saved['state_dict'], run.model.cpu().state_dict())
@@ -118,6 +121,28 @@ def test_the_saved_weights_are_masked_and_a_stock_model_loads_them(tmp_path):
         assert torch.equal(saved['sparsity']['masks'][name],
                            hook.masks[name].cpu())
         assert not saved['state_dict'][name][~hook.masks[name].cpu()].any()
+
+
+EMA = dict(type='EMAHook', momentum=0.1)
+LAWA = dict(type='mmpsw.EpochAverageHook', last=3,
+            ema_type='mmpsw.LatestWeightAverage')
+
+
+@pytest.mark.parametrize('average', [
+    EMA, LAWA, dict(type='mmpsw.LookaheadHook'),
+    dict(type='mmpsw.SwitchEMAHook', momentum=0.1)])
+@pytest.mark.parametrize('hook', [PRUNED, SPARSE])
+def test_averages_are_masked_as_the_weights_are(tmp_path, hook, average):
+    """They are what is validated and saved."""
+    _, hook, _ = train(tmp_path, hook, average)
+    saved = torch.load(tmp_path / 'iter_24.pth', weights_only=True)
+    for name in LAYERS:
+        mask = hook.masks[name].cpu()
+        assert not mask.all()
+        for key in 'state_dict', 'ema_state_dict':
+            state = saved[key]
+            weight = state.get(name, state.get(f'module.{name}'))
+            assert not weight[~mask].any()
 
 
 @pytest.mark.parametrize('per_layer', [False, True])
@@ -146,19 +171,50 @@ def test_magnitude_pruning_is_torchs(tmp_path, per_layer):
         assert not seen.after[-1][name][~hook.masks[name]].any()
 
 
-@pytest.mark.parametrize('hook', [
-    SPARSE, dict(type='mmpsw.MagnitudePruningHook', target=0.5)])
-@pytest.mark.parametrize('optimizer', [None, dict(type='AdamW', lr=0.01)])
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, hook, optimizer):
-    stock = dict(type='mmpsw.RandomStateHook')
-    keys = dict(optimizer=optimizer, validate=False)
-    whole = trained(tmp_path / 'whole', hooks=[stock, copy.deepcopy(hook)],
-                    **keys)
+@pytest.mark.parametrize('hook', [SPARSE, PRUNED])
+@pytest.mark.parametrize('keys, averages', [
+    ({}, []), (dict(optimizer=dict(type='AdamW', lr=0.01)), []),
+    ({}, [EMA]), ({}, [LAWA])])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, hook, keys,
+                                                averages):
+    keys = dict(keys, validate=False, hooks=[
+        dict(type='mmpsw.RandomStateHook'), hook, *averages])
+    whole = trained(tmp_path / 'whole', **copy.deepcopy(keys))
+    expected = torch.load(tmp_path / 'whole/iter_24.pth', weights_only=True)
     for at in (4, 6, 10, 14):
         resumed = trained(
-            tmp_path / str(at), hooks=[stock, copy.deepcopy(hook)], **keys,
+            tmp_path / str(at), **copy.deepcopy(keys),
+            checkpoint=dict(by_epoch=False, interval=24),
             resume_from=tmp_path / f'whole/iter_{at}.pth')
         assert_equal(whole.model, resumed.model)
+        found = torch.load(tmp_path / f'{at}/iter_24.pth', weights_only=True)
+        assert_equal(expected['state_dict'], found['state_dict'])
+
+
+@pytest.mark.parametrize('hook', [SPARSE, PRUNED])
+def test_masks_go_on_where_a_runner_is_told_to_resume(tmp_path, hook):
+    """By its method, which does not set what the key of a config sets."""
+    whole, first, _ = train(tmp_path / 'whole', hook,
+                            checkpoint=dict(interval=1))
+    again = HOOKS.build(hook)
+    run = runner(tmp_path / 'rest', hooks=[again], validate=False)
+    run.resume(str(tmp_path / 'whole/epoch_3.pth'))
+    run.train()
+    for name in LAYERS:
+        assert torch.equal(first.masks[name], again.masks[name])
+    assert_equal(whole.model, run.model)
+
+
+@pytest.mark.parametrize('before, after', [
+    (PRUNED, SPARSE), (SPARSE, PRUNED), (dict(type='EMAHook'), SPARSE)])
+def test_no_run_resumes_without_its_masks(tmp_path, before, after):
+    trained(tmp_path / 'a', hooks=[before], validate=False)
+    with pytest.raises(ValueError, match='no masks of this kind.*load_from'):
+        trained(tmp_path / 'b', hooks=[after], validate=False,
+                resume_from=tmp_path / 'a/iter_6.pth')
+    run = trained(tmp_path / 'c', hooks=[after], validate=False,
+                  load_from=str(tmp_path / 'a/iter_6.pth'))
+    assert run.iter == 24
 
 
 def test_each_layer_is_logged_at_the_end(tmp_path, monkeypatch):
@@ -190,3 +246,9 @@ def test_a_model_without_layers_to_mask_is_refused(tmp_path):
     model.net = nn.BatchNorm1d(4)
     with pytest.raises(ValueError, match='nothing to mask'):
         train(tmp_path, SPARSE, model=model)
+
+
+@pytest.mark.parametrize('hook', [SPARSE, PRUNED])
+def test_several_optimizers_are_refused(tmp_path, hook):
+    with pytest.raises(ValueError, match='needs one optimizer.*has several'):
+        tiny_gan.runner(tmp_path, hooks=[hook]).train()

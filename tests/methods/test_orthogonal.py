@@ -252,6 +252,19 @@ def test_gradient_descent_trains_q_at_its_own_rate():
     assert_close(model[-1].weight, reference[-1].weight, 1e-7)
 
 
+def test_gradient_descent_keeps_still_at_rate_zero():
+    model = network()
+    still, *others = model.parameters()
+    optimizer = sgd([dict(params=[still], lr=0.), dict(params=others)])
+    training = OrthogonalTraining(optimizer, weights(model),
+                                  'gradient_descent')
+    before = copy.deepcopy(model)
+    train(model, optimizer, 5)
+    assert_close(training.layers['0'].r, torch.eye(27))
+    assert_close(model[0].weight, before[0].weight)
+    assert not torch.equal(model[2].weight, before[2].weight)
+
+
 @pytest.mark.parametrize('name', MAPS)
 def test_energy_stays(name):
     """And the angles between the neurons, while the weights move."""

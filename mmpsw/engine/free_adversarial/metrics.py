@@ -167,8 +167,9 @@ class GeneratedImages(BaseMetric):
         features (dict): :class:`ClassifierFeatures` or
             :class:`InceptionFeatures`.
         neighbours (int): See :func:`precision_and_recall`. Defaults to 3.
-        most (int): Precision and recall are of so many samples, as the
-            distances between all of them are held. Defaults to 10000.
+        most (int): Precision and recall are of so many samples, the same at
+            each validation, as the distances between all of them are held.
+            Defaults to 10000.
         **kwargs: Those of BaseMetric.
 
     Raises:
@@ -197,11 +198,15 @@ class GeneratedImages(BaseMetric):
         if self.real is None:
             self.real = torch.stack(real)
         fake, logits = torch.stack(fake), torch.stack(logits)
+        # Of data that is sorted by its classes, a part has them all too.
+        order = torch.randperm(
+            len(fake), generator=torch.Generator().manual_seed(0))
+        some = order[:self.most].sort().values
         distance, score = self.features.metrics
         precision, recall = precision_and_recall(
-            self.real[:self.most], fake[:self.most], self.neighbours)
+            self.real[some], fake[some], self.neighbours)
         return {distance: frechet_distance(self.real, fake),
-                score: class_score(logits, self.features.splits),
+                score: class_score(logits[order], self.features.splits),
                 'precision': precision, 'recall': recall}
 
     def _features(self, samples: list[dict],
