@@ -120,7 +120,8 @@ def shapes(model: nn.Module, images: Tensor) -> dict[tuple, nn.Conv2d]:
         found.setdefault(key, conv)
 
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels % 16 == 0:
+        if (isinstance(module, nn.Conv2d) and module.groups == 1
+                and module.in_channels % 16 == 0):
             module.register_forward_pre_hook(note)
     with torch.no_grad():
         model(images)
