@@ -412,11 +412,12 @@ def arms(model: nn.Module, batch: dict,
 
 
 def set_input_size(cfg: Config, size: int) -> None:
-    """mmseg pads a batch to the size that its config says."""
+    """mmseg pads a batch to the size that its config says, LSJ to 1024."""
     for holder in (cfg, cfg.model):
         preprocessor = holder.get('data_preprocessor') or {}
         if preprocessor.get('size') is not None:
             preprocessor['size'] = (size, size)
+        preprocessor.pop('batch_augments', None)
 
 
 def synthetic_batch(cfg: Config, batch_size: int, size: int) -> dict:

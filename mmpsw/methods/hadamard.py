@@ -63,7 +63,7 @@ class _FixedClassifier(nn.Module):
         logits = self.scale * self._product(unit)
         if self.bias is None:
             return logits
-        return logits + self.bias.unflatten(0, (-1, *[1] * (-1 - self.dim)))
+        return logits + self.bias.reshape(-1, *[1] * (-1 - self.dim))
 
     def _product(self, x: Tensor) -> Tensor:
         matrix = self.matrix.to(x.dtype)
@@ -219,7 +219,7 @@ def _transform(x: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
     A fast Walsh-Hadamard transform in two steps of radix sqrt(size), which
     are matrix products, instead of log2(size) steps of radix 2.
     """
-    x = x.unflatten(-1, (len(outer), len(inner)))
+    x = x.reshape(*x.shape[:-1], len(outer), len(inner))
     return (outer.to(x.dtype) @ (x @ inner.to(x.dtype))).flatten(-2)
 
 

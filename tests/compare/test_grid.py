@@ -147,7 +147,7 @@ def test_another_experiment_gets_a_folder_of_its_own(tmp_path, other):
     (('--jobs', '0'), '--jobs 0'),
     (('--arms', 'baseline', 'pswa', '--ride-along'), 'has nothing to do'),
     (('--cfg-options', "visualizer.vis_backends=[]"), 'no LocalVisBackend'),
-    (('--arms', 'baseline', 'control+ema'), 'cannot be used together'),
+    (('--arms', 'control+ema'), 'cannot be used together'),
     (('--cfg-options', 'max_epochs'), 'takes key=value'),
     (('--cfg-options', 'train_cfg.max_epochs.x=1'), 'does not fit'),
     (('--cfg-options', 'train_dataloader.dataset.data_root=nowhere'),
