@@ -18,4 +18,5 @@ cd "$root"
 # all the more where other work shares the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # A file's tests stay together, because they share what its fixtures train.
-exec "$venv/bin/python" -m pytest tests -n "$(nproc)" --dist loadfile "$@"
+cores=$(env -u OMP_NUM_THREADS nproc)   # nproc itself obeys it
+exec "$venv/bin/python" -m pytest tests -n "$cores" --dist loadfile "$@"

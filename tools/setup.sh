@@ -198,11 +198,12 @@ install_mmcv() {
 }
 
 build_mmcv() {
-    local build jobs wheel
+    local build jobs cores wheel
     # Compiling one file takes up to 1.5 GB.
     jobs=$(awk '/MemAvailable/ {print int($2 / 1.5e6)}' /proc/meminfo)
     ((jobs > 0)) || jobs=1
-    export MAX_JOBS=${MAX_JOBS:-$((jobs < $(nproc) ? jobs : $(nproc)))}
+    cores=$(env -u OMP_NUM_THREADS nproc)   # nproc itself obeys it
+    export MAX_JOBS=${MAX_JOBS:-$((jobs < cores ? jobs : cores))}
     build=$(mktemp -d "$venv/build.XXXXXX")
     run "Compiling $mmcv for the $operations, $MAX_JOBS files at once" \
         compile_mmcv "$build"
