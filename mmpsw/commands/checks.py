@@ -25,6 +25,14 @@ _AVERAGING_HOOKS = ('EMAHook', 'SwitchEMAHook', 'EpochAverageHook')
 _STOCK_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'ApexOptimWrapper')
 
 
+def check_training(cfg: Config, amp: bool = False) -> None:
+    """All that needs no work dir: ``amp`` says that --amp was given."""
+    check_psw(cfg)
+    check_amp(cfg, amp)
+    check_pretrained(cfg.get('model'))
+    check_data(cfg, 'train', 'val')
+
+
 def check_psw(cfg: Config) -> None:
     """Looks whether ``psw`` has its wrapper, and no other average beside."""
     averages = [configs.class_name(hook.get('type'))

@@ -219,10 +219,7 @@ def train_grid(grid: grids.Grid, jobs: int | None = None,
     for arm in grid.arms:
         command = grid.command(grids.Cell(arm, grid.seeds[0]))
         cfg = train.build_config(train.parse_args(command[2:]))
-        checks.check_psw(cfg)
-        checks.check_amp(cfg)
-        checks.check_pretrained(cfg.get('model'))
-        checks.check_data(cfg, 'train', 'val')
+        checks.check_training(cfg)
     gpus = visible_gpus()
     jobs = jobs or min(training.default_jobs(gpus), len(grid.cells))
     # All of that was looked at before hours are spent.

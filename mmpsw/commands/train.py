@@ -125,14 +125,11 @@ def ride_along(args: Namespace) -> 'RideAlongHook | None':
 def verify(cfg: Config, args: Namespace) -> list[str]:
     """Runs all checks; returns what the log should say of resuming."""
     from mmpsw.commands import checks
-    checks.check_psw(cfg)
-    checks.check_amp(cfg, args.amp)
     checks.check_work_dir(cfg, args.overwrite)
     if not (args.overwrite or cfg.get('resume')):
         checks.check_ride_along(map(str, args.ride_along.values()))
     notes = checks.find_start(cfg)
-    checks.check_pretrained(cfg.get('model'))
-    checks.check_data(cfg, 'train', 'val')
+    checks.check_training(cfg, args.amp)
     checks.make_work_dir(cfg)
     return notes
 
