@@ -24,6 +24,7 @@ from mmpsw.runtime.random_state import random_state, set_random_state
 from .averaging.buffers import owned_buffers
 from .averaging.settings import Settings
 from .peers import LookaheadHook, SwitchEMAHook
+from .sparsity import mask_hooks
 
 __all__ = ['RideAlongHook', 'passenger']
 
@@ -74,6 +75,8 @@ class _Averaged:
 
     def follow(self, runner: Runner) -> None:
         self.hook.after_train_iter(runner, 0)
+        for hook in mask_hooks(runner):
+            hook.mask_average(self.hook.ema_model.module)
 
     @contextmanager
     def shown(self):
@@ -172,6 +175,8 @@ class RideAlongHook(Hook):
         before = random_state()
         for folder, average in self.averages.items():
             with average.shown():
+                for hook in mask_hooks(runner):
+                    hook.mask_weights()
                 _log(runner, folder, _validate(runner))
                 if runner.iter >= runner.max_iters:
                     _save(runner, folder)
@@ -197,7 +202,6 @@ class RideAlongHook(Hook):
                 'checkpoint was saved without it: begin anew, or train it as '
                 'a run of its own.')
         return self.loaded[str(folder)]
-
 
 
 def _log(runner: Runner, folder: Path, metrics: dict[str, float]) -> None:

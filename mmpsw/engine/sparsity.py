@@ -30,9 +30,9 @@ class _MaskHook(Hook):
 
     The masks are over the trainable weights of all convolutions and linear
     layers. They are saved under ``sparsity``, beside the ``state_dict``, which
-    holds the masked weights under the stock config's names, those of an
-    EMAHook's average too. The share of zeros is logged as ``sparsity/zeros``,
-    and each layer's at the end.
+    holds the masked weights under the stock config's names. An average is
+    masked too where it is validated, tested and saved. The share of zeros is
+    logged as ``sparsity/zeros``, and each layer's at the end.
 
     Raises:
         ValueError: A setting is out of its range, the model has no such
@@ -78,8 +78,12 @@ class _MaskHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict) -> None:
-        """Add the masks."""
+        """Add the masks, and mask an average that is saved."""
         checkpoint['sparsity'] = self.state()
+        weights = checkpoint['state_dict']
+        for name, mask in self.masks.items():
+            weights[name] = weights[name].masked_fill(
+                ~mask.to(weights[name].device), 0)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the masks until it is known whether the run is resumed."""
@@ -105,7 +109,7 @@ class _MaskHook(Hook):
         optimizer = runner.optim_wrapper.optimizer
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
-        self._mask_weights()
+        self.mask_weights()
 
     def before_train_iter(self, runner: Runner, *args: Any,
                           **kwargs: Any) -> None:
@@ -115,12 +119,20 @@ class _MaskHook(Hook):
     def after_train_iter(self, runner: Runner, *args: Any,
                          **kwargs: Any) -> None:
         """Mask what an average has written, and the average, and log."""
-        self._mask_weights()
+        self.mask_weights()
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
-                self._mask_average(hook.ema_model.module)
+                self.mask_average(hook.ema_model.module)
         runner.message_hub.update_scalar(
             'train/sparsity/zeros', share_of_zeros(self.masks))
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Mask an average that is shown."""
+        self.mask_weights()
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """The same."""
+        self.mask_weights()
 
     def after_train(self, runner: Runner) -> None:
         """Say how sparse each layer is."""
@@ -151,18 +163,25 @@ class _MaskHook(Hook):
                 for key in {'momentum_buffer', 'exp_avg'} & state.keys():
                     state[key].mul_(before[name] & self.masks[name])
         self.updates += 1
-        self._mask_weights()
+        self.mask_weights()
 
-    def _mask_weights(self) -> None:
+    def mask_weights(self) -> None:
+        """Set to zero what is masked of the weights in the model."""
         # Through .data, which LpSGD does not take for somebody's writing: the
         # v of what is masked stays, and counts in the filter's norm.
         for name, weight in self.weights.items():
             weight.data.masked_fill_(~self.masks[name], 0)
 
-    def _mask_average(self, model: nn.Module) -> None:
+    def mask_average(self, model: nn.Module) -> None:
+        """The same in a model beside it."""
         for name, mask in self.masks.items():
             weight = model.get_parameter(name).data
             weight.masked_fill_(~mask.to(weight.device), 0)
+
+
+def mask_hooks(runner: Runner) -> list[_MaskHook]:
+    """Those of a run."""
+    return [hook for hook in runner.hooks if isinstance(hook, _MaskHook)]
 
 
 @HOOKS.register_module()

@@ -46,16 +46,22 @@ def logged(folder):
     return [line['error'] for line in lines if 'iter' not in line]
 
 
-def own_run(folder, settings, **keys):
-    hooks = settings.get('custom_hooks', ())
+def own_run(folder, settings, beside, **keys):
+    hooks = [*settings.get('custom_hooks', ()), *beside]
     return trained(folder, psw=settings.get('psw'), hooks=hooks, **keys)
 
 
-@pytest.mark.parametrize('keys', [EPOCHS, ITERS])
-def test_they_equal_runs_of_their_own(tmp_path, keys):
-    trained(tmp_path / 'all', hooks=[hook(tmp_path)], **keys)
+MASKS = dict(type='mmpsw.SparsityHook', target=0.6, begin=0.25, end=0.75,
+             interval=3)
+
+
+@pytest.mark.parametrize('keys, beside', [
+    (EPOCHS, []), (ITERS, []), (EPOCHS, [MASKS]), (ITERS, [MASKS])])
+def test_they_equal_runs_of_their_own(tmp_path, keys, beside):
+    """With masks, too."""
+    trained(tmp_path / 'all', hooks=[hook(tmp_path), *beside], **keys)
     for name, settings in AVERAGES.items():
-        own = own_run(tmp_path / 'own' / name, settings, **keys)
+        own = own_run(tmp_path / 'own' / name, settings, beside, **keys)
         own_values = logged(tmp_path / 'own' / name)
         assert len(own_values) == 4
         assert logged(tmp_path / name) == own_values, name

@@ -4,6 +4,7 @@ import copy
 import pytest
 import tiny_gan
 import torch
+from mmengine.hooks import Hook
 from reference import assert_equal
 from torch import nn
 from torch.nn.utils import prune
@@ -126,23 +127,50 @@ def test_the_saved_weights_are_masked_and_a_stock_model_loads_them(tmp_path):
 EMA = dict(type='EMAHook', momentum=0.1)
 LAWA = dict(type='mmpsw.EpochAverageHook', last=3,
             ema_type='mmpsw.LatestWeightAverage')
+FREE = dict(type='mmpsw.ScheduleFreeHook', recalibrate_batches=2)
+SCHEDULE_FREE = dict(type='mmpsw.SGDScheduleFree', lr=0.1, momentum=0.9)
+CONTROL = dict(type='PSWA', write_back=False)
 
 
-@pytest.mark.parametrize('average', [
-    EMA, LAWA, dict(type='mmpsw.LookaheadHook'),
-    dict(type='mmpsw.SwitchEMAHook', momentum=0.1)])
+class Shown(Hook):
+    """What is validated and saved, each time, with the masks of then."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, hook):
+        self.hook = hook
+        self.seen = []
+
+    def before_val_epoch(self, runner):
+        self.keep(runner.model.state_dict())
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        self.keep(checkpoint['state_dict'])
+        self.keep({name.removeprefix('module.'): weight for name, weight
+                   in checkpoint.get('ema_state_dict', {}).items()})
+
+    def keep(self, state):
+        self.seen += [(state[name].cpu().clone(), self.hook.masks[name].cpu())
+                      for name in LAYERS if name in state]
+
+
+@pytest.mark.parametrize('average, keys', [
+    ([EMA], {}), ([LAWA], {}), ([dict(type='mmpsw.LookaheadHook')], {}),
+    ([dict(type='mmpsw.SwitchEMAHook', momentum=0.1)], {}),
+    ([], dict(psw=CONTROL)),
+    ([], dict(psw=dict(type='PSWA', period=5, evaluate='average'))),
+    ([FREE], dict(optimizer=SCHEDULE_FREE))])
 @pytest.mark.parametrize('hook', [PRUNED, SPARSE])
-def test_averages_are_masked_as_the_weights_are(tmp_path, hook, average):
+def test_averages_are_masked_as_the_weights_are(tmp_path, hook, average,
+                                                keys):
     """They are what is validated and saved."""
-    _, hook, _ = train(tmp_path, hook, average)
-    saved = torch.load(tmp_path / 'iter_24.pth', weights_only=True)
-    for name in LAYERS:
-        mask = hook.masks[name].cpu()
-        assert not mask.all()
-        for key in 'state_dict', 'ema_state_dict':
-            state = saved[key]
-            weight = state.get(name, state.get(f'module.{name}'))
-            assert not weight[~mask].any()
+    hook = HOOKS.build(hook)
+    shown = Shown(hook)
+    trained(tmp_path, hooks=[hook, shown, *average], **keys)
+    assert len(shown.seen) >= 20
+    assert any(not mask.all() for _, mask in shown.seen)
+    for weight, mask in shown.seen:
+        assert weight.any() and not weight[~mask].any()
 
 
 @pytest.mark.parametrize('per_layer', [False, True])
