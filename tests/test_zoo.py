@@ -1,4 +1,4 @@
-"""Every config that the three installed zoos ship. It takes half an hour:
+"""Every config that the three installed zoos ship. It takes an hour:
 
     python -m pytest tests/test_zoo.py -m zoo -s
 """
