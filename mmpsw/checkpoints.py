@@ -22,7 +22,7 @@ from mmengine.logging import HistoryBuffer
 PARTIAL = '.psw-partial'
 _NUMBERED = re.compile(r'(?:epoch|iter)_\d+\.pth')
 # What mmengine takes from a checkpoint to resume.
-_RESUMED = ('state_dict', 'meta', 'message_hub')
+_RESUMED = ('state_dict', 'meta', 'message_hub', 'optimizer')
 # What a framework's inference reads besides the weights.
 _DEPLOYED = ('dataset_meta', 'cfg')
 _NUMBERS = ('float64', 'float32', 'float16', 'int64', 'int32', 'bool')
@@ -146,6 +146,10 @@ def weights(path: str | Path, content: Any) -> dict[str, Any]:
         raise ValueError(f"checkpoint '{path}' holds no weights, but a "
                          f'{type(held).__name__}; give one that mmengine has '
                          'saved')
+    if not any(map(torch.is_tensor, held.values())):
+        raise ValueError(f"checkpoint '{path}' holds no weights, but "
+                         f"{', '.join(map(repr, held)) or 'nothing'}; give "
+                         'one that mmengine has saved')
     return held
 
 

@@ -30,9 +30,9 @@ class Evil:
         return os.mkdir, (str(self.folder), )
 
 
-def save(path, iteration):
+def save(path, iteration, **other):
     torch.save(
-        dict(meta=dict(iter=iteration, epoch=1),
+        dict(other, meta=dict(iter=iteration, epoch=1),
              state_dict=dict(w=torch.randn(1000)),
              message_hub=dict(log_scalars=dict(loss=HistoryBuffer([1.], [1])))
              ), path)
@@ -54,7 +54,7 @@ def change_a_byte(path):
 
 def test_what_is_cut_off_anywhere_or_something_else_is_refused(tmp_path):
     path = tmp_path / 'epoch_1.pth'
-    save(path, 1)
+    save(path, 1, optimizer={})
     checks.check_checkpoint(str(path), resume=True)
     good = path.read_bytes()
     for data in [*(good[:int(share * len(good))] for share in
@@ -121,7 +121,7 @@ def config(work_dir):
 
 def test_the_newest_that_can_be_read_is_resumed_from(tmp_path):
     for iteration in range(7, 14):
-        save(tmp_path / f'iter_{iteration}.pth', iteration)
+        save(tmp_path / f'iter_{iteration}.pth', iteration, optimizer={})
     change_a_byte(tmp_path / 'iter_13.pth')
     cut(tmp_path / 'iter_12.pth', 0.7)
     torch.save(dict(state_dict=Evil(tmp_path / 'x')), tmp_path / 'iter_11.pth')
@@ -137,7 +137,8 @@ def test_the_newest_that_can_be_read_is_resumed_from(tmp_path):
     assert 'is cut off' in named['iter_12']
     assert 'asks for code' in named['iter_11']
     for other in ('iter_10', 'iter_9'):
-        assert 'has no state_dict, meta, message_hub' in named[other]
+        assert 'has no state_dict, meta, message_hub, optimizer' in named[
+            other]
     assert len(named) == len(skipped) == 5
     assert not (tmp_path / 'x').exists()
 
@@ -145,8 +146,8 @@ def test_the_newest_that_can_be_read_is_resumed_from(tmp_path):
 @pytest.mark.parametrize('named', [None, '', 'iter_9.pth', 'iter_14.pth'])
 def test_the_newest_is_not_what_last_checkpoint_names(tmp_path, named):
     """A kill between a checkpoint and the file that names it, or in that."""
-    save(tmp_path / 'iter_9.pth', 9)
-    save(tmp_path / 'epoch_2.pth', 12)
+    save(tmp_path / 'iter_9.pth', 9, optimizer={})
+    save(tmp_path / 'epoch_2.pth', 12, optimizer={})
     if named is not None:
         (tmp_path / 'last_checkpoint').write_text(named)
     cfg = config(tmp_path)
@@ -159,8 +160,8 @@ def test_the_newest_is_not_what_last_checkpoint_names(tmp_path, named):
 def test_a_run_that_was_overwritten_is_not_gone_on_with(tmp_path):
     """--overwrite leaves its files, which the new run replaces one by one."""
     old, new = tmp_path / 'epoch_12.pth', tmp_path / 'epoch_3.pth'
-    save(old, 12)
-    save(new, 3)
+    save(old, 12, optimizer={})
+    save(new, 3, optimizer={})
     new.touch()
     (tmp_path / 'last_checkpoint').write_text(str(new))
     notes = checks.find_start(config(tmp_path))
@@ -172,7 +173,7 @@ def test_a_run_that_was_overwritten_is_not_gone_on_with(tmp_path):
 
 def test_checkpoints_in_another_folder_are_found_by_last_checkpoint(tmp_path):
     """CheckpointHook's out_dir."""
-    save(tmp_path / 'epoch_2.pth', 12)
+    save(tmp_path / 'epoch_2.pth', 12, optimizer={})
     work_dir = tmp_path / 'run'
     work_dir.mkdir()
     cfg = config(work_dir)
@@ -188,9 +189,20 @@ def test_checkpoints_in_another_folder_are_found_by_last_checkpoint(tmp_path):
         checks.find_start(config(work_dir))
 
 
+def test_the_best_checkpoint_is_no_place_to_resume_from(tmp_path):
+    """It has no optimizer, nor what an average keeps there."""
+    best = tmp_path / 'best_mIoU_epoch_3.pth'
+    save(best, 3)
+    with pytest.raises(ValueError, match='from, because it has no optimizer'):
+        checks.check_checkpoint(str(best), resume=True)
+    checks.check_checkpoint(str(best))
+    with pytest.raises(ValueError, match="no checkpoint in '.*' can be resum"):
+        checks.find_start(config(tmp_path))
+
+
 def test_a_resumed_run_has_the_seed_of_its_checkpoint(tmp_path):
     torch.save(dict(meta=dict(iter=1, epoch=1, seed=7), state_dict={},
-                    message_hub={}), tmp_path / 'iter_1.pth')
+                    message_hub={}, optimizer={}), tmp_path / 'iter_1.pth')
     cfg = config(tmp_path)
     checks.find_start(cfg)
     assert cfg.randomness.seed == 7

@@ -6,7 +6,7 @@ what is wrong, why, and what to do instead. ``cfg`` is a whole config.
 import os.path as osp
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from mmpsw.models import saved_tensors, unwrapped
 # Dataset classes of mmpretrain that fetch their files themselves.
 _SELF_FETCHING = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
 # Hooks that put an average into the model to validate it.
-_AVERAGING_HOOKS = ('EMAHook', 'SwitchEMAHook', 'EpochAverageHook')
+_AVERAGING_HOOKS = ('EMAHook', 'SwitchEMAHook', 'EpochAverageHook',
+                    'LookaheadHook', 'ScheduleFreeHook')
 _STOCK_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'ApexOptimWrapper')
 
 
@@ -34,7 +35,8 @@ def check_training(cfg: Config, amp: bool = False) -> None:
 
 
 def check_psw(cfg: Config) -> None:
-    """Looks whether ``psw`` has its wrapper, and no other average beside."""
+    """Looks at ``psw``, its wrapper, and for another average beside it."""
+    from mmpsw.engine.averaging.settings import Settings
     averages = [configs.class_name(hook.get('type'))
                 for hook in cfg.get('custom_hooks') or []]
     averages = [name for name in averages if name in _AVERAGING_HOOKS]
@@ -48,13 +50,16 @@ def check_psw(cfg: Config) -> None:
                     f'{key}.type={name} needs {key}.psw, which says how to '
                     "average; write psw=dict(type='PWALKS', last=0.25), or "
                     '--with pwalks')
+            settings = Settings.from_config(psw)
+            if settings.swaps:
+                averages.insert(0, f'{key}.psw.write_back=False' if not
+                                settings.write_back else
+                                f"{key}.psw.evaluate='average'")
         elif 'psw' in wrapper and name in _STOCK_WRAPPERS:
             raise ValueError(
                 f"{key}.psw cannot be used with {key}.type='{name}', which "
                 'does not average; add --with pswa, pwalks or pswm, or set '
                 f'{key}.type=mmpsw.PSWOptimWrapper')
-        if psw and psw.get('write_back') is False:
-            averages.insert(0, f'{key}.psw.write_back=False')
     if len(averages) > 1:
         raise ValueError(
             f'{averages[0]} and {averages[1]} cannot be used together, '
@@ -144,11 +149,21 @@ def check_work_dir(cfg: Config, overwrite: bool) -> None:
             '--overwrite')
 
 
-def check_ride_along(folders: Iterable[str]) -> None:
-    """Refuses to overwrite checkpoints in the folders of what rides along."""
-    for folder in folders:
-        old = sorted(Path(folder).glob('*.pth'))
-        if old:
+def check_ride_along(cfg: Config, folders: Sequence[Path],
+                     overwrite: bool) -> None:
+    """Refuses folders of what rides along that something else writes to."""
+    if folders and not cfg.get('val_dataloader'):
+        raise ValueError(
+            '--ride-along cannot be used, because what rides along is only '
+            'validated, and the config has no val_dataloader; add one')
+    places = [path.resolve() for path in (Path(cfg.work_dir), *folders)]
+    for index, folder in enumerate(folders, start=1):
+        if places[index] in places[:index]:
+            raise ValueError(
+                f"--ride-along folder '{folder}' is the work dir, or another "
+                "average's; give each one a folder of its own")
+        old = sorted(folder.glob('*.pth'))
+        if old and not overwrite:
             raise ValueError(
                 f"--ride-along folder '{folder}' holds checkpoints of an "
                 f'earlier run ({old[0].name}), which this run would '
@@ -187,11 +202,15 @@ def find_start(cfg: Config) -> list[str]:
             cfg.load_from = str(newest)
             notes = [*(f'Skipped: {problem}' for problem in skipped),
                      f'Resuming from {newest}, the newest readable checkpoint']
-        elif skipped:  # a run from the start would replace them
+        # A run from the start would replace them, or the best ones.
+        elif skipped or any(Path(cfg.work_dir).glob('*.pth')):
+            problem = ('can be read: ' + skipped[0] if skipped else
+                       'can be resumed from: they have other names than '
+                       'epoch_N.pth and iter_N.pth, as the best ones have, '
+                       'which are saved without the optimizer')
             raise ValueError(
-                f"no checkpoint in '{cfg.work_dir}' can be read: "
-                f'{skipped[0]}; give another --work-dir, or --overwrite '
-                'without --resume')
+                f"no checkpoint in '{cfg.work_dir}' {problem}; give another "
+                '--work-dir, or --overwrite without --resume')
     path, randomness = _local_source(cfg), cfg.get('randomness') or {}
     # mmengine takes the checkpoint's seed after it has made data samplers.
     if resume and path and randomness.get('seed') is None:

@@ -4,6 +4,7 @@ What imports torch comes late: ``--help``, and a wrong option, cost no time.
 """
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmengine.config import Config
@@ -126,8 +127,9 @@ def verify(cfg: Config, args: Namespace) -> list[str]:
     """Runs all checks; returns what the log should say of resuming."""
     from mmpsw.commands import checks
     checks.check_work_dir(cfg, args.overwrite)
-    if not (args.overwrite or cfg.get('resume')):
-        checks.check_ride_along(map(str, args.ride_along.values()))
+    folders = [Path(str(folder)) for folder in args.ride_along.values()]
+    checks.check_ride_along(cfg, folders,
+                            args.overwrite or cfg.get('resume'))
     notes = checks.find_start(cfg)
     checks.check_training(cfg, args.amp)
     checks.make_work_dir(cfg)

@@ -44,7 +44,7 @@ def read(paths: Sequence[str | Path]) -> pd.DataFrame:
         if name in tables:
             raise ValueError(f"two comparisons are called '{name}', after "
                              'their folders; rename one')
-        table = pd.read_csv(file)
+        table = pd.read_csv(file, converters=dict(arm=str))
         missing = {'arm', 'metric', 'better',
                    *(f'{key}_n' for key in KEYS)} - {*table}
         if missing:

@@ -123,6 +123,9 @@ class LpSGDHook(Hook):
         ValueError: The optimizer is another, or a filter is all zero.
     """
 
+    # Before averages take the first weights.
+    priority = 'HIGH'
+
     def before_train(self, runner: Runner) -> None:
         """Look at the weights after they were loaded."""
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)

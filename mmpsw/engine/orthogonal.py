@@ -51,8 +51,9 @@ class OrthogonalHook(Hook):
         start (str): 'random' or 'identity': where R starts. Defaults to
             'random', the paper's.
         reset_norms (bool): Whether batch norm's scale and shift start anew
-            when rows are drawn, in the whole model. The authors' code does
-            so, the paper does not. Defaults to False.
+            when rows are drawn, wherever they are trained. The authors' code
+            does so in stochastic layers, the paper does not. Defaults to
+            False.
         seed (int): Of the generator that draws R and the rows. Defaults to 0.
 
     Raises:
@@ -93,7 +94,8 @@ class OrthogonalHook(Hook):
                 self.trainings[name] = OrthogonalTraining(
                     wrapper.optimizer, weights, stochastic=drawn,
                     norms=[m for m in model.modules() if self.reset_norms
-                           and isinstance(m, _BatchNorm)], **self.settings)
+                           and isinstance(m, _BatchNorm) and m.affine
+                           and m.weight.requires_grad], **self.settings)
         if not self.trainings:
             raise ValueError(
                 'OrthogonalHook has nothing to turn, because '

@@ -6,16 +6,20 @@ weights of another run, and is validated whenever that is.
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import master_only
 from mmengine.fileio import dump
 from mmengine.hooks import EMAHook, Hook, LoggerHook
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner, autocast
+from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
 from torch.optim import Optimizer
 
+from mmpsw.checkpoints import whole_file
 from mmpsw.models import unwrapped
 from mmpsw.registry import HOOKS
 from mmpsw.runtime.epochs import epoch_length
@@ -178,9 +182,15 @@ class RideAlongHook(Hook):
                 for hook in mask_hooks(runner):
                     hook.mask_weights()
                 _log(runner, folder, _validate(runner))
-                if runner.iter >= runner.max_iters:
-                    _save(runner, folder)
         set_random_state(before)
+
+    def after_train(self, runner: Runner) -> None:
+        """Save the averages."""
+        for folder, average in self.averages.items():
+            with average.shown():
+                for hook in mask_hooks(runner):
+                    hook.mask_weights()
+                _save(runner, folder)
 
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict) -> None:
@@ -204,17 +214,19 @@ class RideAlongHook(Hook):
         return self.loaded[str(folder)]
 
 
-def _log(runner: Runner, folder: Path, metrics: dict[str, float]) -> None:
+def _log(runner: Runner, folder: Path, metrics: dict[str, Any]) -> None:
     """Write what mmengine's LoggerHook would."""
     logger = next(h for h in runner.hooks if isinstance(h, LoggerHook))
     step = runner.epoch if logger.log_metric_by_epoch else runner.iter
+    metrics = {key: value.tolist() if hasattr(value, 'tolist') else value
+               for key, value in metrics.items()}
     lines = [dict(iter=runner.iter, step=runner.iter),
              dict(metrics, step=step)]
     with open(_log_dir(runner, folder) / 'scalars.json', 'a') as file:
-        # As mmengine does: a metric may be a number of NumPy's.
         file.writelines(f"{dump(line, file_format='json')}\n"
                         for line in lines)
-    shown = '  '.join(f'{k}: {v:.4f}' for k, v in metrics.items())
+    shown = '  '.join(f'{k}: {v:.4f}' if isinstance(v, Real) else f'{k}: {v}'
+                      for k, v in metrics.items())
     runner.logger.info(f'rides along, {folder}: {shown}')
 
 
@@ -230,12 +242,20 @@ def _validate(runner: Runner) -> dict[str, float]:
     return loop.evaluator.evaluate(len(loop.dataloader.dataset))
 
 
+@master_only
 def _save(runner: Runner, folder: Path) -> None:
     is_epochs = isinstance(runner.train_loop, EpochBasedTrainLoop)
     name = (f'epoch_{runner.epoch}.pth' if is_epochs
             else f'iter_{runner.iter}.pth')
-    runner.save_checkpoint(str(folder), name, save_optimizer=False,
-                           save_param_scheduler=False, by_epoch=False)
+    # Not by the runner, whose hooks would save their own average instead.
+    meta = dict(epoch=runner.epoch, iter=runner.iter,
+                cfg=runner.cfg.pretty_text)
+    if hasattr(runner.train_dataloader.dataset, 'metainfo'):
+        meta['dataset_meta'] = runner.train_dataloader.dataset.metainfo
+    weights = get_state_dict(unwrapped(runner.model))
+    with whole_file(folder / name) as partial:
+        torch.save(dict(meta=meta, state_dict=weights_to_cpu(weights)),
+                   partial)
 
 
 def _log_dir(runner: Runner, folder: Path) -> Path:

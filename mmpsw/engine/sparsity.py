@@ -19,8 +19,10 @@ from mmpsw.methods.sparsity import (
     next_ratio,
     random_mask,
 )
-from mmpsw.models import unwrapped
+from mmpsw.models import saved_tensors, unwrapped
 from mmpsw.registry import HOOKS
+
+from .orthogonal import OrthogonalHook
 
 __all__ = ['MagnitudePruningHook', 'SparsityHook']
 
@@ -36,8 +38,9 @@ class _MaskHook(Hook):
 
     Raises:
         ValueError: A setting is out of its range, the model has no such
-            layer, there are several optimizers, or a run is resumed that had
-            no masks of this kind.
+            layer, there are several optimizers or another such hook, the
+            layers' weights are turned by an OrthogonalHook, or a run is
+            resumed that had no masks of this kind.
     """
 
     # After what may write weights: the averages' hooks.
@@ -80,10 +83,14 @@ class _MaskHook(Hook):
                                checkpoint: dict) -> None:
         """Add the masks, and mask an average that is saved."""
         checkpoint['sparsity'] = self.state()
-        weights = checkpoint['state_dict']
-        for name, mask in self.masks.items():
-            weights[name] = weights[name].masked_fill(
-                ~mask.to(weights[name].device), 0)
+        masks = {id(self.weights[name]): mask
+                 for name, mask in self.masks.items()}
+        saved = checkpoint['state_dict']
+        # A shared layer's weight has several names.
+        for name, weight in saved_tensors(runner.model).items():
+            if id(weight) in masks and name in saved:
+                mask = masks[id(weight)].to(saved[name].device)
+                saved[name] = saved[name].masked_fill(~mask, 0)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the masks until it is known whether the run is resumed."""
@@ -95,6 +102,16 @@ class _MaskHook(Hook):
             raise ValueError(
                 f'{type(self).__name__} needs one optimizer, but the config '
                 'has several: train without it.')
+        if len(mask_hooks(runner)) > 1:
+            raise ValueError(
+                'Two hooks cannot mask the same weights: leave one out of '
+                "--with (lp_sgd has one, 'variants/lp_sgd_dense' has none), "
+                'or of custom_hooks.')
+        if any(isinstance(hook, OrthogonalHook) for hook in runner.hooks):
+            raise ValueError(
+                f'{type(self).__name__} cannot be used with OrthogonalHook, '
+                'because what only turns cannot have entries held at zero: '
+                'train with one of them.')
         self.weights = _maskable(unwrapped(runner.model))
         if not runner.iter:
             self.masks = self.first_masks()

@@ -161,12 +161,13 @@ class OrthogonalTraining:
         start (str): 'random': R starts as N(0, 1); or 'identity'. Stochastic
             layers, and 'gradient_descent', always start from the identity.
         norms (Collection[nn.Module]): Normalisations whose scale and shift
-            start anew when rows are drawn, as in the authors' code. The
-            paper keeps them.
+            start anew at 1 and 0 when rows are drawn, as in the authors'
+            code. The paper keeps them.
         seed (int): Of the generator that draws R and the rows.
 
     Raises:
-        ValueError: A setting is unknown, or the optimizer is fused.
+        ValueError: A setting is unknown, or the optimizer is fused,
+            schedule-free, or LpSGD.
     """
 
     def __init__(self, optimizer: Optimizer, weights: Mapping[str, Tensor],
@@ -183,13 +184,18 @@ class OrthogonalTraining:
                          share if name in stochastic else None)
             for name, weight in weights.items()
         }
-        for group in optimizer.param_groups:
+        for index, group in enumerate(optimizer.param_groups):
             group.setdefault('initial_lr', group['lr'])
             trained = {id(param) for param in group['params']}
             mine = [layer for layer in self.layers.values()
                     if id(layer.weight) in trained]
+            if mine and group.get('p') is not None:
+                raise ValueError(
+                    'LpSGD cannot train orthogonal maps, because it would put '
+                    'their matrices on its sphere: use one of the two, or '
+                    'p=None for these layers.')
             for layer in mine:
-                layer.group = group
+                layer.group = index
             if map == 'gradient_descent':
                 group['weight_decay'] = group.get('weight_decay', 0) / 10
             else:
@@ -242,11 +248,12 @@ class OrthogonalTraining:
         for name, saved in state['layers'].items():
             self.layers[name].load(saved)
 
-    def _before_update(self, *_: Any) -> None:
+    def _before_update(self, optimizer: Optimizer, *_: Any) -> None:
         self._moved = [layer for layer in self.layers.values()
                        if layer.weight.grad is not None]
         for layer in self._moved:
-            layer.pull_gradient_back()
+            # By its number, as a resume makes other groups.
+            layer.pull_gradient_back(optimizer.param_groups[layer.group])
 
     @torch.no_grad()
     def _after_update(self, *_: Any) -> None:
@@ -260,7 +267,8 @@ class OrthogonalTraining:
             for layer in drawing:
                 layer.draw()
             for norm in self.norms:
-                norm.reset_parameters()
+                nn.init.ones_(norm.weight)
+                nn.init.zeros_(norm.bias)
 
 
 class _Layer:
@@ -270,7 +278,7 @@ class _Layer:
                  generator: torch.Generator, share: float | None):
         self.name, self.weight, self.map = name, weight, map
         self.generator = generator
-        self.group: dict = {}
+        self.group = 0
         self.base: Tensor | None = None
         self._product: tuple[Tensor, Tensor] | None = None
         self.d = weight[0].numel()
@@ -303,7 +311,7 @@ class _Layer:
             self.base.copy_(self._chosen(self.weight))
         self.merge()
 
-    def pull_gradient_back(self) -> None:
+    def pull_gradient_back(self, group: dict[str, Any]) -> None:
         """From the weight to R; 'gradient_descent' moves at once.
 
         Raises:
@@ -328,7 +336,7 @@ class _Layer:
         if self.map != 'gradient_descent':
             self.r.grad = grad
             return
-        decayed = self.group['lr'] / (self.group['initial_lr'] or 1)
+        decayed = group['lr'] / (group['initial_lr'] or 1)
         lr = 0.02 * decayed**math.log10(5)  # 0.2 where this is 0.1
         with torch.no_grad():
             q, momentum = descend(self.r, self.momentum, grad, lr)
@@ -451,3 +459,8 @@ def _check(optimizer: Optimizer, map: str, share: float, period: int,
             'A fused optimizer cannot train orthogonal maps, because it '
             'unscales the gradients of mixed precision inside of its update, '
             'after they are needed: leave out fused=True.')
+    if hasattr(optimizer, 'eval'):
+        raise ValueError(
+            'A schedule-free optimizer cannot train orthogonal maps, because '
+            'it evaluates an average of its parameters, and the mean of the '
+            'matrices is not that of the weights: use another optimizer.')

@@ -44,8 +44,10 @@ class RandomStateHook(Hook):
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict) -> None:
         """Add the states, as tensors and plain numbers."""
+        # Where a validation is the best so far, mmengine saves inside of it.
         checkpoint['random_state'] = dict(
-            now=random_state(), epoch_start=self.epoch_start)
+            now=self.before_validation or random_state(),
+            epoch_start=self.epoch_start)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Remember the states for the training that is resumed."""

@@ -145,6 +145,7 @@ def test_an_existing_file_stays_unless_asked_for(capsys):
     (['nan_buffer.pth'], "values in 'running_var' that are not finite"),
     (['text.pth'], "'text.pth' is not loaded, because it is no checkpoint"),
     (['list.pth'], "'list.pth' holds no weights, but a list"),
+    (['deep.pth'], "'deep.pth' holds no weights, but 'model', 'epoch'"),
     (['empty'], 'neither epoch_*.pth'),
     (['mixed'], 'both epoch_*.pth'),
     (['.', '--recalibrate', 'no.py'], "config 'no.py' does not exist"),
@@ -162,6 +163,7 @@ def test_refusals_write_nothing(argv, message, capsys):
     save('nan_buffer.pth', [1.], running_var=torch.tensor([torch.nan]))
     Path('text.pth').write_text('no checkpoint')
     torch.save([1], 'list.pth')
+    torch.save(dict(model=dict(w=torch.ones(1)), epoch=1), 'deep.pth')
     assert message in refusal(capsys, *argv, '--out', 'out.pth')
     assert not Path('out.pth').exists()
 

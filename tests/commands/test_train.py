@@ -184,6 +184,14 @@ def refusal(capsys, *argv):
      'optim_wrapper.psw.write_back=False and EMAHook cannot be used together'),
     ([RETINANET, '--with', 'ema', 'swa'], 'EMAHook and EpochAverageHook'),
     ([RTMDET, '--with', 'switch_ema'], 'EMAHook and SwitchEMAHook'),
+    ([RTMDET, '--with', 'lookahead'], 'EMAHook and LookaheadHook'),
+    ([RESNET, '--with', 'psw', 'schedule_free'],
+     'psw.write_back=False and ScheduleFreeHook'),
+    ([RETINANET, '--with', 'pswa', 'ema', '--cfg-options',
+      'optim_wrapper.psw.evaluate=average'],
+     "psw.evaluate='average' and EMAHook"),
+    ([RETINANET, '--with', 'pwalks', '--cfg-options',
+      'optim_wrapper.psw.last=2.5'], 'psw: last=2.5'),
     ([RETINANET, '--cfg-options', 'optim_wrapper.psw.x=1'],
      "optim_wrapper.psw cannot be used with optim_wrapper.type='Optim"),
     ([RETINANET, '--cfg-options',
@@ -305,6 +313,19 @@ def test_what_rides_along_overwrites_nothing(folder, capsys):
     Path('own', 'epoch_2.pth').write_text('mine')
     line = refusal(capsys, CLS, '--ride-along', 'ema=own', *EPOCHS)
     assert "'own' holds checkpoints of an earlier run (epoch_2.pth)" in line
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['ema=a', 'control=b/../a'], "folder 'b/../a' is the work dir, or anoth"),
+    (['ema=run', '--work-dir', './run'], "folder 'run' is the work dir, or"),
+    (['ema=a', '--cfg-options', 'val_dataloader=None', 'val_cfg=None',
+      'val_evaluator=None'], 'the config has no val_dataloader'),
+])
+def test_each_that_rides_along_has_a_folder_of_its_own(argv, message, folder,
+                                                       capsys):
+    line = refusal(capsys, CLS, '--ride-along', *argv)
+    assert message in line
+    assert not Path('a').exists() and not Path('run').exists()
 
 
 def test_the_command_itself(tmp_path):

@@ -129,6 +129,16 @@ def test_models_that_do_not_fit_are_refused(tmp_path):
                 hooks=[dict(type='mmpsw.LpSGDHook')], validate=False)
 
 
+def test_averages_begin_on_the_sphere(tmp_path):
+    """In whichever order --with names them."""
+    lookahead = dict(type='mmpsw.LookaheadHook')
+    one = train(tmp_path / 'a', hooks=[lookahead])
+    other = trained(
+        tmp_path / 'b', model=Net(), optimizer=OPTIMIZER, wrapper=WRAPPER,
+        hooks=[lookahead, dict(type='mmpsw.LpSGDHook')], validate=False)
+    assert_equal(one.model, other.model)
+
+
 def test_a_run_is_a_loop_by_hand(tmp_path):
     seen, batches = Weights(), []
 

@@ -132,6 +132,7 @@ def test_the_neurons_are_those_of_the_config(tmp_path):
 
 @pytest.mark.parametrize('hook, psw, at', [
     *[(opt(name), None, 'epoch_1') for name in MAPS],
+    *[(opt(name), None, 'epoch_2') for name in MAPS],
     *[(opt(name, stochastic=True, period=5), None, 'epoch_2')
       for name in MAPS],
     *[(opt(stochastic=True, period=4), psw, f'iter_{at}')
@@ -140,8 +141,10 @@ def test_the_neurons_are_those_of_the_config(tmp_path):
           dict(type='PSWA', write_back=False))],
 ])
 def test_resumed_runs_end_as_uninterrupted_ones(tmp_path, hook, psw, at):
+    """The rate decays after the first and the second epoch."""
     keys = dict(validate=False, checkpoint=dict(
-        interval=1, by_epoch='epoch' in at))
+        interval=1, by_epoch='epoch' in at), param_scheduler=dict(
+            type='MultiStepLR', milestones=[1, 2]))
     whole, _ = train(tmp_path / 'whole', hook, psw, **keys)
     rest, _ = train(tmp_path / 'rest', hook, psw, **keys,
                     resume_from=tmp_path / f'whole/{at}.pth')
@@ -344,6 +347,22 @@ def test_a_model_without_a_convolution(tmp_path):
 def test_two_hooks(tmp_path):
     with pytest.raises(ValueError, match='leave one out of --with'):
         trained(tmp_path, model=Net(), hooks=[HOOK, opt('loewdin')])
+
+
+@pytest.mark.parametrize('keys, message', [
+    (dict(optimizer=dict(type='mmpsw.LpSGD', lr=0.1, sphere_lr=0.01,
+                    p=1.2),
+          wrapper=dict(constructor='mmpsw.LpSGDConstructor')),
+     'LpSGD cannot train orthogonal maps'),
+    (dict(optimizer=dict(type='mmpsw.SGDScheduleFree', lr=0.1)),
+     'schedule-free optimizer cannot train orthogonal maps'),
+    (dict(hooks=[dict(type='mmpsw.MagnitudePruningHook', target=0.5)]),
+     'MagnitudePruningHook cannot be used with OrthogonalHook'),
+])
+def test_what_orthogonal_maps_do_not_go_with(tmp_path, keys, message):
+    with pytest.raises(ValueError, match=message):
+        trained(tmp_path, model=Net(), **dict(
+            keys, hooks=[HOOK, *keys.get('hooks', ())]))
 
 
 @pytest.mark.parametrize('before, after, message', [

@@ -4,10 +4,11 @@ import json
 import pytest
 import tiny_gan
 import torch
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from reference import assert_equal
-from toy import runner, trained
+from toy import Error, runner, trained
 
 from mmpsw.engine import RideAlongHook
 from mmpsw.engine.ride_along import passenger
@@ -70,6 +71,47 @@ def test_they_equal_runs_of_their_own(tmp_path, keys, beside):
         newest = tmp_path / 'own' / name / f'iter_{own.iter}.pth'
         assert_equal(*(torch.load(path, weights_only=False)['state_dict']
                        for path in (saved, newest)))
+
+
+@pytest.mark.parametrize('host', [
+    dict(psw=dict(type='PSWA', write_back=False)),
+    dict(hooks=[dict(type='EMAHook', momentum=0.3)])])
+def test_what_is_saved_is_theirs_whatever_the_run_saves(tmp_path, host):
+    """These hosts train as the baseline does."""
+    trained(tmp_path / 'alone', hooks=[hook(tmp_path / 'a')])
+    host = dict(host, hooks=[hook(tmp_path / 'b'), *host.get('hooks', ())])
+    run = trained(tmp_path / 'beside', **host)
+    for name in AVERAGES:
+        assert logged(tmp_path / 'a' / name) == logged(tmp_path / 'b' / name)
+        one, other = (torch.load(tmp_path / which / name / 'epoch_4.pth',
+                                 weights_only=True) for which in 'ab')
+        assert_equal(one['state_dict'], other['state_dict'])
+        assert one['meta']['iter'] == run.iter == 24
+        assert one['meta']['dataset_meta'] == dict(name='points')
+
+
+def test_a_run_that_ends_early_saves_them_too(tmp_path):
+    stop = dict(type='EarlyStoppingHook', monitor='error', rule='less',
+                min_delta=100, patience=1)
+    run = trained(tmp_path / 'run', hooks=[hook(tmp_path), stop])
+    assert run.epoch < 4
+    assert (tmp_path / f'ema/epoch_{run.epoch}.pth').is_file()
+
+
+class ClassWiseError(Error):
+    def compute_metrics(self, results):
+        return dict(super().compute_metrics(results), each=[0.5, 1],
+                    tensor=torch.tensor([0.25]))
+
+
+def test_metrics_that_are_no_numbers(tmp_path):
+    run = runner(tmp_path / 'run', hooks=[hook(tmp_path)])
+    run._val_evaluator = Evaluator(ClassWiseError())
+    run.train()
+    line = next((tmp_path / 'ema').rglob('scalars.json')
+                ).read_text().splitlines()[-1]
+    assert json.loads(line)['each'] == [0.5, 1]
+    assert json.loads(line)['tensor'] == [0.25]
 
 
 def test_the_run_is_bit_equal_to_one_without(tmp_path):

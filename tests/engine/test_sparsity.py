@@ -276,6 +276,22 @@ def test_a_model_without_layers_to_mask_is_refused(tmp_path):
         train(tmp_path, SPARSE, model=model)
 
 
+def test_a_shared_layer_is_saved_masked_under_all_its_names(tmp_path):
+    model = Toy()
+    model.net.extend([nn.Linear(1, 8), model.net[3]])
+    hook = HOOKS.build(PRUNED)
+    trained(tmp_path, model=model, hooks=[hook], psw=CONTROL)
+    saved = torch.load(tmp_path / 'iter_24.pth', weights_only=True)
+    for name in 'net.3.weight', 'net.5.weight':
+        weight = saved['state_dict'][name]
+        assert not weight[~hook.masks['net.3.weight'].cpu()].any()
+
+
+def test_two_of_them_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='Two hooks cannot mask'):
+        trained(tmp_path, hooks=[SPARSE, PRUNED])
+
+
 @pytest.mark.parametrize('hook', [SPARSE, PRUNED])
 def test_several_optimizers_are_refused(tmp_path, hook):
     with pytest.raises(ValueError, match='needs one optimizer.*has several'):

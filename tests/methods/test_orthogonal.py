@@ -348,6 +348,8 @@ def test_norms_start_anew_where_rows_are_drawn():
     train(model, optimizer, 1)
     assert_close(model[1].weight, torch.ones(4))
     assert_close(model[1].bias, torch.zeros(4))
+    assert model[1].num_batches_tracked == 3  # the statistics go on
+    assert not torch.equal(model[1].running_var, torch.ones(4))
 
 
 @pytest.mark.parametrize('name', MAPS)

@@ -47,8 +47,11 @@ def train(work_dir, by_epoch, **keys):
 
 @pytest.mark.parametrize('by_epoch', [True, False])
 @pytest.mark.parametrize('iteration', [1, 6, 9, 12])
-def test_a_resumed_run_draws_the_same(tmp_path, by_epoch, iteration):
-    whole, drawn = train(tmp_path / 'whole', by_epoch)
+@pytest.mark.parametrize('best', [{}, dict(save_best='error', rule='less')])
+def test_a_resumed_run_draws_the_same(tmp_path, by_epoch, iteration, best):
+    """With save_best, mmengine saves a second time inside of validations."""
+    whole, drawn = train(tmp_path / 'whole', by_epoch, checkpoint=dict(
+        by_epoch=False, interval=1, **best))
     rest, drawn_after = train(
         tmp_path / 'rest', by_epoch,
         resume_from=tmp_path / f'whole/iter_{iteration}.pth')

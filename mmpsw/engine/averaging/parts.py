@@ -39,7 +39,13 @@ def load_weights(path: str, content: Any, part: str | None, cfg: Config,
                          'that it was trained with') from error
     if part is None:
         return
-    psw = (content.get('optimizer') or {}).get('psw') or {}
+    optimizer = content.get('optimizer') or {}
+    psw = optimizer.get('psw') or {}
+    if any(isinstance(one, dict) and 'psw' in one
+           for one in optimizer.values()):
+        raise ValueError(f"'{path}' is of a run with several optimizers, for "
+                         'which only the state_dict can be had: leave out '
+                         f"'{part}'")
     if part not in psw:
         held = [f"'{other}'" for other in PARTS if other in psw]
         raise ValueError(
