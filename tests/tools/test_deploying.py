@@ -53,10 +53,15 @@ def load_config_of(config):
 
 
 def test_weights_that_are_not_there(folder, config, capsys):
-    assert average_checkpoints.main([
-        'run/iter_8.pth', '--weights', 'mean', '--config', config[0],
-        '--out', 'out.pth', *config[1]]) == 2
-    assert "has no 'mean' weights" in capsys.readouterr().err
+    saved = torch.load('run/iter_8.pth', weights_only=False)
+    torch.save({**saved, 'optimizer': dict(backbone=saved['optimizer'])},
+               'several.pth')
+    for path, message in [('run/iter_8.pth', "has no 'mean' weights"),
+                          ('several.pth', 'a run with several optimizers')]:
+        assert average_checkpoints.main([
+            path, '--weights', 'mean', '--config', config[0],
+            '--out', 'out.pth', *config[1]]) == 2
+        assert message in capsys.readouterr().err
     assert not Path('out.pth').exists()
 
 
