@@ -146,10 +146,10 @@ def weights(path: str | Path, content: Any) -> dict[str, Any]:
         raise ValueError(f"checkpoint '{path}' holds no weights, but a "
                          f'{type(held).__name__}; give one that mmengine has '
                          'saved')
-    if not any(map(torch.is_tensor, held.values())):
+    if held and not any(map(torch.is_tensor, held.values())):
         raise ValueError(f"checkpoint '{path}' holds no weights, but "
-                         f"{', '.join(map(repr, held)) or 'nothing'}; give "
-                         'one that mmengine has saved')
+                         f"{', '.join(map(repr, held))}; give one that "
+                         'mmengine has saved')
     return held
 
 
