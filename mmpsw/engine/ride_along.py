@@ -3,7 +3,7 @@
 An average that is never written back needs no run of its own: it follows the
 weights of another run, and is validated whenever that is.
 """
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from numbers import Real
@@ -178,18 +178,14 @@ class RideAlongHook(Hook):
         """Validate the averages, as the run itself was."""
         before = random_state()
         for folder, average in self.averages.items():
-            with average.shown():
-                for hook in mask_hooks(runner):
-                    hook.mask_weights()
+            with _shown(runner, average):
                 _log(runner, folder, _validate(runner))
         set_random_state(before)
 
     def after_train(self, runner: Runner) -> None:
         """Save the averages."""
         for folder, average in self.averages.items():
-            with average.shown():
-                for hook in mask_hooks(runner):
-                    hook.mask_weights()
+            with _shown(runner, average):
                 _save(runner, folder)
 
     def before_save_checkpoint(self, runner: Runner,
@@ -212,6 +208,15 @@ class RideAlongHook(Hook):
                 'checkpoint was saved without it: begin anew, or train it as '
                 'a run of its own.')
         return self.loaded[str(folder)]
+
+
+@contextmanager
+def _shown(runner: Runner, average: _Control | _Averaged) -> Iterator[None]:
+    """The average is in the model meanwhile, masked as the run's weights."""
+    with average.shown():
+        for hook in mask_hooks(runner):
+            hook.mask_weights()
+        yield
 
 
 def _log(runner: Runner, folder: Path, metrics: dict[str, Any]) -> None:
