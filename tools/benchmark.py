@@ -1,7 +1,7 @@
-"""Measures what averaging the weights costs.
+"""Measures what averaging the weights costs, and what its siblings do.
 
     benchmark.py sample [CONFIG]      a sample beside peers and a flat pass
-    benchmark.py step [CONFIG ...]    training steps without and with averaging
+    benchmark.py step [CONFIG ...]    training steps of the arms
 
 Operations and bytes are counted. Times are of rounds in which everything runs
 once, in an order that changes; ratios are within a round.
@@ -12,19 +12,18 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from importlib.util import find_spec
-from itertools import count
+from itertools import cycle
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.logging import MMLogger
 from mmengine.model import ExponentialMovingAverage, StochasticWeightAverage
-from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 from rich.console import Console
 from rich.progress import track
@@ -36,16 +35,16 @@ from torch.utils._pytree import tree_leaves
 from mmpsw import configs
 from mmpsw.commands import options
 from mmpsw.commands.options import out_folder
-from mmpsw.engine import PSWOptimWrapper
-from mmpsw.engine.averaging.buffers import owned_buffers
+from mmpsw.compare.grid import parts
 from mmpsw.engine.peers import LatestWeightAverage
 from mmpsw.methods.averaging import PSWA, PSWM, PeriodicResampler, Technique
 from mmpsw.models import build_model
 
 MODELS = ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
-          'mmseg::unet/unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024.py',
+          'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
           'mmpretrain::resnet/resnet50_8xb32_in1k.py')
-FLAT, SAMPLE, BASELINE = 'flat lerp_', 'PSW sample', 'baseline'
+ARMS = ('baseline', 'psw', 'pswa', 'pwalks', 'pswm', 'ema')
+FLAT, SAMPLE = 'flat lerp_', 'PSW sample'
 CONTROL = 'PSW control, two swaps'
 DEFAULT_OUT = Path('work_dirs/benchmark')
 QUARTILES = [0.5, 0.25, 0.75]
@@ -78,9 +77,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sample.add_argument('--dtype', default='float32', choices=[
         'float32', 'bfloat16', 'float16', 'float64'], help='of the weights')
     step = commands.add_parser(
-        'step', help='a training step with and without averaging')
+        'step', help='a training step of each arm, with all its hooks')
     step.add_argument('configs', nargs='*', default=MODELS, help='paths or '
-                      'zoo names (default: RetinaNet R50, UNet, ResNet-50)')
+                      'zoo names (default: RetinaNet, PSPNet and ResNet-50)')
+    step.add_argument('--arms', nargs='+', default=ARMS, metavar='ARM',
+                      help='what --with takes, or several joined by +; ratios '
+                      f'are to the first (default: {" ".join(ARMS)})')
+    step.add_argument('--amp', action='store_true', help='mixed precision')
     step.add_argument('--size', type=number, default=64,
                       help='height and width of the images (default: 64)')
     step.add_argument('--batch-size', type=number, default=2,
@@ -117,13 +120,24 @@ def run_sample(args: argparse.Namespace) -> None:
 
 def run_step(args: argparse.Namespace) -> None:
     """Measures steps of each config."""
-    every = {name: configs.load_config(name) for name in args.configs}
+    every = {name: {arm: arm_config(name, arm, args) for arm in args.arms}
+             for name in args.configs}
     out = out_folder(args.out or DEFAULT_OUT, ['step.csv'], args.overwrite)
-    MMLogger.get_current_instance().setLevel('WARNING')  # no resamplings
     report(pd.concat([
-        step_costs(cfg, args.batch_size, args.size, args.period,
+        step_costs(arms, args.batch_size, args.size, args.period,
                    args.repeats).assign(config=name)
-        for name, cfg in every.items()]), out / 'step.csv')
+        for name, arms in every.items()]), out / 'step.csv')
+
+
+def arm_config(name: str, arm: str, args: argparse.Namespace) -> Config:
+    """A config with what ``--with`` adds, for images of noise."""
+    cfg = configs.load_config(name)
+    # So small a rate that noise for data does no harm to the weights.
+    configs.apply_fragments(
+        cfg, [configs.load_fragment(part) for part in parts(arm)], args.amp,
+        {'optim_wrapper.optimizer.lr': 1e-6})
+    set_input_size(cfg, args.size)
+    return cfg
 
 
 def sample_costs(model: nn.Module, repeats: int) -> pd.DataFrame:
@@ -156,35 +170,41 @@ def sample_costs(model: nn.Module, repeats: int) -> pd.DataFrame:
         weights=weights)
 
 
-def step_costs(cfg: Config, batch_size: int, size: int, period: int,
-               repeats: int) -> pd.DataFrame:
-    """What a training step costs, with and without averaging.
+def step_costs(arms: Mapping[str, Config], batch_size: int, size: int,
+               period: int, repeats: int) -> pd.DataFrame:
+    """What a training step costs in each arm.
 
-    All arms train one model on one batch of noise, and take their steps in
-    turn. Times are means over a period, which ends with a resampling (SWA: has
-    one sample).
+    All train on one batch of noise, and take their steps in turn. Times are
+    means over a period, which ends with a resampling.
+
+    Args:
+        arms (Dict[str, Config]): What is trained, first the baseline.
+        batch_size (int): Images in a batch.
+        size (int): Their height and width.
+        period (int): Steps in an epoch, and so between two resamplings.
+        repeats (int): How many periods are timed.
 
     Returns:
         DataFrame: The times of :func:`timed`, and ``megabytes``: the peak
-        that an arm and its steps hold beside the model, on a GPU.
+        that an arm with its model and its steps takes, on a GPU.
     """
-    set_input_size(cfg, size)
-    model = build_model(cfg)
-    batch = synthetic_batch(cfg, batch_size, size)
     built, peaks = {}, {}
-    for name, build in arms(model, batch, period).items():
-        if torch.cuda.is_available():
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-        step = build()
-        for _ in range(period):
-            step()
-        if torch.cuda.is_available():
-            peaks[name] = (torch.cuda.max_memory_allocated() - before) / 1e6
-        built[name] = (step, nothing)
-    times = interleaved(built, track_rounds(repeats * period,
-                                            Path(cfg.filename).stem))
-    table = timed(times.groupby(times.index // period).mean(), BASELINE)
+    with TemporaryDirectory() as folder:
+        for name, cfg in arms.items():
+            if torch.cuda.is_available():
+                before = torch.cuda.memory_allocated()
+                torch.cuda.reset_peak_memory_stats()
+            step = training_step(cfg, synthetic_batch(cfg, batch_size, size),
+                                 period, f'{folder}/{name}')
+            for _ in range(period):
+                step()
+            if torch.cuda.is_available():
+                peaks[name] = (torch.cuda.max_memory_allocated()
+                               - before) / 1e6
+            built[name] = (step, nothing)
+        times = interleaved(built, track_rounds(repeats * period,
+                                                Path(cfg.filename).stem))
+    table = timed(times.groupby(times.index // period).mean(), list(arms)[0])
     return table.assign(megabytes=table.name.map(peaks))
 
 
@@ -370,45 +390,43 @@ CONTENDERS: dict[str, tuple[str | None, Callable]] = {
 }
 
 
-def arms(model: nn.Module, batch: dict,
-         period: int) -> dict[str, Callable[[], Call]]:
-    """What builds the training step of each arm."""
+class Batches(list):
+    """One batch again and again, in place of a data loader."""
+    dataset = sampler = None
 
-    def sgd() -> torch.optim.Optimizer:
-        # So small a rate that noise for data does no harm to the weights.
-        return torch.optim.SGD(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=1e-6, momentum=0.9, weight_decay=1e-4)
 
-    def baseline() -> Call:
-        wrapper = OptimWrapper(sgd())
-        return lambda: model.train_step(batch, wrapper)
+def training_step(cfg: Config, batch: dict, period: int, folder: str) -> Call:
+    """One iteration of a run: the model's step, and all hooks around it.
 
-    def psw(**technique: Any) -> Call:
-        wrapper = PSWOptimWrapper(
-            sgd(), dict(technique, period=period, by_epoch=False))
-        wrapper.attach(buffers=owned_buffers(model, [('', wrapper)])[''])
-        return lambda: model.train_step(batch, wrapper)
+    Args:
+        cfg (Config): What is trained. The weights stay those that the
+            constructors leave, and no data are read.
+        batch (dict): What each iteration gets.
+        period (int): Iterations in an epoch.
+        folder (str): For the log.
 
-    def averaged(kind: type, interval: int) -> Call:
-        step, average, counts = baseline(), kind(model), count(1)
+    Returns:
+        Callable: Each call trains one iteration.
+    """
+    runner = Runner(
+        cfg.model, folder, Batches([batch] * period),
+        train_cfg=dict(by_epoch=True, max_epochs=1 << 20),
+        optim_wrapper=cfg.optim_wrapper, custom_hooks=cfg.get('custom_hooks'),
+        default_hooks=dict(checkpoint=None),
+        data_preprocessor=cfg.get('data_preprocessor'), log_level='ERROR',
+        default_scope=cfg.default_scope, experiment_name=folder, cfg=cfg)
+    runner._init_model_weights = nothing  # nothing is downloaded
+    loop = runner._train_loop = runner.build_train_loop(runner._train_loop)
 
-        def train() -> None:
-            step()
-            if next(counts) % interval == 0:
-                average.update_parameters(model)
+    def begin() -> None:
+        runner.call_hook('before_train')
+        runner.call_hook('before_train_epoch')
+        runner.model.train()
 
-        return train
-
-    return {
-        BASELINE: baseline,
-        'PSWA': partial(psw, type='PSWA'),
-        'PWALKS, last=0.25': partial(psw, type='PWALKS', last=0.25),
-        'PSWM': partial(psw, type='PSWM'),
-        'EMA of EMAHook': partial(averaged, ExponentialMovingAverage, 1),
-        'SWA, once a period': partial(
-            averaged, StochasticWeightAverage, period),
-    }
+    loop.run = begin
+    runner.train()
+    indices = cycle(range(period))
+    return lambda: loop.run_iter(next(indices), batch)
 
 
 def set_input_size(cfg: Config, size: int) -> None:

@@ -5,10 +5,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from mmengine.hooks import EMAHook
 from scripts import script
 from torch import nn
 
 from mmpsw import configs, models
+from mmpsw.engine import PSWHook
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 benchmark = script('benchmark.py')
@@ -102,13 +104,30 @@ def test_a_batch_of_each_framework(name):
 def test_steps_from_end_to_end(tmp_path):
     assert benchmark.main([
         'step', str(CONFIGS / 'cls/resnet18_digits.py'), '--size', '32',
-        '--period', '8', '--repeats', '2', '--out', str(tmp_path)]) == 0
+        '--period', '8', '--repeats', '2', '--out', str(tmp_path),
+        '--arms', 'baseline', 'pwalks', 'hadamard+pswm']) == 0
     table = pd.read_csv(tmp_path / 'step.csv')
-    assert list(table.name) == [
-        'baseline', 'PSWA', 'PWALKS, last=0.25', 'PSWM', 'EMA of EMAHook',
-        'SWA, once a period']
+    assert list(table.name) == ['baseline', 'pwalks', 'hadamard+pswm']
     assert table.ratio[0] == 1 and (table.seconds > 0).all()
     assert table.megabytes.notna().all() == torch.cuda.is_available()
+
+
+@pytest.mark.parametrize('name', ['det/retinanet_r18_digits.py',
+                                  'seg/fpn_r18_digits.py'])
+def test_a_step_is_an_iteration_of_the_run(name, tmp_path, monkeypatch):
+    """The hooks around it included: PSW's, and a stock one."""
+    args = benchmark.parse_args(['step', '--size', '64'])
+    cfg = benchmark.arm_config(CONFIGS / name, 'pswa+ema', args)
+    hooks = []
+    for kind in (PSWHook, EMAHook):
+        monkeypatch.setattr(kind, 'after_train_iter', lambda *a, k=kind, **_:
+                            hooks.append((k.__name__, a[1].iter)))
+    step = benchmark.training_step(
+        cfg, benchmark.synthetic_batch(cfg, 1, 64), 8, f'{tmp_path}/run')
+    step()
+    step()
+    assert hooks == [(kind, i) for i in (0, 1)
+                     for kind in ('PSWHook', 'EMAHook')]
 
 
 @pytest.mark.parametrize('argv, message', [
@@ -117,6 +136,7 @@ def test_steps_from_end_to_end(tmp_path):
     (['sample', '--out', 'file'], "--out 'file' is a file"),
     (['sample', '--params', '1.5'], '1.5 is not an integer >='),
     (['step', '--period', '7'], '7 is not an integer >='),
+    (['step', '--arms', 'pswa+pswm'], "'pswa' and 'pswm' cannot be used"),
 ])
 def test_bad_input_ends_in_one_line(argv, message, tmp_path, monkeypatch,
                                     capsys):

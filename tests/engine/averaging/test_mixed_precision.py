@@ -6,7 +6,7 @@ from mmengine.optim import AmpOptimWrapper
 from reference import Reference, assert_equal
 from sklearn.datasets import load_digits
 from torch import nn
-from toy import Points, Toy, trained
+from toy import Points, Toy, here, trained
 
 from mmpsw.engine import PSWAmpOptimWrapper
 from mmpsw.engine.averaging import optim_wrapper
@@ -88,30 +88,38 @@ def test_the_updates_of_a_window_that_are_skipped(amp, fused):
     assert 'without those that a gradient scaler skipped' in messages[0]
 
 
-@pytest.mark.parametrize('device', ['cpu'], indirect=True)
-def test_bf16_autocast_on_a_cpu(tmp_path):
-    """Equals a user's own loop to the bit, also when it is resumed."""
+def test_autocast(tmp_path, device):
+    """Equals a user's own loop to the bit, also when it is resumed.
+
+    bf16 on a CPU; on a GPU fp16, with a gradient scaler.
+    """
+    gpu = device == 'cuda'
+    dtype, scale = (('float16', dict(loss_scale=64.)) if gpu else
+                    ('bfloat16', {}))
     keys = dict(psw=dict(type='PWALKS', last=3), validate=False,
                 kind='mmpsw.PSWAmpOptimWrapper',
-                wrapper=dict(dtype='bfloat16'))
+                wrapper=dict(dtype=dtype, **scale))
     whole = trained(tmp_path, **keys)
-    model = Toy()
+    model = here(Toy())
     dtypes = set()
     model.net[3].register_forward_hook(lambda *a: dtypes.add(a[2].dtype))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     resampler = PeriodicResampler(
         optimizer, PWALKS(last=3), 6, buffers=model.buffers())
+    scaler = torch.amp.GradScaler(device, init_scale=64., enabled=gpu)
     data = Points()
     for epoch in range(4):
         generator = torch.Generator().manual_seed(epoch)
         for order in torch.randperm(24, generator=generator).split(4):
-            with torch.autocast('cpu', torch.bfloat16):
-                loss = model(data.x[order], data.y[order], mode='loss')
+            with torch.autocast(device, getattr(torch, dtype)):
+                loss = model(here(data.x[order]), here(data.y[order]),
+                             mode='loss')
             optimizer.zero_grad()
-            loss['loss'].backward()
-            optimizer.step()
+            scaler.scale(loss['loss']).backward()
+            scaler.step(optimizer)
+            scaler.update()
             resampler.step()
-    assert dtypes == {torch.bfloat16}
+    assert dtypes == {getattr(torch, dtype)}
     resumed = trained(tmp_path / 'resumed', **keys,
                       resume_from=tmp_path / 'iter_11.pth')
     assert_equal(whole.model, model)

@@ -73,6 +73,19 @@ def test_half_precision_is_converted_one_tensor_at_a_time(dtype):
     assert counted(psw.step).operations == ['_to_copy', 'lerp_'] * 2
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('device', ['cuda'], indirect=True)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_no_sample_waits_for_the_gpu(dtype):
+    psw = resampler([1000] * 3, PSWA(), 6, dtype, sample_prob=0.5)
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        for _ in range(5):
+            psw.step()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+
+
 def test_nothing_outside_of_the_window():
     psw = resampler([10] * 10, PWALKS(last=2), 10, sample_prob=0.5)
     for _ in range(8):
