@@ -7,12 +7,15 @@ import torch
 
 
 def assert_equal(one, other):
-    """Of two models, or their states: the same names and the same bits."""
+    """Of two models, or their states: the same names and the same bits.
+
+    On whatever device: what is saved lies on a CPU.
+    """
     if isinstance(one, torch.nn.Module):
         one, other = one.state_dict(), other.state_dict()
     assert one.keys() == other.keys()
     for name, value in one.items():
-        assert torch.equal(value, other[name]), name
+        assert torch.equal(value.cpu(), other[name].cpu()), name
 
 
 class Reference:

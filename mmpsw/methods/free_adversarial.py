@@ -66,7 +66,8 @@ class FreePerturbation:
             ValueError: The shape is another one than before.
         """
         if self.delta is None:
-            noise = torch.randn(images.shape, generator=self.generator)
+            noise = torch.randn(images.shape, generator=self.generator,
+                                device=self.generator.device)
             self.delta = noise.clamp_(-self.epsilon, self.epsilon).to(images)
         if self.delta.shape != images.shape:
             raise ValueError(

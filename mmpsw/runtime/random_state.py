@@ -114,7 +114,8 @@ def set_random_state(state: dict[str, Any]) -> None:
         random.setstate(state['python'])
     if 'numpy' in state:
         kind, keys, *rest = state['numpy']
-        np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
+        keys = keys.cpu().numpy().astype(np.uint32)
+        np.random.set_state((kind, keys, *rest))
     if 'torch' in state:
         torch.set_rng_state(state['torch'].cpu())
     cuda = state.get('cuda', [])

@@ -11,6 +11,7 @@ from launching import DIST_TRAIN, environment
 from mmengine.config import Config
 from reference import assert_equal
 from tiny_gan import GANRecord, Spots, adam, runner, settings
+from toy import here
 
 from mmpsw import configs
 from mmpsw.commands.launch import has_accelerator
@@ -38,18 +39,19 @@ def by_hand(run, batches, epsilon, replays):
     opt_g, opt_d = (torch.optim.Adam(net.parameters(), 0.01, (0., 0.9))
                     for net in (net_g, net_d))
     noise = torch.Generator().manual_seed(3)
-    delta = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(3)
-                        ).clamp(-epsilon, epsilon)
+    delta = here(torch.randn(
+        4, 3, 4, 4, generator=torch.Generator().manual_seed(3)
+    ).clamp(-epsilon, epsilon))
 
     def draw():
         z = torch.randn(4, 5, generator=noise)
-        return z, torch.randint(classes, (4, ), generator=noise)
+        return here(z), here(torch.randint(classes, (4, ), generator=noise))
 
     for step, batch in enumerate(batches):
         for opt in (opt_g, opt_d):
             opt.param_groups[0]['lr'] = 0.01 * 0.9**step
-        x = (torch.stack(batch['inputs']) - 127.5) / 127.5
-        y = torch.cat([s.gt_label for s in batch['data_samples']])
+        x = here((torch.stack(batch['inputs']) - 127.5) / 127.5)
+        y = here(torch.cat([s.gt_label for s in batch['data_samples']]))
         z, fake_y = draw()
         fake = net_g(z, fake_y).detach()
         for _ in range(replays):
@@ -63,7 +65,7 @@ def by_hand(run, batches, epsilon, replays):
             out = net_d(fake, fake_y)
             (F.relu(1 + out.real).mean() + F.kl_div(
                 F.log_softmax(out.classes, 1),
-                torch.full((4, classes), 1 / classes),
+                torch.full_like(out.classes, 1 / classes),
                 reduction='batchmean')).backward()
             opt_d.step()
         z, fake_y = draw()
@@ -304,7 +306,8 @@ def test_a_grid_of_samples_at_each_validation_from_the_same_z(tmp_path):
     assert [step for step, _ in pictures] == [2, 4, 6]
     z = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     run.model.eval()
-    last = run.model.generator(z, torch.tensor([0, 0, 1, 1, 2, 2]))
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    last = run.model.generator(here(z), here(labels)).cpu()
     shown = torch.from_numpy(pictures[-1][1]).permute(2, 0, 1)
     for index, image in enumerate(last):
         top, left = index // 2 * 5 + 1, index % 2 * 5 + 1
@@ -324,7 +327,7 @@ def test_the_same_z_measures_every_validation(tmp_path):
     assert torch.equal(first[0]['fake'], again[0]['fake'])
     assert not torch.equal(first[0]['fake'], second[0]['fake'])
     torch.testing.assert_close(
-        first[1]['real'], batch['inputs'][1] / 127.5 - 1)
+        first[1]['real'].cpu(), batch['inputs'][1] / 127.5 - 1)
 
 
 def write_config(path, *hooks, **keys):

@@ -333,7 +333,8 @@ def test_what_is_logged(tmp_path, monkeypatch):
     assert tau == pytest.approx(10 * sum(layers[0].means) / 2, rel=0.01)
     assert off == pytest.approx(
         100 * sum(layers[0].errors) / len(layers[0].errors), abs=0.05)
-    assert len(layers[0].errors) == 23
+    # an iteration in which all became zero has none
+    assert 20 <= len(layers[0].errors) <= 23
 
 
 # What is refused before the first iteration

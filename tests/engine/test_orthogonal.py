@@ -247,6 +247,7 @@ def test_r_has_the_settings_of_its_weight(tmp_path):
         assert torch.equal(first, last) != moves
 
 
+@pytest.mark.parametrize('device', ['cpu'], indirect=True)
 def test_mixed_precision_on_a_cpu(tmp_path):
     run, _ = train(tmp_path, opt(), dict(type='PSWA', write_back=False),
                    kind='mmpsw.PSWAmpOptimWrapper')

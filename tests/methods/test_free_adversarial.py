@@ -37,8 +37,8 @@ class Counted(nn.Module):
 
 def batches(count=3, size=4):
     generator = torch.Generator().manual_seed(1)
-    return [torch.rand(size, 3, 2, 2, generator=generator) * 2 - 1
-            for _ in range(count)]
+    return [(torch.rand(size, 3, 2, 2, generator=generator, device='cpu') * 2
+             - 1).to(torch.get_default_device()) for _ in range(count)]
 
 
 def updater(optimizer):
@@ -95,9 +95,9 @@ def test_delta_begins_in_the_ball_and_persists():
     images = torch.zeros(64, 3, 2, 2)
     perturbation = FreePerturbation(0.5, seed=3)
     begin = perturbation.apply(images).detach()
-    noise = torch.randn(images.shape,
+    noise = torch.randn(images.shape, device='cpu',
                         generator=torch.Generator().manual_seed(3))
-    assert torch.equal(begin, noise.clamp(-0.5, 0.5))
+    assert torch.equal(begin.cpu(), noise.clamp(-0.5, 0.5))
     assert torch.equal(perturbation.apply(images), begin)
     perturbation.update(torch.full_like(images, math.nan))  # an overflow
     assert torch.equal(perturbation.delta, begin)

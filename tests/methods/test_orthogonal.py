@@ -64,7 +64,7 @@ def householder(r):
 
 
 def loewdin(r):
-    return torch.from_numpy(polar(r.detach().numpy())[0])
+    return torch.from_numpy(polar(r.detach().cpu().numpy())[0]).to(r)
 
 
 @pytest.mark.parametrize('d', SIZES)
@@ -274,7 +274,7 @@ def test_energy_stays(name):
     before = [w.clone() for w in weights(model).values()]
     train(model, optimizer, 10)
     for old, new in zip(before, weights(model).values()):
-        assert (new - old).abs().max() > 1e-3
+        assert (new - old).abs().max() > 1e-4
         same = abs(hyperspherical_energy(old) / hyperspherical_energy(new) - 1)
         assert same < 1e-9 or name == 'regulariser'
     errors = training.errors()

@@ -252,9 +252,9 @@ def test_precise_bn(tmp_path, write_back):
     if not write_back:  # deployed is the average, with its own statistics
         saved = torch.load(tmp_path / 'epoch_4.pth', weights_only=False)
         deployed = saved['state_dict']['net.1.running_mean']
-        assert torch.equal(deployed, resampler.average[-2])
-        live = saved['optimizer']['psw']['live']['buffer.0']
-        assert torch.equal(live, norm.running_mean)
+        assert torch.equal(deployed, resampler.average[-2].cpu())
+        live = saved['optimizer']['psw']['live']['buffer.0'].cpu()
+        assert torch.equal(live, norm.running_mean.cpu())
 
 
 # Models
@@ -279,7 +279,7 @@ def test_parametrised_modules(tmp_path, weight, spectral, direction, length):
                if name.startswith('net.3')}
     assert len(vectors) == 2
     run = train(tmp_path, model=model, witness=Witness(left_out=vectors))
-    model.eval()(*next(iter(run.train_dataloader)))
+    model.eval()(*map(here, next(iter(run.train_dataloader))))
     state = model.state_dict()
     v, g = state[direction], state[length]
     torch.testing.assert_close(
@@ -308,9 +308,8 @@ def test_tied_parameters(tmp_path, write_back):
     deployed = saved['state_dict']
     assert torch.equal(deployed['more.weight'], deployed['net.0.weight'])
     average = run.optim_wrapper.resampler.average
-    assert torch.equal(deployed['net.0.weight'],
-                       run.after[-1]['net.0.weight'] if write_back else
-                       average[0])
+    expected = run.after[-1]['net.0.weight'] if write_back else average[0]
+    assert torch.equal(deployed['net.0.weight'], expected.cpu())
 
 
 def test_a_compiled_model_in_a_loop_of_ones_own():

@@ -127,15 +127,16 @@ def test_a_checkpoint_deploys_the_average_of_the_control(tmp_path):
     run.val_loop.evaluator.evaluate = evaluate
     run.train()
     resampler = run.optim_wrapper.resampler
-    live = run.model.net[0].weight
-    average = resampler.average[0]
+    live = run.model.net[0].weight.cpu()
+    average = resampler.average[0].cpu()
     assert not torch.equal(live, average)
-    assert torch.equal(seen[0], average)
+    assert torch.equal(seen[0].cpu(), average)
     saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
     assert torch.equal(saved['state_dict']['net.0.weight'], average)
-    assert torch.equal(saved['optimizer']['psw']['live']['param.0'], live)
+    assert torch.equal(saved['optimizer']['psw']['live']['param.0'].cpu(),
+                       live)
     stats = saved['state_dict']['net.1.running_mean']
-    assert not torch.equal(stats, run.model.net[1].running_mean)
+    assert not torch.equal(stats, run.model.net[1].running_mean.cpu())
     best = torch.load(next(tmp_path.glob('best_*.pth')), weights_only=False)
     assert torch.equal(best['state_dict']['net.0.weight'], average)
 
@@ -251,7 +252,7 @@ class TwoOptimizers(Toy):
     """Body and head have a wrapper each."""
 
     def train_step(self, data, optim_wrapper):
-        loss = self(*data, mode='loss')['loss']
+        loss = self(*map(here, data), mode='loss')['loss']
         for wrapper in optim_wrapper.values():
             wrapper.zero_grad()
         loss.backward()
