@@ -10,31 +10,31 @@ from torch import Tensor
 
 __all__ = ['fits', 'shift']
 
+_AT_ONCE = 64  # temporary tensors
+
 
 @torch.no_grad()
 def fits(means: Sequence[Tensor], live: Sequence[Tensor]) -> list[bool]:
     """Whether no value is NaN, or too large for its live tensor's dtype."""
-    largest = _numbers([
-        torch.linalg.vector_norm(mean, math.inf)
-        if mean.numel() else mean.new_zeros(()) for mean in means
-    ])
+    filled = [mean for mean in means if mean.numel()]
+    largest = iter(_numbers(torch._foreach_norm(filled, math.inf)))
     return [
-        number <= torch.finfo(tensor.dtype).max
-        for number, tensor in zip(largest, live)
+        not mean.numel() or next(largest) <= torch.finfo(tensor.dtype).max
+        for mean, tensor in zip(means, live)
     ]
 
 
 @torch.no_grad()
 def shift(means: Sequence[Tensor], live: Sequence[Tensor]) -> float:
     """``||m - w|| / ||w||`` over all pairs; NaN where all of w is zero."""
-    moved = _numbers([
-        torch.linalg.vector_norm(mean - tensor)
-        for mean, tensor in zip(means, live)
-    ])
-    size = _numbers([
-        torch.linalg.vector_norm(tensor.to(mean.dtype))
-        for mean, tensor in zip(means, live)
-    ])
+    moved, size = [], []
+    for begin in range(0, len(means), _AT_ONCE):
+        part = means[begin:begin + _AT_ONCE]
+        tensors = [tensor.to(mean.dtype)
+                   for mean, tensor in zip(part, live[begin:])]
+        moved += torch._foreach_norm(torch._foreach_sub(part, tensors))
+        size += torch._foreach_norm(tensors)
+    moved, size = _numbers(moved), _numbers(size)
     return math.hypot(*moved) / math.hypot(*size) if any(size) else math.nan
 
 
