@@ -7,6 +7,7 @@ Operations and bytes are counted. Times are of rounds in which everything runs
 once, in an order that changes; ratios are within a round.
 """
 import argparse
+import gc
 import platform
 import random
 import sys
@@ -192,6 +193,7 @@ def step_costs(arms: Mapping[str, Config], batch_size: int, size: int,
     with TemporaryDirectory() as folder:
         for name, cfg in arms.items():
             if torch.cuda.is_available():
+                gc.collect()
                 before = torch.cuda.memory_allocated()
                 torch.cuda.reset_peak_memory_stats()
             step = training_step(cfg, synthetic_batch(cfg, batch_size, size),
@@ -398,6 +400,8 @@ class Batches(list):
 def training_step(cfg: Config, batch: dict, period: int, folder: str) -> Call:
     """One iteration of a run: the model's step, and all hooks around it.
 
+    But for the one that logs, which resets a GPU's peak of memory.
+
     Args:
         cfg (Config): What is trained. The weights stay those that the
             constructors leave, and no data are read.
@@ -412,7 +416,7 @@ def training_step(cfg: Config, batch: dict, period: int, folder: str) -> Call:
         cfg.model, folder, Batches([batch] * period),
         train_cfg=dict(by_epoch=True, max_epochs=1 << 20),
         optim_wrapper=cfg.optim_wrapper, custom_hooks=cfg.get('custom_hooks'),
-        default_hooks=dict(checkpoint=None),
+        default_hooks=dict(checkpoint=None, logger=None),
         data_preprocessor=cfg.get('data_preprocessor'), log_level='ERROR',
         default_scope=cfg.default_scope, experiment_name=folder, cfg=cfg)
     runner._init_model_weights = nothing  # nothing is downloaded
