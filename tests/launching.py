@@ -38,5 +38,6 @@ def environment(device='cpu'):
         **os.environ, 'PYTHON': sys.executable, 'PORT': port,
         'OMP_NUM_THREADS': '1',
         **({'CUDA_VISIBLE_DEVICES': ''} if device == 'cpu' else {}),
-        'PYTHONPATH': f'{ROOT / "tests"}:{ROOT}'
+        'PYTHONPATH': ':'.join([str(ROOT / 'tests'), str(ROOT),
+                                os.environ.get('PYTHONPATH', '')])
     }

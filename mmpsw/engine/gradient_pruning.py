@@ -172,11 +172,12 @@ class GradientPruningHook(Hook):
         """Predict the next tau of each layer, and log."""
         sums = torch.stack([layer.sums for layer in self.layers])
         all_reduce(sums)
-        for layer, of_layer in zip(self.layers, sums.tolist()):
+        found = sums.tolist()
+        for layer, of_layer in zip(self.layers, found):
             layer.finish_iteration(*of_layer)
-        hub = runner.message_hub
-        hub.update_scalar('train/gradient_pruning/zeros',
-                          _share(*sums[:, 2:].sum(0).tolist()))
+        _, _, zeros, count = map(sum, zip(*found))
+        runner.message_hub.update_scalar('train/gradient_pruning/zeros',
+                                         _share(zeros, count))
 
     def after_train(self, runner: Runner) -> None:
         """Take the hooks out of the model, and log what each layer did."""

@@ -10,8 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from mmengine.dist import get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 from torch.optim import Optimizer
 
@@ -200,7 +202,17 @@ class ScheduleFreeHook(Hook):
         self.live: dict[str, torch.Tensor] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Train at y."""
+        """Train at y.
+
+        Raises:
+            ValueError: There are several processes. The first alone saves,
+                and would recalibrate without the others.
+        """
+        if get_world_size() > 1:
+            raise ValueError(
+                'ScheduleFreeHook needs a single process, because it '
+                'recalibrates batch norm for each checkpoint, which only one '
+                'of several saves: train on one GPU, or with --with psw.')
         runner.optim_wrapper.optimizer.train()
 
     def before_val_epoch(self, runner: Runner) -> None:
@@ -224,8 +236,8 @@ class ScheduleFreeHook(Hook):
         """x is what a user deploys; y is for a resume."""
         checkpoint['schedule_free'] = checkpoint['state_dict']
         self.before_val_epoch(runner)
-        checkpoint['state_dict'] = deepcopy(
-            unwrapped(runner.model).state_dict())
+        checkpoint['state_dict'] = weights_to_cpu(deepcopy(
+            unwrapped(runner.model).state_dict()))
         self.after_val_epoch(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process, master_only
 from mmengine.fileio import dump
 from mmengine.hooks import EMAHook, Hook, LoggerHook
 from mmengine.optim import OptimWrapperDict
@@ -24,8 +24,10 @@ from mmpsw.models import unwrapped
 from mmpsw.registry import HOOKS
 from mmpsw.runtime.epochs import epoch_length
 from mmpsw.runtime.random_state import random_state, set_random_state
+from mmpsw.runtime.ranks import mean_over_ranks
 
 from .averaging.buffers import owned_buffers
+from .averaging.optim_wrapper import happened
 from .averaging.settings import Settings
 from .peers import LookaheadHook, SwitchEMAHook
 from .sparsity import mask_hooks
@@ -45,7 +47,7 @@ class _Control:
         owned = owned_buffers(unwrapped(runner.model), [('', wrapper)])['']
         self.resampler = self.settings.build(
             wrapper.optimizer, 1, epoch_length(runner.train_loop),
-            owned.tensors)
+            owned.tensors, reduce_buffers=mean_over_ranks)
         self.resampler.schedule = replace(
             self.resampler.schedule, total=runner.max_iters)
         wrapper.optimizer.register_step_post_hook(self._note_update)
@@ -64,7 +66,7 @@ class _Control:
         self.resampler.load_state_dict(state)
 
     def _note_update(self, optimizer: Optimizer, *_: Any) -> None:
-        self.updated = True
+        self.updated = happened(optimizer)
 
 
 class _Averaged:
@@ -166,7 +168,8 @@ class RideAlongHook(Hook):
             average.begin(runner)
             if runner.iter:
                 average.load_state_dict(self._state_of(folder))
-            runner.cfg.dump(_log_dir(runner, folder) / 'config.py')
+            if is_main_process():
+                runner.cfg.dump(_log_dir(runner, folder) / 'config.py')
 
     def after_train_iter(self, runner: Runner, *args: Any,
                          **kwargs: Any) -> None:
@@ -207,7 +210,7 @@ class RideAlongHook(Hook):
                 f"'{folder}' cannot ride along from here, because the "
                 'checkpoint was saved without it: begin anew, or train it as '
                 'a run of its own.')
-        return self.loaded[str(folder)]
+        return self.loaded.pop(str(folder))
 
 
 @contextmanager
@@ -219,6 +222,7 @@ def _shown(runner: Runner, average: _Control | _Averaged) -> Iterator[None]:
         yield
 
 
+@master_only
 def _log(runner: Runner, folder: Path, metrics: dict[str, Any]) -> None:
     """Write what mmengine's LoggerHook would."""
     logger = next(h for h in runner.hooks if isinstance(h, LoggerHook))

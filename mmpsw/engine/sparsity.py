@@ -22,6 +22,7 @@ from mmpsw.methods.sparsity import (
 from mmpsw.models import saved_tensors, unwrapped
 from mmpsw.registry import HOOKS
 
+from .averaging.optim_wrapper import happened
 from .orthogonal import OrthogonalHook
 
 __all__ = ['MagnitudePruningHook', 'SparsityHook']
@@ -54,6 +55,7 @@ class _MaskHook(Hook):
         self.masks: dict[str, Tensor] = {}
         self.updates = 0
         self.progress = 0.
+        self.zeros = 0.  # counting them waits for a GPU
 
     def first_masks(self) -> dict[str, Tensor]:
         """The masks of a run that begins."""
@@ -117,6 +119,7 @@ class _MaskHook(Hook):
             self.masks = self.first_masks()
         elif self.saved and self.saved.keys() == self.state().keys():
             self.load(self.saved)
+            self.saved = None
         else:
             raise ValueError(
                 'The checkpoint cannot be resumed from with '
@@ -126,6 +129,7 @@ class _MaskHook(Hook):
         optimizer = runner.optim_wrapper.optimizer
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
+        self.zeros = share_of_zeros(self.masks)
         self.mask_weights()
 
     def before_train_iter(self, runner: Runner, *args: Any,
@@ -140,8 +144,7 @@ class _MaskHook(Hook):
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
                 self.mask_average(hook.ema_model.module)
-        runner.message_hub.update_scalar(
-            'train/sparsity/zeros', share_of_zeros(self.masks))
+        runner.message_hub.update_scalar('train/sparsity/zeros', self.zeros)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Mask an average that is shown."""
@@ -172,9 +175,12 @@ class _MaskHook(Hook):
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if not happened(optimizer):
+            return
         if self._gradients is not None:
             before = self.masks
             self.masks = self.change_masks(self._gradients)
+            self.zeros = share_of_zeros(self.masks)
             for name, weight in self.weights.items():
                 state = optimizer.state.get(weight, {})
                 for key in {'momentum_buffer', 'exp_avg'} & state.keys():
@@ -317,7 +323,7 @@ class MagnitudePruningHook(_MaskHook):
 
     def due(self) -> bool:
         """Once."""
-        return self.progress >= self.begin and not share_of_zeros(self.masks)
+        return self.progress >= self.begin and not self.zeros
 
     def change_masks(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Keep the largest."""

@@ -28,7 +28,8 @@ def cayley(r: Tensor) -> Tensor:
     a = r.triu(1)
     a = a - a.mT
     eye = _eye(r)
-    return torch.linalg.solve(eye - a, eye + a)  # the two commute
+    # The two commute. It has a solution always, and solve would wait for it.
+    return torch.linalg.solve_ex(eye - a, eye + a).result
 
 
 def gram_schmidt(r: Tensor) -> Tensor:

@@ -118,6 +118,6 @@ def set_random_state(state: dict[str, Any]) -> None:
         np.random.set_state((kind, keys, *rest))
     if 'torch' in state:
         torch.set_rng_state(state['torch'].cpu())
-    cuda = state.get('cuda', [])
-    if cuda and len(cuda) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([part.cpu() for part in cuda])
+    gpus = range(torch.cuda.device_count())  # another machine has others
+    for index, part in zip(gpus, state.get('cuda', [])):
+        torch.cuda.set_rng_state(part.cpu(), index)

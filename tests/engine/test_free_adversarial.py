@@ -339,13 +339,13 @@ def write_config(path, *hooks, **keys):
     return str(path)
 
 
-def test_a_killed_run_goes_on_by_the_command_line(tmp_path):
+def test_a_killed_run_goes_on_by_the_command_line(tmp_path, device):
     """As after a lost machine: to the bit what it would have been."""
     killed = write_config(tmp_path / 'gan.py',
                           dict(type='KillAt', iteration=4))
     result = subprocess.run(
         [sys.executable, '-m', 'mmpsw.commands.train', killed, '--work-dir',
-         tmp_path / 'run'], env=environment(), capture_output=True,
+         tmp_path / 'run'], env=environment(device), capture_output=True,
         timeout=300, check=False)
     assert result.returncode == -signal.SIGKILL
     config = write_config(tmp_path / 'gan.py')

@@ -203,7 +203,13 @@ def test_schedule_free_resumes_and_saves_what_is_validated(tmp_path):
     assert_equal(whole.model, resumed.model)
     saved = torch.load(tmp_path / 'whole/epoch_2.pth', weights_only=False)
     for name, value in seen.shown[1].items():
-        torch.testing.assert_close(saved['state_dict'][name], value)
+        torch.testing.assert_close(saved['state_dict'][name], value.cpu())
+
+
+def test_schedule_free_is_refused_in_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmpsw.engine.peers.get_world_size', lambda: 2)
+    with pytest.raises(ValueError, match='needs a single process'):
+        schedule_free(tmp_path)
 
 
 @pytest.mark.parametrize('hook', [

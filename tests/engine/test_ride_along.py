@@ -56,10 +56,22 @@ MASKS = dict(type='mmpsw.SparsityHook', target=0.6, begin=0.25, end=0.75,
              interval=3)
 
 
+class Overflow(Hook):
+    """A fused optimizer's every fourth step is skipped, as GradScaler does."""
+
+    def before_train_iter(self, run, *args, **kwargs):
+        run.optim_wrapper.optimizer.found_inf = torch.tensor(
+            float(run.iter % 4 == 1))
+
+
+FUSED = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, fused=True))
+
+
 @pytest.mark.parametrize('keys, beside', [
-    (EPOCHS, []), (ITERS, []), (EPOCHS, [MASKS]), (ITERS, [MASKS])])
+    (EPOCHS, []), (ITERS, []), (EPOCHS, [MASKS]), (ITERS, [MASKS]),
+    ({**EPOCHS, **FUSED}, [Overflow()])])
 def test_they_equal_runs_of_their_own(tmp_path, keys, beside):
-    """With masks, too."""
+    """With masks, and with updates that did not happen, too."""
     trained(tmp_path / 'all', hooks=[hook(tmp_path), *beside], **keys)
     for name, settings in AVERAGES.items():
         own = own_run(tmp_path / 'own' / name, settings, beside, **keys)
@@ -67,7 +79,7 @@ def test_they_equal_runs_of_their_own(tmp_path, keys, beside):
         assert len(own_values) == 4
         assert logged(tmp_path / name) == own_values, name
         saved = tmp_path / name / (
-            'epoch_4.pth' if keys is EPOCHS else 'iter_20.pth')
+            'iter_20.pth' if keys is ITERS else 'epoch_4.pth')
         newest = tmp_path / 'own' / name / f'iter_{own.iter}.pth'
         assert_equal(*(torch.load(path, weights_only=False)['state_dict']
                        for path in (saved, newest)))

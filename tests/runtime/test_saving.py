@@ -191,7 +191,8 @@ def ended(tmp_path_factory):
     subprocess.run(
         [sys.executable, '-c', 'import sys, test_saving; '
          'test_saving.train_in_processes(sys.argv[1])', str(folder)],
-        env={**os.environ, 'PYTHONPATH':
+        # Who has looked for a GPU cannot fork.
+        env={**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH':
              f'{ROOT}:{ROOT / "tests"}:{ROOT / "tests/runtime"}'},
         check=True, capture_output=True)
     return folder

@@ -87,8 +87,8 @@ def run_layers(args: argparse.Namespace) -> None:
     rows = []
     for name, cfg in every.items():
         images = torch.zeros(args.batch_size, 3, args.size, args.size)
-        for shape, conv in track(shapes(build_model(cfg), images).items(),
-                                 description=name):
+        found = shapes(build_model(cfg).cpu(), images)
+        for shape, conv in track(found.items(), description=name):
             rows += [dict(config=name, **row)
                      for row in layer_times(shape, conv, args.repeats)]
     table = pd.DataFrame(rows)
@@ -225,7 +225,7 @@ class Arm:
     def __init__(self, cfg: Config, batches: list, last: bool = False,
                  **keys: Any):
         set_random_seed(0)
-        self.model = build_model(cfg)
+        self.model = build_model(cfg).cpu()
         self.model.init_weights()
         self.model.train()
         if last:

@@ -111,6 +111,7 @@ class PSWOptimWrapperMixin:
             warn=_warn)
         if self._waiting is not None:
             self._resume(self._waiting)
+            self._waiting = None
 
     def initialize_count_status(self, model: nn.Module, init_counts: int,
                                 max_counts: int) -> None:
@@ -200,13 +201,7 @@ class PSWOptimWrapperMixin:
             )
 
     def _note_update(self, optimizer: Optimizer, *_: Any) -> None:
-        """After a step that happened.
-
-        A GradScaler leaves the skipping to fused optimizers, and sets
-        ``found_inf`` on them while they step.
-        """
-        found_inf = getattr(optimizer, 'found_inf', None)
-        self._updated = found_inf is None or not found_inf.item()
+        self._updated = happened(optimizer)
 
     def _log(self, done: Resampling | None) -> None:
         if done is None or not done.applied:
@@ -221,6 +216,16 @@ class PSWOptimWrapperMixin:
             f'({type(self.psw.technique).__name__}): psw/samples: '
             f'{done.samples}, psw/shift: {done.shift:.4g}',
             logger='current')
+
+
+def happened(optimizer: Optimizer) -> bool:
+    """Whether a step changes the weights, asked by its hooks.
+
+    A GradScaler leaves the skipping to fused optimizers, and sets
+    ``found_inf`` on them while they step.
+    """
+    found_inf = getattr(optimizer, 'found_inf', None)
+    return found_inf is None or not found_inf.item()
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -253,6 +258,12 @@ class _Amp(AmpOptimWrapper):
         self.cast_dtype = torch.bfloat16
         self._scale_update_param = None
         self.loss_scaler = _GradScaler(enabled=False)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """A run that was begun on a CPU has no scale."""
+        if not state_dict.get('loss_scaler'):
+            state_dict.pop('loss_scaler', None)
+        super().load_state_dict(state_dict)
 
 
 # Since torch 2.3 the one for CUDA has a name for all devices.

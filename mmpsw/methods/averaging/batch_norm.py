@@ -81,7 +81,9 @@ def _cumulative(layers: list[_BatchNorm]) -> Iterator[None]:
 def _random_state_kept() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(
+                [torch.cuda.current_device()]
+                if torch.cuda.is_available() else []):
             yield
     finally:
         random.setstate(python)

@@ -43,6 +43,16 @@ def test_amp_state_is_loaded_and_the_argument_is_left(amp):
     assert other.resampler.samples == 1 and other.inner_count == 1
 
 
+def test_a_run_that_was_begun_on_a_cpu_goes_on_with_a_scaler(amp):
+    wrappers = [PSWAmpOptimWrapper(
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.),
+        psw=dict(type='PSWA', period=4, **ITER)) for _ in 'ab']
+    state = wrappers[0].state_dict()
+    scale = wrappers[1].loss_scaler.state_dict()
+    wrappers[1].load_state_dict({**state, 'loss_scaler': {}})
+    assert wrappers[1].loss_scaler.state_dict() == scale
+
+
 @pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('kind', [torch.optim.SGD, torch.optim.AdamW])
 @pytest.mark.parametrize('clip', [None, dict(max_norm=10.)])
