@@ -317,7 +317,7 @@ def test_sparse_kernels_train_the_same(tmp_path, monkeypatch):
     assert '_conv_forward' not in vars(fast.model.conv2)
 
 
-def test_what_is_logged(tmp_path, monkeypatch):
+def test_what_is_logged(tmp_path, monkeypatch, device):
     lines = []
     monkeypatch.setattr('mmpsw.engine.gradient_pruning.print_log',
                         lambda line, **keys: lines.append(line))
@@ -333,8 +333,9 @@ def test_what_is_logged(tmp_path, monkeypatch):
     assert tau == pytest.approx(10 * sum(layers[0].means) / 2, rel=0.01)
     assert off == pytest.approx(
         100 * sum(layers[0].errors) / len(layers[0].errors), abs=0.05)
-    # an iteration in which all became zero has none
-    assert 20 <= len(layers[0].errors) <= 23
+    # An iteration in which all became zero has none; a GPU draws others.
+    count = len(layers[0].errors)
+    assert count == 23 if device == 'cpu' else 20 <= count <= 23
 
 
 # What is refused before the first iteration

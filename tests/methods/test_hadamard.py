@@ -44,7 +44,7 @@ def entries(fixed):
 def by_loop(fixed, x):
     """Equation and eps of the paper's code, one number after the other."""
     matrix, scale = entries(fixed), fixed.scale.item()
-    logits = torch.zeros_like(x[:, :1]).repeat(1, fixed.classes)
+    logits = x.new_zeros(len(x), fixed.classes)
     for i, row in enumerate(x.tolist()):
         norm = sum(value * value for value in row)**0.5
         for c in range(fixed.classes):

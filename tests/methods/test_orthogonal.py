@@ -266,7 +266,7 @@ def test_gradient_descent_keeps_still_at_rate_zero():
 
 
 @pytest.mark.parametrize('name', MAPS)
-def test_energy_stays(name):
+def test_energy_stays(name, device):
     """And the angles between the neurons, while the weights move."""
     model = network()
     optimizer = sgd(model.parameters())
@@ -274,7 +274,7 @@ def test_energy_stays(name):
     before = [w.clone() for w in weights(model).values()]
     train(model, optimizer, 10)
     for old, new in zip(before, weights(model).values()):
-        assert (new - old).abs().max() > 1e-4
+        assert (new - old).abs().max() > (1e-3 if device == 'cpu' else 1e-4)
         same = abs(hyperspherical_energy(old) / hyperspherical_energy(new) - 1)
         assert same < 1e-9 or name == 'regulariser'
     errors = training.errors()
