@@ -77,6 +77,17 @@ class Weights(Hook):
         self.after.append(copy.deepcopy(runner.model.state_dict()))
 
 
+class Overflow(Hook):
+    """A fused optimizer's every fourth step is skipped, as GradScaler does."""
+
+    def before_train_iter(self, run, *args, **kwargs):
+        run.optim_wrapper.optimizer.found_inf = here(
+            torch.tensor(float(run.iter % 4 == 1)))
+
+
+FUSED = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, fused=True))
+
+
 @torch.no_grad()
 def assert_statistics(model, batches):
     """Batch norm holds the plain average over these batches of points."""

@@ -8,7 +8,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from reference import assert_equal
-from toy import Error, runner, trained
+from toy import FUSED, Error, Overflow, runner, trained
 
 from mmpsw.engine import RideAlongHook
 from mmpsw.engine.ride_along import passenger
@@ -54,17 +54,6 @@ def own_run(folder, settings, beside, **keys):
 
 MASKS = dict(type='mmpsw.SparsityHook', target=0.6, begin=0.25, end=0.75,
              interval=3)
-
-
-class Overflow(Hook):
-    """A fused optimizer's every fourth step is skipped, as GradScaler does."""
-
-    def before_train_iter(self, run, *args, **kwargs):
-        run.optim_wrapper.optimizer.found_inf = torch.tensor(
-            float(run.iter % 4 == 1))
-
-
-FUSED = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, fused=True))
 
 
 @pytest.mark.parametrize('keys, beside', [

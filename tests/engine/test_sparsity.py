@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from reference import assert_equal
 from torch import nn
 from torch.nn.utils import prune
-from toy import Toy, Weights, here, runner, trained
+from toy import FUSED, Overflow, Toy, Weights, here, runner, trained
 
 from mmpsw.methods.sparsity import hoyer
 from mmpsw.registry import HOOKS
@@ -65,6 +65,14 @@ def test_masked_weights_and_their_momentum_are_zero(tmp_path):
     zeros = 1 - sum(m.sum() for m in hook.masks.values()) / 40
     assert run.message_hub.get_scalar('train/sparsity/zeros').current(
     ) == pytest.approx(zeros.item())
+
+
+def test_a_step_that_is_skipped_changes_no_masks(tmp_path):
+    """A scaler has a fused optimizer skip the 2nd, the 6th, ... of 24."""
+    _, hook, seen = train(tmp_path, SPARSE, Overflow(), **FUSED)
+    assert hook.updates == 18
+    for i in range(1, 24, 4):
+        assert_equal(seen.masks[i - 1], seen.masks[i])
 
 
 def test_the_first_mask_is_there_in_the_first_step(tmp_path):
