@@ -20,9 +20,6 @@ from mmpsw.models import saved_tensors, unwrapped
 
 # Dataset classes of mmpretrain that fetch their files themselves.
 _SELF_FETCHING = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
-# Hooks that put an average into the model to validate it.
-_AVERAGING_HOOKS = ('EMAHook', 'SwitchEMAHook', 'EpochAverageHook',
-                    'LookaheadHook', 'ScheduleFreeHook')
 _STOCK_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'ApexOptimWrapper')
 
 
@@ -39,7 +36,7 @@ def check_psw(cfg: Config) -> None:
     from mmpsw.engine.averaging.settings import Settings
     averages = [configs.class_name(hook.get('type'))
                 for hook in cfg.get('custom_hooks') or []]
-    averages = [name for name in averages if name in _AVERAGING_HOOKS]
+    averages = [name for name in averages if name in configs.AVERAGING_HOOKS]
     for key, wrapper in configs.optim_wrappers(cfg):
         name = configs.class_name(wrapper.get('type') or 'OptimWrapper')
         psw = wrapper.get('psw')
