@@ -1,6 +1,7 @@
 """tools/train.py: what its options make of a config, and how it refuses."""
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -173,8 +174,9 @@ def refusal(capsys, *argv):
     ([RETINANET, '--with', 'pswa', '--cfg-options',
       'optim_wrapper.type=ApexOptimWrapper'], 'ApexOptimWrapper'),
     ([RETINANET, '--with', 'pwalks'],
-     "'data/coco/annotations/instances_train2017.json' does not exist; put "
-     "the data set at data_root='data/coco/'"),
+     "train_dataloader.dataset: 'data/coco/annotations/instances_train2017."
+     "json' and 'data/coco/train2017/' do not exist; put the data set at "
+     "data_root='data/coco/'"),
     ([PSPNET], "data_root='data/cityscapes/'"),
     (['mmseg::pspnet/pspnet_r50-d8_4xb4-20k_voc12aug-512x512'],
      'train_dataloader.dataset.datasets.0.data_root=FOLDER'),
@@ -296,31 +298,41 @@ def test_a_bug_keeps_its_traceback(folder):
         run(CLS, *EPOCHS, 'train_cfg.no_such_argument=1')
 
 
-def command(code, file):
-    """A command whose code stands in this file."""
-    return lambda: exec(compile(code, file, 'exec'), {})
+def command(code, path, monkeypatch):
+    """A command of ours, whose code is in this file."""
+    monkeypatch.setattr(options, '_OURS', (f'{path.parent}/ours', ))
+    path.write_text(code)
+    return lambda: runpy.run_path(str(path))
 
 
-RAISE = "raise ValueError('a wrong value')"
+RAISE = """
+if True:
+    raise ValueError(
+        'a wrong value')
+"""
 
 
 @pytest.mark.parametrize('code', [
     "int('x')", "'ab'.index('c')", 'a, b = 1, 2, 3', "open('/')"])
-def test_an_accident_inside_of_mmpsw_is_a_bug(code):
+def test_an_accident_inside_of_ours_is_a_bug(code, tmp_path, monkeypatch):
     with pytest.raises((ValueError, OSError)) as info:
-        options.report_errors(command(code, train.__file__))
-    assert info.traceback[-1].path == Path(train.__file__)
+        options.report_errors(command(code, tmp_path / 'ours.py',
+                                      monkeypatch))
+    assert info.traceback[-1].path == tmp_path / 'ours.py'
 
 
-def test_what_is_raised_on_purpose_is_a_sentence(capsys):
-    assert options.report_errors(command(RAISE, train.__file__)) == 2
+def test_what_is_raised_on_purpose_is_a_sentence(tmp_path, capsys,
+                                                 monkeypatch):
+    ours = command(RAISE, tmp_path / 'ours.py', monkeypatch)
+    assert options.report_errors(ours) == 2
     assert capsys.readouterr().err == 'error: a wrong value\n'
     with pytest.raises(ValueError):
-        options.report_errors(command(RAISE, '/elsewhere.py'))
+        options.report_errors(command(RAISE, tmp_path / 'elsewhere.py',
+                                      monkeypatch))
 
     def registry():  # older mmengine puts the class's name in front
         try:
-            command(RAISE, train.__file__)()
+            ours()
         except ValueError as error:
             raise type(error)(f'class A: {error}')  # noqa: B904
 
