@@ -84,7 +84,7 @@ def describe_methods() -> str:
     for name, path in known_methods().items():
         comment = re.match(r'(?:#.*\n)*', path.read_text(encoding='utf-8'))[0]
         text = ' '.join(comment.replace('#', ' ').split())
-        lines.append(f'{name:<18} {re.split(r"(?<=[.:])(?= )", text)[0]}')
+        lines.append(f'{name:<20} {re.split(r"(?<=[.])(?= [a-zA-Z])", text)[0]}')
     return '\n'.join(lines)
 
 

@@ -373,10 +373,10 @@ def test_a_baseline_that_cannot_begin_ends_the_comparison(tmp_path, capsys):
     status = compare.main([
         'run', CONFIG, '--arms', 'baseline', 'ema', 'pswa', 'pswm', '--jobs',
         '1', '--work-dir', str(tmp_path / 'work'), '--cfg-options',
-        'model.head.num_classes=5', 'model.head.topk=1', *SMALL])
+        'model.head.in_channels=7', *SMALL])
     captured = capsys.readouterr()
     assert status == 1
-    assert 'baseline, seed 0 failed: IndexError: Target 9 is' in captured.out
+    assert 'baseline, seed 0 failed: RuntimeError: mat1 and' in captured.out
     assert 'Nothing else is begun' in captured.out
     assert captured.out.count('$ python') == 1
     assert 'failed: baseline, seed 0; ema, seed 0.' in captured.err
