@@ -5,6 +5,7 @@ import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,6 +148,7 @@ def _sweep_options(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
+    check_report()
     grid = make_grid(args)
     if args.dry_run:
         prepare(grid, args.jobs)
@@ -154,6 +156,16 @@ def run(args: Namespace) -> None:
                         if grid.host(cell) is None))
     else:
         report_on(train_grid(grid, args.jobs))
+
+
+def check_report() -> None:
+    """Looks for what the report needs, before anything is trained."""
+    try:
+        import mmpsw.compare.report  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"the comparison's report needs {error.name}, which cannot be "
+            "imported; pip install 'mmpsw[tools]'") from error
 
 
 def make_grid(args: Namespace) -> grids.Grid:
@@ -213,9 +225,16 @@ def named_arms(arms: Sequence[str]) -> dict[str, str]:
 def passengers(arms: dict[str, str]) -> tuple[str, ...]:
     """The arms that can ride along in the runs of the baseline."""
     from mmpsw.engine.ride_along import passenger
-    return tuple(
-        name for name, arm in arms.items() if len(configs.split_arm(arm)) == 1
-        and passenger(configs.load_fragment(arm).to_dict()) is not None)
+    found = []
+    for name, arm in arms.items():
+        if len(configs.split_arm(arm)) == 1:
+            try:
+                rides = passenger(configs.load_fragment(arm).to_dict())
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"the arm '{arm}' cannot be used, because its"
+                                 f' hook cannot be built: {error}') from error
+            found += [name] * (rides is not None)
+    return tuple(found)
 
 
 def train_grid(grid: grids.Grid, jobs: int | None = None) -> grids.Grid:
@@ -256,12 +275,6 @@ def prepare(grid: grids.Grid, jobs: int | None = None
     from mmpsw.commands import checks, train
     from mmpsw.compare import training
     from mmpsw.compare.published import differences
-    try:
-        import mmpsw.compare.report  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"the comparison's report needs {error.name}, which cannot be "
-            "imported; pip install 'mmpsw[tools]'") from error
     grid.max_steps()
     grid = grid.with_metric()
     remarks: list[str] = []
@@ -375,12 +388,18 @@ def sweep(args: Namespace) -> None:
 def _published(args: Namespace, config: str | None,
                c: 'Comparison') -> tuple['Published | None', list[str]]:
     """The zoo's number, or else a sentence on why there is none."""
+    from mmpsw.compare.published import differences
     from mmpsw.compare.zoo_results import NotPublishedError, find_published
     reason = ('it is not known from which config these runs were started '
               '(--config says it)')
     try:
         if config is not None:
-            return find_published(config, c.first.config, c.metric), []
+            zoo = find_published(config, c.first.config, c.metric)
+            told = [plan['published'] for plan in c.plans.values()
+                    if 'published' in plan]
+            differ = told[0] if told else differences(
+                config, c.first.config, None)
+            return replace(zoo, sentences=(*zoo.sentences, *differ)), []
     except ValueError as error:
         # A grid may be read far from where it was made.
         if args.config and not isinstance(error, NotPublishedError):

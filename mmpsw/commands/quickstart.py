@@ -55,6 +55,7 @@ def quickstart(args: Namespace) -> None:
         ValueError: An option is wrong.
         TrainingError: A run ended with an error.
     """
+    compare.check_report()
     grid = make_grid(args)
     from mmpsw.datasets.digits import generate
     generate(_DATA)
