@@ -5,6 +5,7 @@ import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -258,7 +259,7 @@ def train_grid(grid: grids.Grid, jobs: int | None = None) -> grids.Grid:
         grids.record(grid, remarks)
         failed = training.train(grid, room, lock)
     if failed:
-        if any(grids.steps_done(grid.run_dir(cell)) for cell in grid.cells):
+        with suppress(ValueError):  # where there is nothing to report on
             report_on(grid)
         raise training.TrainingError(training.explain(grid, failed))
     return grid
@@ -277,11 +278,10 @@ def prepare(grid: grids.Grid, jobs: int | None = None
     from mmpsw.compare.published import differences
     grid.max_steps()
     grid = grid.with_metric()
-    remarks: list[str] = []
     for arm in grid.arms:
         args = train.parse_args(grid.arguments(grids.Cell(arm, grid.seeds[0])))
         cfg = train.build_config(args)
-        if not remarks and arm == next(iter(grid.arms)):
+        if arm == grid.first:
             remarks = differences(grid.config, cfg, grid.processes)
         checks.check_training(cfg, args.amp)
         checks.check_weights(cfg, grid.config, args.weights)
@@ -289,10 +289,10 @@ def prepare(grid: grids.Grid, jobs: int | None = None
     own = [cell for cell in grid.cells if grid.host(cell) is None]
     riders = [arm for arm in grid.arms if grid.host(
         grids.Cell(arm, grid.seeds[0]))]
-    print(f'{len(own)} runs, {min(len(room), len(own))} at a time, of '
-          f'{grid.processes} process{"es" * (grid.processes > 1)} each: the '
-          f'arms {", ".join(grid.arms)}, with the seeds '
-          f'{", ".join(map(str, grid.seeds))}, for {grid.max_steps()} '
+    print(f'Runs: {len(own)}, {min(len(room), len(own))} at a time, each in '
+          f'{grid.processes} process{"es" * (grid.processes > 1)}; arms: '
+          f'{", ".join(grid.arms)}; seeds: '
+          f'{", ".join(map(str, grid.seeds))}; {grid.max_steps()} '
           f'{"epochs" if grid.by_epoch() else "iterations"}; a seed has the '
           'same data order in all arms')
     if riders:
