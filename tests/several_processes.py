@@ -208,7 +208,7 @@ def in_shards(folder):
     def shard(model):
         fully_shard(model, mesh=mesh)
 
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     found = {}
     for name in SHARDED:
         whole = InAnyProcess(name, shard)
@@ -223,10 +223,15 @@ def in_shards(folder):
         found[name] = dict(whole=records,
                            resumed=list(other.train(*range(8, 13))))
     broken = InAnyProcess('pswa', shard)
-    records = list(broken.train(1, 2))
-    if get_rank() == 1:
-        broken.model[0].weight.to_local()[0, 0] = torch.inf
-    records += broken.train(3, 4)
+    records = list(broken.train(1, 2, 3))
+    if get_rank() == 1:  # the shard of one process, in the last sample
+
+        @torch.no_grad()
+        def overflow(*args):
+            broken.model[0].weight.to_local()[0, 0] = torch.inf
+
+        broken.optimizer.register_step_post_hook(overflow)
+    records += broken.train(4)
     found['broken'] = dict(applied=records[-1]['applied'],
                            messages=broken.messages)
     torch.save(found, folder / f'rank{get_rank()}.pt')

@@ -1,8 +1,10 @@
 """One optimizer, followed through a run: its updates, samples and average."""
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from mmengine.dist import get_world_size
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor
@@ -17,7 +19,7 @@ from mmpsw.runtime.resume import named_tensors
 from .settings import PSWSettings
 from .statistics import owned_statistics
 
-__all__ = ['Follower', 'follow', 'happened', 'optim_wrappers']
+__all__ = ['Follower', 'follow', 'happened', 'optim_wrappers', 'warn']
 
 
 class Follower:
@@ -135,9 +137,15 @@ def follow(runner: Runner,
             names=names,
             statistics=statistics[name] if one.buffers != 'keep' else {},
             reduce_statistics=(
-                mean_over_ranks if get_world_size() > 1 else None))
+                mean_over_ranks if get_world_size() > 1 else None),
+            warn=warn)
         for name, one in settings.items()
     }
+
+
+def warn(message: str) -> None:
+    """Log a warning."""
+    print_log(message, logger='current', level=logging.WARNING)
 
 
 def optim_wrappers(runner: Runner) -> dict[str, OptimWrapper]:

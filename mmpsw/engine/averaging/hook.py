@@ -1,6 +1,5 @@
 """The Hook: it drives the followers, and does what needs the runner."""
 import functools
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from typing import Any
@@ -28,7 +27,7 @@ from mmpsw.runtime.resume import (
 )
 from mmpsw.runtime.saving import save_safely
 
-from .follower import Follower, follow, optim_wrappers
+from .follower import Follower, follow, optim_wrappers, warn
 from .optim_wrapper import PSWOptimWrapperMixin
 from .settings import HOW_TO_ENABLE
 
@@ -194,7 +193,7 @@ class PSWHook(Hook):
             check_one_average(shown + swapping_hooks(runner.hooks))
         if any(type(hook).__name__ == 'MeanTeacherHook'
                for hook in runner.hooks):
-            _warn('psw averages what is trained, the student; what the model '
+            warn('psw averages what is trained, the student; what the model '
                   'predicts with is the MeanTeacherHook\'s teacher, so that '
                   'the metrics do not show the average.')
 
@@ -203,13 +202,13 @@ class PSWHook(Hook):
         for name, follower in _followers(runner).items():
             state = self.loaded.get('psw', {}).get(name)
             if state is None:
-                _warn("The checkpoint has no averaging state ('psw'), because "
+                warn("The checkpoint has no averaging state ('psw'), because "
                       'it was saved without psw: a fresh period begins, from '
                       'the weights in its state_dict.')
                 continue
             others = follower.load_state_dict(state)
             if others:
-                _warn('The checkpoint was saved with other settings of psw '
+                warn('The checkpoint was saved with other settings of psw '
                       f'({others}): a fresh period begins, from the live '
                       'weights.')
 
@@ -243,7 +242,7 @@ class PSWHook(Hook):
             self._inside_said = True
             seen = ('the live weights' if resampler.average is None else
                     'the average of the last whole period')
-            _warn(f'psw: the validation after iteration {resampler.iteration} '
+            warn(f'psw: the validation after iteration {resampler.iteration} '
                   f'comes inside of a period of {resampler.schedule.period}: '
                   f'what is validated and saved is {seen}; '
                   "evaluate='average' shows the mean of the period so far")
@@ -295,10 +294,10 @@ def _say_how_often(runner: Runner) -> None:
     for follower in _followers(runner).values():
         schedule = follower.resampler.schedule
         if schedule.begin >= runner.max_iters:
-            _warn(f'psw.begin is iteration {schedule.begin}, but the run ends '
+            warn(f'psw.begin is iteration {schedule.begin}, but the run ends '
                   f'at {runner.max_iters}: the weights are never resampled.')
         elif schedule.begin + schedule.period > runner.max_iters:
-            _warn(f'psw.period is {schedule.period} iterations, but the run '
+            warn(f'psw.period is {schedule.period} iterations, but the run '
                   f'ends at {runner.max_iters}: the weights are resampled '
                   'only once, at its end.')
 
@@ -349,10 +348,6 @@ def _on_cpu(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: _on_cpu(value) for key, value in node.items()}
     return node.cpu() if isinstance(node, torch.Tensor) else node
-
-
-def _warn(message: str) -> None:
-    print_log(message, logger='current', level=logging.WARNING)
 
 
 def random_batches(loader: DataLoader, count: int,

@@ -253,6 +253,7 @@ class PeriodicResampler:
             resamplings=self.resamplings,
             samples=self.samples,
             generator=self.generator.get_state(),
+            parameters=self.weights.count,
             **parts)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -262,6 +263,12 @@ class PeriodicResampler:
             ValueError: The state is of other parameters or statistics, or
                 lacks a mean of the samples that it counts.
         """
+        if state['parameters'] != self.weights.count:
+            raise ValueError(
+                'The saved averaging does not fit this model, because the '
+                f'optimizer had {state["parameters"]} parameters, and has '
+                f'{self.weights.count}: resume with the model and the '
+                'optimizer that were saved, or start from the weights alone.')
         needed = {'mean': state['samples'],
                   'previous': state['resamplings']}
         parts = {name: state[name] for name in needed

@@ -71,6 +71,12 @@ class Weights:
                 'without averaging.')
 
     @property
+    def count(self) -> int:
+        """How many parameters the optimizer has, trainable or not."""
+        return sum(len(group['params'])
+                   for group in self.optimizer.param_groups)
+
+    @property
     def sharded(self) -> bool:
         """Whether processes hold shards of the parameters."""
         return any(map(_is_sharded, self.params))

@@ -115,7 +115,7 @@ def test_autocast(tmp_path, device):
     model.net[3].register_forward_hook(lambda *a: dtypes.add(a[2].dtype))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     resampler = PeriodicResampler(
-        optimizer, PWALKS(last=3), 6, buffers=model.buffers())
+        optimizer, PWALKS(last=3), 6, model=model)
     scaler = torch.amp.GradScaler(device, init_scale=64., enabled=gpu)
     data = Points()
     for epoch in range(4):
