@@ -46,6 +46,9 @@ class Follower:
         self.resampler = settings.build(optimizer, **options)
         self._stepped = False
         self._skipped: Tensor | None = None
+        # An optimizer around another one, as timm's Lookahead, may leave out
+        # torch's own constructor: its hooks are heard from here on.
+        optimizer.zero_grad()
         optimizer.register_step_post_hook(self._note_step)
 
     def after_iteration(self, iteration: int) -> Resampling | None:

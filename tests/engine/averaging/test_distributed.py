@@ -289,10 +289,10 @@ def test_all_processes_recalibrate_on_batches_of_their_own(others):
         order = torch.Generator().manual_seed(seed)
         order = torch.randperm(24, generator=order).split(4)
         found.append(torch.stack([
-            model.net[0](Points().x[i]).detach().mean(0)
+            model.net[0](Points().x[i]).detach().var(0)
             for i in order]).mean(0))
-    mean = saved['net.1.running_mean']
-    torch.testing.assert_close(mean, (found[0] + found[1]) / 2)
+    torch.testing.assert_close(saved['net.1.running_var'],
+                               (found[0] + found[1]) / 2)
     assert not torch.allclose(found[0], found[1])
 
 

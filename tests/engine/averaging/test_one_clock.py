@@ -3,6 +3,7 @@ import copy
 import shutil
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from toy import Points, Toy, Weights, here, runner, trained
 
-from mmpsw.engine import PSWHook
+from mmpsw.engine import PSWHook, PSWOptimWrapper
 from mmpsw.engine.averaging.follower import Follower
 from mmpsw.engine.averaging.settings import PSWSettings
 from mmpsw.methods.averaging import running_statistics
@@ -96,6 +97,28 @@ def test_a_period_is_an_epoch(tmp_path, model, optimizer, accumulation):
     for name, mean in named.items():
         seen = torch.stack([state[name] for state in live.after[-6:]])
         torch.testing.assert_close(mean, seen.mean(0))
+
+
+class Around(torch.optim.Optimizer):
+    """Around another optimizer, without torch's constructor: as timm does."""
+
+    def __init__(self, base):
+        self._optimizer_step_pre_hooks = OrderedDict()
+        self._optimizer_step_post_hooks = OrderedDict()
+        self.base, self.param_groups = base, base.param_groups
+        self.state, self.defaults = base.state, base.defaults
+
+    def step(self, closure=None):
+        return self.base.step(closure)
+
+
+def test_an_optimizer_around_another_one(tmp_path):
+    run = runner(tmp_path, dict(type='PSWA'), validate=False)
+    around = Around(torch.optim.SGD(run.model.parameters(), lr=0.05))
+    run.optim_wrapper = PSWOptimWrapper(around, psw=dict(type='PSWA'))
+    run.train()
+    samples = run.message_hub.log_scalars['train/psw/samples'].data[0]
+    assert samples.tolist() == [6] * 4
 
 
 def test_a_loop_of_ones_own(tmp_path):
