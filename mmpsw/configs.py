@@ -27,9 +27,6 @@ _WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'PSWOptimWrapper',
              'PSWAmpOptimWrapper')
 # What fragments add to each other, or to the config, in a way of its own.
 _APART = ('psw', 'custom_hooks', 'model_transforms')
-# Hooks that put an average into the model to validate it.
-AVERAGING_HOOKS = ('EMAHook', 'SwitchEMAHook', 'EpochAverageHook',
-                   'LookaheadHook', 'ScheduleFreeHook')
 
 
 def resolve_config(name: str | Path) -> str:
@@ -271,14 +268,15 @@ def class_name(kind: object) -> str:
 def check_strategy(cfg: Config) -> None:
     """Refuses PSW, by a ValueError, where FSDP, DeepSpeed or so trains."""
     if class_name(cfg.get('runner_type')) == 'FlexibleRunner':
-        from mmpsw.engine.averaging.strategies import refuse_flexible_runner
+        from mmpsw.engine.averaging.hook import flexible_refused
         kind = (cfg.get('strategy') or {}).get('type', 'SingleDeviceStrategy')
-        raise refuse_flexible_runner(class_name(kind))
+        raise flexible_refused(class_name(kind))
 
 
 def _averaging(hooks: Iterable[Mapping]) -> list[Mapping]:
-    return [hook for hook in hooks
-            if class_name(hook.get('type')) in AVERAGING_HOOKS]
+    """Those that put an average into the model to validate it."""
+    from mmpsw.engine.swapping import SWAPPING  # torch comes with it
+    return [hook for hook in hooks if class_name(hook.get('type')) in SWAPPING]
 
 
 def _change(fragment: Config, pair: str, name: str) -> None:

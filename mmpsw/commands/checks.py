@@ -33,10 +33,12 @@ def check_training(cfg: Config, amp: bool = False) -> None:
 
 def check_psw(cfg: Config) -> None:
     """Looks at ``psw``, its wrapper, and for another average beside it."""
-    from mmpsw.engine.averaging.settings import Settings
+    from mmpsw.engine.averaging.settings import PSWSettings
+    from mmpsw.engine.swapping import SWAPPING, check_one_average
     averages = [configs.class_name(hook.get('type'))
                 for hook in cfg.get('custom_hooks') or []]
-    averages = [name for name in averages if name in configs.AVERAGING_HOOKS]
+    averages = [name for name in averages if name in SWAPPING]
+    shown = []
     for key, wrapper in configs.optim_wrappers(cfg):
         name = configs.class_name(wrapper.get('type') or 'OptimWrapper')
         psw = wrapper.get('psw')
@@ -47,21 +49,17 @@ def check_psw(cfg: Config) -> None:
                     f'{key}.type={name} needs {key}.psw, which says how to '
                     "average; write psw=dict(type='PWALKS', last=0.25), or "
                     '--with pwalks')
-            settings = Settings.from_config(psw)
-            if settings.swaps:
-                averages.insert(0, f'{key}.psw.write_back=False' if not
-                                settings.write_back else
-                                f"{key}.psw.evaluate='average'")
+            settings = PSWSettings.from_config(psw)
+            if settings.shows_average:
+                shown = [f"{key}.psw.evaluate='average'"
+                         if settings.write_back else
+                         f'{key}.psw.write_back=False']
         elif 'psw' in wrapper and name in _STOCK_WRAPPERS:
             raise ValueError(
                 f"{key}.psw cannot be used with {key}.type='{name}', which "
                 'does not average; add --with pswa, pwalks or pswm, or set '
                 f'{key}.type=mmpsw.PSWOptimWrapper')
-    if len(averages) > 1:
-        raise ValueError(
-            f'{averages[0]} and {averages[1]} cannot be used together, '
-            'because both put their average into the model to validate it; '
-            'leave out one of the methods, or remove it from custom_hooks')
+    check_one_average(shown + averages)
 
 
 def check_amp(cfg: Config, asked: bool = False) -> None:

@@ -131,9 +131,14 @@ def ride_along(args: Namespace) -> 'RideAlongHook | None':
     if not args.ride_along:
         return None
     from mmpsw.engine import RideAlongHook
+    folders = {configs.method_name(name): folder
+               for name, folder in args.ride_along}
+    if len(folders) < len(args.ride_along):
+        raise ValueError('--ride-along names an average twice, and keeps its '
+                         'state by its name; leave one out, or rename a file')
     return RideAlongHook({
-        folder: configs.load_fragment(name).to_dict()
-        for name, folder in args.ride_along})
+        configs.method_name(name): configs.load_fragment(name).to_dict()
+        for name, _ in args.ride_along}, folders)
 
 
 def verify(cfg: Config, args: Namespace) -> list[str]:
