@@ -1,6 +1,7 @@
 """A checkpoint is on the disk whole, before the one in front of it goes."""
 import fcntl
 import functools
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any, TextIO
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from mmpsw.checkpoints import PARTIAL, whole_file
+from mmpsw.checkpoints import PARTIAL, read, whole_file
 from mmpsw.registry import HOOKS
 
 __all__ = ['SafeSavingHook', 'hold_work_dir', 'save_safely']
@@ -45,6 +47,7 @@ class SafeSavingHook(Hook):
 
     def __init__(self) -> None:
         self.hooks: list[CheckpointHook] = []
+        self.looked = False
 
     def before_train(self, runner: Runner) -> None:
         """Take over the saving of a Runner (not of a FlexibleRunner)."""
@@ -68,6 +71,7 @@ class SafeSavingHook(Hook):
         if _is_local(out_dir, kwargs.get('backend_args')):
             with whole_file(path) as partial:
                 stock_save(out_dir, partial.name, *args, **kwargs)
+            self._look_once(path)
         else:  # an object is there whole, or not at all
             stock_save(out_dir, filename, *args, **kwargs)
         for hook in self.hooks:
@@ -77,6 +81,20 @@ class SafeSavingHook(Hook):
                     partial.write_text(path)
         for hook in self.hooks:
             hook.file_backend.remove_outdated(path)
+
+    def _look_once(self, path: str) -> None:
+        """Say at the first checkpoint what a resume would find."""
+        if self.looked:
+            return
+        self.looked = True
+        try:
+            read(path, whole=False)
+        except ValueError as error:
+            print_log(
+                "This run's checkpoints will be refused by --resume and "
+                'test.py, unless what goes into them (such as metainfo of the '
+                f'data set) is plain data: {error}', 'current',
+                logging.WARNING)
 
 
 def save_safely(runner: Any) -> None:
