@@ -13,11 +13,13 @@ CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'own_data'
 LOADERS = [f'{phase}_dataloader.num_workers=0' for phase in ('train', 'val')]
 TINY = dict(
     detection=[
+        'model.test_cfg.score_thr=0.0',  # it has learned nothing
         'model.backbone.depth=18', 'model.neck.in_channels=[64,128,256,512]',
         'train_dataloader.dataset.pipeline.2.scale=(64,64)',
         'val_dataloader.dataset.pipeline.1.scale=(64,64)'],
     classification=['train_dataloader.batch_size=2'],
-    segmentation=['model.backbone.base_channels=4', 'crop_size=(32,32)',
+    segmentation=['model.backbone.base_channels=4',
+                  'train_dataloader.batch_size=2',
                   'model.decode_head.in_channels=4',
                   'model.auxiliary_head.in_channels=8',
                   'model.data_preprocessor.size=(32,32)',
