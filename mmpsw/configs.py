@@ -223,9 +223,9 @@ def framework(cfg: Config) -> str | None:
 def check_strategy(cfg: Config) -> None:
     """Refuses PSW, by a ValueError, where FSDP, DeepSpeed or so trains."""
     if class_name(cfg.get('runner_type')) == 'FlexibleRunner':
-        from mmpsw.engine.averaging.strategies import refuse_flexible_runner
+        from mmpsw.engine.averaging.hook import flexible_refused
         kind = (cfg.get('strategy') or {}).get('type', 'SingleDeviceStrategy')
-        raise refuse_flexible_runner(class_name(kind))
+        raise flexible_refused(class_name(kind))
 
 
 def _conflict(one: Mapping, other: Mapping, outer: str = '') -> str:

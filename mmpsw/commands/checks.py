@@ -21,9 +21,6 @@ from mmpsw.commands.data import check_data, check_topk
 from mmpsw.commands.launch import has_accelerator
 from mmpsw.models import saved_tensors, unwrapped
 
-# Hooks that put an average into the model to validate it.
-_AVERAGING_HOOKS = ('EMAHook', 'SwitchEMAHook', 'EpochAverageHook',
-                    'LookaheadHook', 'ScheduleFreeHook')
 _STOCK_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'ApexOptimWrapper')
 
 
@@ -63,10 +60,12 @@ def check_names(cfg: Config) -> None:
 
 def check_psw(cfg: Config) -> None:
     """Looks at ``psw``, its wrapper, and for another average beside it."""
-    from mmpsw.engine.averaging.settings import Settings
+    from mmpsw.engine.averaging.settings import PSWSettings
+    from mmpsw.engine.swapping import SWAPPING, check_one_average
     hooks = [configs.class_name(hook.get('type'))
              for hook in cfg.get('custom_hooks') or []]
-    averages = [name for name in hooks if name in _AVERAGING_HOOKS]
+    averages = [name for name in hooks if name in SWAPPING]
+    shown = []
     for key, wrapper in configs.optim_wrappers(cfg):
         name = configs.class_name(wrapper.get('type') or 'OptimWrapper')
         psw = wrapper.get('psw')
@@ -81,21 +80,17 @@ def check_psw(cfg: Config) -> None:
                 raise ValueError(
                     f'{key}.type={name} needs PSWHook, which tells it of the '
                     "run; add dict(type='mmpsw.PSWHook') to custom_hooks")
-            settings = Settings.from_config(psw)
-            if settings.swaps:
-                averages.insert(0, f'{key}.psw.write_back=False' if not
-                                settings.write_back else
-                                f"{key}.psw.evaluate='average'")
+            settings = PSWSettings.from_config(psw)
+            if settings.shows_average:
+                shown = [f"{key}.psw.evaluate='average'"
+                         if settings.write_back else
+                         f'{key}.psw.write_back=False']
         elif 'psw' in wrapper and name in _STOCK_WRAPPERS:
             raise ValueError(
                 f"{key}.psw cannot be used with {key}.type='{name}', which "
                 'does not average; add --with pswa, pwalks or pswm, or set '
                 f'{key}.type=mmpsw.PSWOptimWrapper')
-    if len(averages) > 1:
-        raise ValueError(
-            f'{averages[0]} and {averages[1]} cannot be used together, '
-            'because both put their average into the model to validate it; '
-            'leave out one of the methods, or remove it from custom_hooks')
+    check_one_average(shown + averages)
 
 
 def check_amp(cfg: Config, asked: bool = False) -> None:

@@ -118,9 +118,10 @@ def ride_along(args: Namespace) -> 'RideAlongHook | None':
     if not args.ride_along:
         return None
     from mmpsw.engine import RideAlongHook
-    return RideAlongHook({
-        str(folder): configs.load_fragment(name).to_dict()
-        for name, folder in args.ride_along.items()})
+    return RideAlongHook(
+        {name: configs.load_fragment(name).to_dict()
+         for name in args.ride_along},
+        {name: str(folder) for name, folder in args.ride_along.items()})
 
 
 def verify(cfg: Config, args: Namespace) -> list[str]:

@@ -258,7 +258,7 @@ def test_the_parts_of_a_checkpoint(folder, config):
     first, second, average = (
         saved(update)['state_dict'] for update in (1, 2, 4))
     mean = weights('run/iter_2.pth:mean')
-    live = saved(6)['optimizer']['psw']['live']
+    live = saved(6)['live_state_dict']
     found = weights('run/iter_6.pth:live')
     previous = weights('run/iter_6.pth:previous')
     for index, (name, _) in enumerate(model.named_parameters()):
