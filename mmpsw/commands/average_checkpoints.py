@@ -20,7 +20,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Reads the command line (``sys.argv`` by default)."""
     parser = ArgumentParser(
-        prog='average_checkpoints.py',
         description='The mean of checkpoints, in one file to deploy.')
     parser.add_argument(
         'checkpoints', nargs='+', type=Path,

@@ -26,7 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Reads the command line (``sys.argv`` by default)."""
     parser = ArgumentParser(
-        prog='train.py',
         description='Train a stock or own config, as it is or with a method.')
     options.add_config(parser, '?')
     parser.add_argument(
@@ -64,7 +63,7 @@ def train(args: Namespace) -> None:
             option, the config or the data is wrong.
         KeyboardInterrupt: Ctrl-C was pressed; it says when.
     """
-    from mmpsw.commands import checks, launch
+    from mmpsw.commands import checks, data, launch
     from mmpsw.runtime.random_state import RandomStateHook
     from mmpsw.runtime.saving import save_safely
     notes: list[str] = []
@@ -83,7 +82,8 @@ def train(args: Namespace) -> None:
     if args.validate_first:
         runner.register_hook(launch.ValidateFirstHook())
     try:
-        runner.train()
+        with data.explained():
+            runner.train()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f'interrupted at iteration {runner.iter}; '
                                 '--resume goes on') from None
