@@ -36,7 +36,7 @@ from torch.utils._pytree import tree_leaves
 from mmpsw import configs
 from mmpsw.commands import options
 from mmpsw.commands.options import out_folder
-from mmpsw.compare.grid import parts
+from mmpsw.configs import split_arm
 from mmpsw.engine.peers import LatestWeightAverage
 from mmpsw.methods.averaging import PSWA, PSWM, PeriodicResampler, Technique
 from mmpsw.models import build_model
@@ -135,8 +135,8 @@ def arm_config(name: str, arm: str, args: argparse.Namespace) -> Config:
     cfg = configs.load_config(name)
     # So small a rate that noise for data does no harm to the weights.
     configs.apply_fragments(
-        cfg, [configs.load_fragment(part) for part in parts(arm)], args.amp,
-        {'optim_wrapper.optimizer.lr': 1e-6})
+        cfg, [configs.load_fragment(part) for part in split_arm(arm)],
+        args.amp, {'optim_wrapper.optimizer.lr': 1e-6})
     set_input_size(cfg, args.size)
     return cfg
 
@@ -448,10 +448,10 @@ def synthetic_batch(cfg: Config, batch_size: int, size: int) -> dict:
     Raises:
         ValueError: The config is of none of the three frameworks.
     """
-    scope = cfg.get('default_scope')
+    scope = configs.framework(cfg)
     if scope not in configs.FRAMEWORKS:
         raise ValueError(
-            f"a config with default_scope='{scope}' cannot be timed, because "
+            f"a config of '{scope}' cannot be timed, because "
             'only the batches of mmdet, mmseg and mmpretrain are known; give '
             'one of theirs')
     generator = torch.Generator().manual_seed(0)

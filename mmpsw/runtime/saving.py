@@ -1,6 +1,7 @@
 """A checkpoint is on the disk whole, before the one in front of it goes."""
 import fcntl
 import functools
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any, TextIO
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from mmpsw.checkpoints import PARTIAL, whole_file
+from mmpsw.checkpoints import PARTIAL, read, whole_file
 from mmpsw.registry import HOOKS
 
 __all__ = ['SafeSavingHook', 'hold_work_dir', 'save_safely']
@@ -62,6 +64,9 @@ def _save(runner: Runner, stock_save: Callable[..., None], out_dir: str,
     if _is_local(out_dir, kwargs.get('backend_args')):
         with whole_file(path) as partial:
             stock_save(out_dir, partial.name, *args, **kwargs)
+        if not hasattr(runner, 'looked_at_a_checkpoint'):
+            runner.looked_at_a_checkpoint = True
+            _look(path)
     else:  # an object is there whole, or not at all
         stock_save(out_dir, filename, *args, **kwargs)
     for hook in _checkpoint_hooks(runner):
@@ -75,6 +80,17 @@ def _save(runner: Runner, stock_save: Callable[..., None], out_dir: str,
 
 def _checkpoint_hooks(runner: Runner) -> list[CheckpointHook]:
     return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+
+
+def _look(path: str) -> None:
+    """Say of the first checkpoint what a resume would find."""
+    try:
+        read(path, whole=False)
+    except ValueError as error:
+        print_log("This run's checkpoints will be refused by --resume and "
+                  'test.py, unless what goes into them (such as metainfo of '
+                  f'the data set) is plain data: {error}', 'current',
+                  logging.WARNING)
 
 
 def save_safely(runner: Any) -> None:

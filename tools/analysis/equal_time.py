@@ -25,7 +25,7 @@ from mmengine.runner import Runner
 from mmpsw import configs
 from mmpsw.commands import launch, options, train
 from mmpsw.compare import plots
-from mmpsw.compare.grid import parts
+from mmpsw.configs import split_arm
 
 COLOURS = '#1A1A1A', *(colour for colour, _ in plots.LOOKS)
 
@@ -83,7 +83,7 @@ def run(config: str, report: Path, steps: int) -> None:
 def step_seconds(config: str, arm: str, steps: int) -> float:
     """The median CPU time of a step of an arm, after two of warming up."""
     names = [name if name in configs.known_methods() else f'variants/{name}'
-             for name in parts(arm)]
+             for name in split_arm(arm)]
     with tempfile.TemporaryDirectory() as folder:
         cfg = train.build_config(train.parse_args(
             [config, '--with', *names, '--work-dir', folder, '--seed', '0',

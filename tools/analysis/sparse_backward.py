@@ -21,7 +21,6 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from rich.progress import track
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from mmpsw import configs
 from mmpsw.commands import options
 from mmpsw.engine import GradientPruningHook
 from mmpsw.methods.gradient_pruning.sparse import _Rows
-from mmpsw.models import build_model
+from mmpsw.models import build_model, init_scope
 
 MODELS = ('mmpretrain::resnet/resnet18_8xb32_in1k.py',
           'mmpretrain::resnet/resnet50_8xb32_in1k.py')
@@ -196,7 +195,7 @@ def run_step(args: argparse.Namespace) -> None:
     out = options.out_folder(args.out or OUT, ['step.csv'], args.overwrite)
     torch.set_num_threads(1)
     MMLogger.get_current_instance().setLevel('WARNING')
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    init_scope(cfg)
     loader = Runner.build_dataloader(
         dict(cfg.train_dataloader, num_workers=0, persistent_workers=False,
              prefetch_factor=None), seed=0)
