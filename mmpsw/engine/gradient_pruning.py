@@ -123,11 +123,9 @@ class GradientPruningHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict) -> None:
-        """Add them, as plain numbers."""
-        checkpoint['gradient_pruning'] = {
-            layer.name: list(layer.means)
-            for layer in self.layers
-        }
+        """Add them, as plain numbers, to those of other such hooks."""
+        checkpoint.setdefault('gradient_pruning', {}).update(
+            (layer.name, list(layer.means)) for layer in self.layers)
 
     def before_train(self, runner: Runner) -> None:
         """Put hooks into the model."""
@@ -145,7 +143,7 @@ class GradientPruningHook(Hook):
         self.layers = [
             _Layer(name, self.factor, self.generator,
                    deque(means.get(name, ()), self.window))
-            for name in self._chosen(model)
+            for name in self._chosen(runner)
         ]
         for layer in self.layers:
             module = model.get_submodule(layer.name)
@@ -155,7 +153,7 @@ class GradientPruningHook(Hook):
                 module.to(memory_format=torch.channels_last)
                 module._conv_forward = functools.partial(_forward, module)
         self.handles += [
-            module.register_forward_pre_hook(_note_norm)
+            module.register_forward_pre_hook(_note_norm, with_kwargs=True)
             for module in model.modules() if isinstance(module, NORMS)
         ]
         if self.sparsity is not None:
@@ -175,9 +173,12 @@ class GradientPruningHook(Hook):
         found = sums.tolist()
         for layer, of_layer in zip(self.layers, found):
             layer.finish_iteration(*of_layer)
-        _, _, zeros, count = map(sum, zip(*found))
-        runner.message_hub.update_scalar('train/gradient_pruning/zeros',
-                                         _share(zeros, count))
+        _, _, *self.counts = map(sum, zip(*found))
+        hooks = _hooks(runner)
+        if self is hooks[-1]:  # what is logged is that of all
+            zeros, count = map(sum, zip(*(hook.counts for hook in hooks)))
+            runner.message_hub.update_scalar('train/gradient_pruning/zeros',
+                                             _share(zeros, count))
 
     def after_train(self, runner: Runner) -> None:
         """Take the hooks out of the model, and log what each layer did."""
@@ -192,7 +193,8 @@ class GradientPruningHook(Hook):
             f'much the predicted tau was off, since this run began:\n{lines}',
             logger='current')
 
-    def _chosen(self, model: nn.Module) -> list[str]:
+    def _chosen(self, runner: Runner) -> list[str]:
+        model = unwrapped(runner.model)
         names = [name for name, module in model.named_modules()
                  if isinstance(module, _ConvNd)]
         if not names:
@@ -214,6 +216,14 @@ class GradientPruningHook(Hook):
         if not chosen:
             raise ValueError('exclude leaves no convolution to be pruned: '
                              'leave out a pattern, or this hook.')
+        taken = {layer.name for hook in _hooks(runner) if hook is not self
+                 for layer in hook.layers}
+        twice = [name for name in chosen if name in taken]
+        if twice:
+            raise ValueError(
+                f'Two GradientPruningHooks prune {", ".join(twice)}, but a '
+                'layer has one tau: give each hook include or exclude, so '
+                'that no layer is in both.')
         return chosen
 
 
@@ -237,7 +247,8 @@ class _Layer:
         return self.factor * fmean(self.means) if self.means else 0.
 
     def attach(self, module: nn.Module) -> list[Any]:
-        return [module.register_forward_pre_hook(self._before_forward),
+        return [module.register_forward_pre_hook(self._before_forward,
+                                                 with_kwargs=True),
                 module.register_forward_hook(self._after_forward)]
 
     def finish_iteration(self, size: float, pruned: float, zeros: float,
@@ -261,14 +272,15 @@ class _Layer:
                 f'at its {"output" if self.normalised else "input"}, tau '
                 f'{self.tau:.3g}, off by {off}')
 
-    def _before_forward(self, module: nn.Module, args: tuple) -> tuple | None:
-        x, *rest = args
+    def _before_forward(self, module: nn.Module, args: tuple,
+                        kwargs: dict) -> tuple[tuple, dict] | None:
+        key, x = _input(args, kwargs)
         if not (torch.is_grad_enabled() and x.requires_grad):
             return None
         # Its own name for the input, whose gradient is this layer's alone.
         x = x.view_as(x)
         x.register_hook(self._prune_input)
-        return (x, *rest)
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, key: x})
 
     def _after_forward(self, module: nn.Module, args: tuple,
                        output: Tensor) -> None:
@@ -292,9 +304,22 @@ class _Layer:
         return prune(grad, self.tau, self.generator)
 
 
-def _note_norm(module: nn.Module, args: tuple) -> None:
+def _hooks(runner: Runner) -> list[GradientPruningHook]:
+    return [hook for hook in runner.hooks
+            if isinstance(hook, GradientPruningHook)]
+
+
+def _input(args: tuple, kwargs: dict) -> tuple[str | None, Tensor]:
+    """What a layer is called with, and its name where it was given by one."""
+    if args:
+        return None, args[0]
+    return next((key, value) for key, value in kwargs.items()
+                if isinstance(value, Tensor))
+
+
+def _note_norm(module: nn.Module, args: tuple, kwargs: dict) -> None:
     """Tell a convolution that a normalisation layer takes its output."""
-    node = args[0].grad_fn
+    node = _input(args, kwargs)[1].grad_fn
     layer = node and node.metadata.get(_Layer)
     if layer:
         layer.normalised = True

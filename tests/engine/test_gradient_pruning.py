@@ -169,6 +169,24 @@ def test_resumed_runs_end_as_uninterrupted_ones(tmp_path, keys):
     assert not any('pruning' in name for name in saved['state_dict'])
 
 
+TWO = (dict(HOOK, include='conv1'), dict(HOOK, exclude='conv1', rate=0.5))
+
+
+@pytest.mark.parametrize('device', ['cpu'], indirect=True)
+def test_two_hooks_resume_as_one_does(tmp_path):
+    """Each at layers of its own; the log has the share of all."""
+    whole = train(tmp_path / 'whole', *TWO)
+    resumed = train(tmp_path / 'rest', *TWO,
+                    resume_from=tmp_path / 'whole/iter_15.pth')
+    assert_equal(whole.model, resumed.model)
+    same = [dict(hook, rate=0.9) for hook in TWO]
+    logs = [train(tmp_path / name, *hooks).message_hub.get_scalar(
+        'train/gradient_pruning/zeros').data[0]
+        for name, hooks in (('one', [HOOK]), ('two', same))]
+    # The first iteration draws nothing; later ones draw other numbers.
+    assert len(logs[0]) == len(logs[1]) == 24 and logs[0][0] == logs[1][0]
+
+
 @pytest.mark.parametrize('device', ['cpu'], indirect=True)
 def test_tau_goes_on_where_a_runner_is_told_to_resume(tmp_path):
     """By its method; a run that begins with the weights predicts anew."""
@@ -210,7 +228,7 @@ def test_two_processes(tmp_path):
 def stepped(hook, model, *inputs):
     """The hook's part of an iteration, for each of the inputs."""
     run = SimpleNamespace(
-        model=model, cfg=Config(), iter=0,
+        model=model, cfg=Config(), iter=0, hooks=[hook],
         message_hub=MessageHub.get_instance('pruning'))
     hook.before_train(run)
     for run.iter, x in enumerate(inputs):
@@ -273,6 +291,36 @@ def test_norms_are_seen_wherever_they_are(norm):
                                   torch.randn(4, 1, 3, 3))
     assert (last.normalised, first.normalised) == (False, True)
     assert frozen.summary() == 'frozen: had no gradient'
+
+
+def test_inputs_by_keyword():
+    """The gradients are those of inputs by position, and so is the place."""
+
+    class Net(nn.Module):
+
+        def __init__(self, **keys):
+            super().__init__()
+            torch.manual_seed(0)
+            self.one = nn.Conv2d(1, 2, 1)
+            self.norm = nn.BatchNorm2d(2)
+            self.two = nn.ConvTranspose2d(2, 1, 2)
+            self.keys = keys
+
+        def forward(self, x):
+            if not self.keys:
+                return self.two(self.norm(self.one(x)), [3, 3])
+            x = self.norm(input=self.one(input=x))
+            return self.two(output_size=[3, 3], input=x)
+
+    models = here(Net()), here(Net(by='keyword'))
+    inputs = torch.randn(3, 4, 1, 2, 2)
+    layers = [stepped(GradientPruningHook(0.9), model, *inputs)
+              for model in models]
+    assert [layer.normalised for layer in layers[1]] == [True, False]
+    assert [layer.means for layer in layers[0]] == [
+        layer.means for layer in layers[1]]
+    for one, other in zip(*(m.parameters() for m in models), strict=True):
+        assert torch.equal(one.grad, other.grad)
 
 
 def test_patterns_choose_layers():
@@ -360,8 +408,14 @@ def test_bad_settings_are_refused(hook, message):
     (dict(exclude='conv'), {}, 'exclude leaves no convolution'),
     ({}, dict(model=Toy()), 'needs convolutions.*Toy has none'),
     ({}, dict(cfg=dict(compile=True)), 'cannot be used with compile'),
+    (dict(exclude='conv3'), dict(other=dict(HOOK, include='conv[23]')),
+     'Two GradientPruningHooks prune conv2, but a layer has one tau'),
 ])
 def test_bad_models_are_refused(tmp_path, hook, keys, message):
+    keys = dict(keys)
+    hooks = [dict(type=HOOK['type'], **hook)]
+    if 'other' in keys:
+        hooks.append(keys.pop('other'))
     with pytest.raises(ValueError, match=message):
-        train(tmp_path, dict(type=HOOK['type'], **hook), **keys)
+        train(tmp_path, *hooks, **keys)
     assert not list(tmp_path.glob('*.pth'))
