@@ -76,11 +76,27 @@ def _classification_layers(model: nn.Module) -> dict[str, nn.Module]:
               if name.rpartition('.')[2] in ('fc_cls', 'conv_seg')}
     head = getattr(model, 'head', None)
     if hasattr(head, 'num_classes'):
-        layers.update(
-            (name, layer) for name, layer in head.named_modules(prefix='head')
-            if isinstance(layer, nn.Linear)
-            and layer.out_features == head.num_classes)
+        layers.update(_linear_classifiers(head))
     return layers
+
+
+def _linear_classifiers(head: nn.Module) -> dict[str, nn.Module]:
+    """Those that end in the classes, without hidden layers of that width.
+
+    A hidden layer is one that another follows, after an activation or so:
+    classifiers side by side, as those of distillation, have none between.
+    """
+    found: dict[str, nn.Module] = {}
+    between = False
+    for name, layer in head.named_modules(prefix='head'):
+        if (isinstance(layer, nn.Linear)
+                and layer.out_features == head.num_classes):
+            if between and layer.in_features == head.num_classes:
+                found.clear()
+            found[name], between = layer, False
+        elif not list(layer.children()):
+            between = bool(found)
+    return found
 
 
 def _checked(model: nn.Module, layers: dict) -> list[nn.Module]:
