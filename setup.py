@@ -73,7 +73,6 @@ with TemporaryDirectory() as scratch:
             'mmpsw': ['.mim/*.yml', '.mim/configs/**/*.py',
                       '.mim/tools/**/*.py', '.mim/tools/*_train.sh'],
             'mmpsw.compare': ['*.html'],
-            'mmpsw.methods.gradient_pruning': ['*.cpp'],
         },
         install_requires=REQUIRES,
         extras_require=EXTRAS,

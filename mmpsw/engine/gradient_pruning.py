@@ -1,10 +1,10 @@
 """Pruning activation gradients: where mmengine and autograd call it."""
-import functools
 import logging
 import math
 import re
 from collections import deque
 from collections.abc import Sequence
+from importlib.util import find_spec
 from statistics import fmean
 from typing import Any
 
@@ -20,11 +20,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from mmpsw.methods.averaging.numbers import check_integer
 from mmpsw.methods.gradient_pruning import (
-    build_kernels,
+    Pruner,
     factor_of_rate,
     factor_of_sparsity,
-    prune,
-    sparse_conv2d,
 )
 from mmpsw.models import unwrapped
 from mmpsw.registry import HOOKS
@@ -62,11 +60,8 @@ class GradientPruningHook(Hook):
     work on. At the end of the run it is said for each layer, and by how much
     the predicted tau was off, as the mean of ``|predicted / true - 1|``.
 
-    Zeros do not make torch's own kernels any faster. With ``sparse=True`` the
-    backward pass of what is chosen skips them, by kernels of ours for float32
-    on one CPU thread, wherever a gradient has enough of them; what they
-    cannot do (groups, a number of input channels that is no multiple of 16)
-    torch does. What that gains: configs/gradient_pruning/README.md.
+    Zeros do not make torch's kernels any faster: what is gained, for hardware
+    that skips them, are multiply-adds: configs/gradient_pruning/README.md.
 
     Args:
         rate (float, optional): The share of normal gradients that lie below
@@ -80,13 +75,11 @@ class GradientPruningHook(Hook):
             ``'backbone.layer4'``. Defaults to all convolutions.
         exclude (str or Sequence[str]): Those of which none may be found.
         seed (int): Of the draws. Defaults to 0.
-        sparse (bool): Whether backward passes skip the zeros. Defaults to
-            False.
 
     Raises:
         ValueError: A setting is out of its range, a pattern finds no
-            convolution, the model has none, or it is compiled; or with
-            ``sparse`` it is not on a CPU, or there is no g++.
+            convolution, the model has none, it is compiled, or another such
+            hook prunes the same layer.
     """
 
     def __init__(self,
@@ -95,8 +88,7 @@ class GradientPruningHook(Hook):
                  window: int = 5,
                  include: str | Sequence[str] = (),
                  exclude: str | Sequence[str] = (),
-                 seed: int = 0,
-                 sparse: bool = False):
+                 seed: int = 0):
         if rate is not None and sparsity is not None:
             raise ValueError(f'rate={rate!r} and sparsity={sparsity!r} cannot '
                              'be used together, because each says how large '
@@ -112,7 +104,6 @@ class GradientPruningHook(Hook):
         self.include = _patterns('include', include)
         self.exclude = _patterns('exclude', exclude)
         self.seed = seed
-        self.sparse = sparse
         self.layers: list[_Layer] = []
         self.handles: list[Any] = []
         self.means: dict[str, list[float]] = {}
@@ -136,22 +127,16 @@ class GradientPruningHook(Hook):
                 'compiled anew whenever tau changes: set compile=False.')
         model = unwrapped(runner.model)
         device = next(model.parameters()).device
-        if self.sparse:
-            _check_sparse(device)
-        self.generator = torch.Generator(device)
         means = self.means if runner.iter else {}  # of a run that goes on
+        names = self._chosen(runner)
+        self.pruner = _pruner(len(names), device)
         self.layers = [
-            _Layer(name, self.factor, self.generator,
+            _Layer(name, index, self.factor, self.pruner,
                    deque(means.get(name, ()), self.window))
-            for name in self._chosen(runner)
+            for index, name in enumerate(names)
         ]
         for layer in self.layers:
-            module = model.get_submodule(layer.name)
-            self.handles += layer.attach(module)
-            if self.sparse and _can_be_sparse(module):
-                # Its weights' channels lie as its gradients' will.
-                module.to(memory_format=torch.channels_last)
-                module._conv_forward = functools.partial(_forward, module)
+            self.handles += layer.attach(model.get_submodule(layer.name))
         self.handles += [
             module.register_forward_pre_hook(_note_norm, with_kwargs=True)
             for module in model.modules() if isinstance(module, NORMS)
@@ -163,17 +148,19 @@ class GradientPruningHook(Hook):
                           **kwargs: Any) -> None:
         """Begin the draws of this iteration."""
         numbers = np.random.SeedSequence((self.seed, runner.iter, get_rank()))
-        self.generator.manual_seed(int(numbers.generate_state(1)[0]))
+        self.pruner.begin(int(numbers.generate_state(1)[0]))
 
     def after_train_iter(self, runner: Runner, *args: Any,
                          **kwargs: Any) -> None:
         """Predict the next tau of each layer, and log."""
-        sums = torch.stack([layer.sums for layer in self.layers])
+        sums = self.pruner.take()
+        numbers = sums.new_tensor([layer.numbers for layer in self.layers])
+        sums = torch.cat([sums, numbers], dim=1)
         all_reduce(sums)
         found = sums.tolist()
         for layer, of_layer in zip(self.layers, found):
             layer.finish_iteration(*of_layer)
-        _, _, *self.counts = map(sum, zip(*found))
+        _, *self.counts, _ = map(sum, zip(*found))
         hooks = _hooks(runner)
         if self is hooks[-1]:  # what is logged is that of all
             zeros, count = map(sum, zip(*(hook.counts for hook in hooks)))
@@ -184,8 +171,6 @@ class GradientPruningHook(Hook):
         """Take the hooks out of the model, and log what each layer did."""
         for handle in self.handles:
             handle.remove()
-        for module in unwrapped(runner.model).modules():
-            vars(module).pop('_conv_forward', None)
         lines = '\n'.join(layer.summary() for layer in self.layers)
         print_log(
             'gradient_pruning: the share of zeros in the gradient at each '
@@ -230,14 +215,15 @@ class GradientPruningHook(Hook):
 class _Layer:
     """A convolution: its tau, its part in the backward pass, its numbers."""
 
-    def __init__(self, name: str, factor: float, generator: torch.Generator,
+    def __init__(self, name: str, index: int, factor: float, pruner: Pruner,
                  means: deque[float]):
         self.name = name
+        self.index = index
         self.factor = factor
-        self.generator = generator
+        self.pruner = pruner
         self.means = means
         self.normalised = False
-        self.sums = torch.zeros(4, device=generator.device)
+        self.numbers = [0, 0]  # at its output, and of what was pruned
         self.zeros = self.count = 0.
         self.errors: list[float] = []
 
@@ -251,10 +237,10 @@ class _Layer:
                                                  with_kwargs=True),
                 module.register_forward_hook(self._after_forward)]
 
-    def finish_iteration(self, size: float, pruned: float, zeros: float,
-                         count: float) -> None:
+    def finish_iteration(self, size: float, zeros: float, count: float,
+                         pruned: float) -> None:
         """Take the sums of |g| and their number, over all processes."""
-        self.sums.zero_()
+        self.numbers = [0, 0]
         self.zeros += zeros
         self.count += count
         mean = _share(size, pruned)
@@ -289,19 +275,25 @@ class _Layer:
             output.register_hook(self._prune_output)
 
     def _prune_input(self, grad: Tensor) -> Tensor:
-        return grad if self.normalised else self._prune(grad)
+        return grad if self.normalised else self._prune(grad, zeros=False)
 
     def _prune_output(self, grad: Tensor) -> Tensor:
-        grad = self._prune(grad) if self.normalised else grad
-        self.sums[2] += grad.numel() - grad.count_nonzero()
-        self.sums[3] += grad.numel()
+        self.numbers[0] += grad.numel()
+        if self.normalised:
+            return self._prune(grad, zeros=True)
+        self.pruner.count(grad, self.index)
         return grad
 
-    def _prune(self, grad: Tensor) -> Tensor:
-        wide = torch.promote_types(grad.dtype, torch.float32)
-        self.sums[0] += torch.linalg.vector_norm(grad, 1, dtype=wide)
-        self.sums[1] += grad.numel()
-        return prune(grad, self.tau, self.generator)
+    def _prune(self, grad: Tensor, zeros: bool) -> Tensor:
+        self.numbers[1] += grad.numel()
+        return self.pruner.prune(grad, self.tau, self.index, zeros)
+
+
+def _pruner(layers: int, device: torch.device) -> Pruner:
+    if device.type == 'cuda' and find_spec('triton'):
+        from mmpsw.methods.gradient_pruning.kernel import KernelPruner
+        return KernelPruner(layers, device)
+    return Pruner(layers, device)
 
 
 def _hooks(runner: Runner) -> list[GradientPruningHook]:
@@ -323,38 +315,6 @@ def _note_norm(module: nn.Module, args: tuple, kwargs: dict) -> None:
     layer = node and node.metadata.get(_Layer)
     if layer:
         layer.normalised = True
-
-
-def _check_sparse(device: torch.device) -> None:
-    if device.type != 'cpu':
-        raise ValueError('sparse=True is not possible on this device, because '
-                         'its kernels are for a CPU: leave it out.')
-    build_kernels()
-    if torch.get_num_threads() > 1:
-        print_log(
-            'gradient_pruning: the kernels of sparse=True use one thread, and '
-            f"torch's own {torch.get_num_threads()}: a run may become slower "
-            'with them; it pays with OMP_NUM_THREADS=1',
-            logger='current',
-            level=logging.WARNING)
-
-
-def _can_be_sparse(module: nn.Module) -> bool:
-    return (isinstance(module, nn.Conv2d)
-            and type(module)._conv_forward is nn.Conv2d._conv_forward
-            and module.groups == 1 and module.padding_mode == 'zeros'
-            and not isinstance(module.padding, str)
-            and module.in_channels % 16 == 0)
-
-
-def _forward(module: nn.Conv2d, x: Tensor, weight: Tensor,
-             bias: Tensor | None) -> Tensor:
-    """In the place of ``nn.Conv2d._conv_forward``."""
-    if (torch.is_grad_enabled() and x.dtype == torch.float32
-            and not torch.is_autocast_enabled('cpu')):
-        return sparse_conv2d(x, weight, bias, module.stride, module.padding,
-                             module.dilation)
-    return nn.Conv2d._conv_forward(module, x, weight, bias)
 
 
 def _patterns(key: str, patterns: str | Sequence[str]) -> list[re.Pattern]:
