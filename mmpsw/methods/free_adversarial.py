@@ -51,10 +51,13 @@ class FreePerturbation:
         self.generator = torch.Generator().manual_seed(seed)
         self.delta: Tensor | None = None
         self.replays = 0
+        self.checked = False
 
     @torch.no_grad()
     def apply(self, images: Tensor) -> Tensor:
         """Perturbs images, and asks for their gradient.
+
+        The range is looked at once, as a GPU has to be waited for.
 
         Args:
             images (Tensor): A minibatch in [-1, 1], always of one shape.
@@ -63,8 +66,12 @@ class FreePerturbation:
             Tensor: A leaf, in [-1, 1].
 
         Raises:
-            ValueError: The shape is another one than before.
+            ValueError: The first images are outside of [-1, 1], or the shape
+                is another one than before.
         """
+        if not self.checked:
+            _check_range(images)
+            self.checked = True
         if self.delta is None:
             noise = torch.randn(images.shape, generator=self.generator,
                                 device=self.generator.device)
@@ -126,19 +133,21 @@ def replay(images: Tensor, perturbation: FreePerturbation, replays: int,
         update (Callable): Does one backward pass of a loss, and a step.
 
     Raises:
-        ValueError: The images are outside of [-1, 1], or of another shape
-            than those before.
+        ValueError: See :meth:`FreePerturbation.apply`.
     """
+    for _ in range(replays):
+        perturbed = perturbation.apply(images)
+        update(loss(perturbed))
+        perturbation.update(perturbed.grad)
+
+
+def _check_range(images: Tensor) -> None:
     low, high = images.aminmax()
     if low < -1 or high > 1:
         raise ValueError(
             f'Images are in [{low:.4g}, {high:.4g}], but free adversarial '
             'training needs [-1, 1], because it clamps what it perturbs: '
             'normalise them with mean=[127.5] * 3 and std=[127.5] * 3.')
-    for _ in range(replays):
-        perturbed = perturbation.apply(images)
-        update(loss(perturbed))
-        perturbation.update(perturbed.grad)
 
 
 class Scores(NamedTuple):

@@ -11,6 +11,7 @@ from launching import DIST_TRAIN, environment
 from mmengine.config import Config
 from reference import assert_equal
 from tiny_gan import GANRecord, Spots, adam, runner, settings
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import here
 
 from mmpsw import configs
@@ -89,6 +90,39 @@ def test_a_run_is_the_published_loop(tmp_path, epsilon, replays):
                                    rtol=1e-4, atol=1e-6, msg=name)
     assert torch.equal(run.model.perturbation.delta, delta)
     assert run.model.perturbation.replays == 6 * replays
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU is waited for: numbers that are asked for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@needs_cpu
+@pytest.mark.parametrize('parts', [1, 3])
+def test_a_step_waits_once(tmp_path, parts):
+    """For what is logged, and the health is seen in that."""
+    sgd = dict(optimizer=dict(type='SGD', lr=0.01))
+    run = runner(tmp_path, dict(discriminator_steps=parts), batch_size=12,
+                 optim_wrapper=dict(
+                     constructor='mmpsw.GANOptimWrapperConstructor',
+                     generator=sgd, discriminator=sgd))
+    wrapper = run.build_optim_wrapper(run.optim_wrapper)
+    batch = next(iter(run.build_dataloader(run._train_dataloader)))
+    run.model.train_step(batch, wrapper)  # the first looks at the range
+    lists = []
+    tolist = torch.Tensor.tolist
+    with Waits() as waits, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, 'tolist',
+                      lambda x: lists.append(x.device) or tolist(x))
+        logs = run.model.train_step(batch, wrapper)
+    # On a CPU yet: the largest label, and mmengine's look at the padding.
+    assert (len(lists), waits.count) == (1, 2)
+    assert all(type(value) is float for value in logs.values())
 
 
 @pytest.mark.parametrize('stop', [1, 3, 5])
