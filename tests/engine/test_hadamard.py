@@ -246,6 +246,10 @@ def test_the_log_says_what_is_no_longer_trained(monkeypatch):
     fix_classifiers(model)
     assert 'head.fc has 1000 classes and 512 features' in lines[1]
     assert 'largest absolute cosine of two classes is 0.098' in lines[1]
+    model.head.fc = nn.Linear(512, 1000)
+    fix_classifiers(model, columns='first', first_row=1)
+    assert torch.equal(model.head.fc.columns, torch.arange(512))
+    assert 'as was asked for' in lines[3] and 'classes is 1.000' in lines[3]
 
 
 def test_other_layers_begin_as_in_the_stock_model():
@@ -368,6 +372,10 @@ def test_layers_that_cannot_be_replaced_are_named():
     refused(wide, "'conv_seg'.* kernel_size=.3, 3.*1 x 1|use kernel_size=1")
     with pytest.raises(ValueError, match="kind='fourier' is not known"):
         fix_classifiers(Classifier(), 'fourier')
+    with pytest.raises(ValueError, match='first_row cannot be used with'):
+        fix_classifiers(Classifier(), 'orthogonal', first_row=1)
+    with pytest.raises(ValueError, match="'head.fc' cannot be fixed.*0 to 5"):
+        fix_classifiers(Classifier(), first_row=6)
 
 
 def test_a_one_stage_detector_has_no_such_layer():
