@@ -158,6 +158,20 @@ def test_several_minibatches_for_a_step_of_the_generator(tmp_path):
     assert {int(s['step']) for s in state.values()} == {6}
 
 
+@pytest.mark.parametrize('stop', [2])
+def test_an_attack_resumes_exactly_and_trains_the_discriminator(
+        tmp_path, stop):
+    """Its random start goes on; without steps of the attack it is another."""
+    model = dict(replays=1, pgd_steps=2, tau=0.05, discriminator_steps=3)
+    whole, rest = GANRecord(), GANRecord()
+    run = train(tmp_path / 'a', model, batch_size=12, hooks=[whole])
+    train(tmp_path / 'b', model, batch_size=12, hooks=[rest], resume=True,
+          load_from=str(tmp_path / 'a' / f'iter_{stop}.pth'))
+    assert_equal(rest.seen[6]['model'], whole.seen[6]['model'])
+    state = run.optim_wrapper['discriminator'].optimizer.state
+    assert {int(s['step']) for s in state.values()} == {18}
+
+
 @needs_cpu
 def test_mixed_precision_trains_in_bf16(tmp_path):
     half = adam(type='mmpsw.PSWAmpOptimWrapper', psw=dict(
@@ -217,12 +231,20 @@ def test_arms_differ_in_one_thing_each():
     assert keys == {'model', 'param_scheduler', 'train_dataloader'}
     assert model.discriminator.head == 'projection'
     assert model.discriminator.spectral_norm
+    keys, model = changed('sagan')
+    assert keys == {'model', 'optim_wrapper', 'param_scheduler'}
+    assert model.generator.attention and model.discriminator.attention
+    keys, model = changed('rob_gan')
+    assert keys == {'model', 'param_scheduler', 'train_dataloader'}
+    assert (model.pgd_steps, model.replays) == (3, 1)
 
 
 @pytest.mark.parametrize('make, words', [
     (lambda: runner('', dict(generator=dict(
         type='TinyGenerator', num_classes=2))), 'num_classes=2.*is 3'),
     (lambda: runner('', dict(replays=0)), 'replays=0 is not possible'),
+    (lambda: runner('', dict(replays=2, pgd_steps=3)),
+     'pgd_steps=3 and model.replays=2 cannot be used together'),
 ])
 def test_a_model_that_does_not_fit_is_refused(make, words, tmp_path,
                                               monkeypatch):

@@ -12,8 +12,10 @@ from torch import Tensor
 from mmpsw.methods.free_adversarial import (
     FreePerturbation,
     Scores,
-    discriminator_loss,
+    fake_loss,
     generator_loss,
+    pgd_attack,
+    real_loss,
     replay,
 )
 from mmpsw.models import unwrapped
@@ -52,6 +54,8 @@ class FreeAdversarialGAN(BaseModel):
         tau (float, optional): The perturbation's step. Defaults to
             ``epsilon``.
         replays (int): Steps of D on a minibatch. Defaults to 2.
+        pgd_steps (int): Instead of replays: steps of Rob-GAN's attack on each
+            minibatch, before a step of D. Defaults to 0.
         discriminator_steps (int): Minibatches in a batch, and so for a step
             of G. Defaults to 1.
         class_weights (dict): Of the losses on classes: 'real' and 'fake' of
@@ -72,6 +76,7 @@ class FreeAdversarialGAN(BaseModel):
                  epsilon: float = 0.006,
                  tau: float | None = None,
                  replays: int = 2,
+                 pgd_steps: int = 0,
                  discriminator_steps: int = 1,
                  class_weights: dict | None = None,
                  patience: int = 1000,
@@ -91,7 +96,13 @@ class FreeAdversarialGAN(BaseModel):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f'model.{name}={value!r} is not possible: '
                                  'use an integer >= 1.')
+        if pgd_steps and replays > 1:
+            raise ValueError(
+                f'model.pgd_steps={pgd_steps} and model.replays={replays} '
+                'cannot be used together, because each perturbs the images '
+                'in its own way: set replays=1, or pgd_steps=0.')
         self.replays, self.patience = replays, patience
+        self.pgd_steps = pgd_steps
         self.discriminator_steps = discriminator_steps
         self.class_weights = dict(real=1., fake=1., generator=1.)
         self.class_weights.update(class_weights or {})
@@ -145,19 +156,38 @@ class FreeAdversarialGAN(BaseModel):
             with wrapper.optim_context(self.discriminator):
                 real_scores = _in_fp32(self.discriminator(perturbed, labels))
                 fake_scores = _in_fp32(self.discriminator(fake, fake_labels))
-            total = discriminator_loss(
-                real_scores, labels, fake_scores, self.class_weights['real'],
-                self.class_weights['fake'])
+            total = real_loss(
+                real_scores, labels, self.class_weights['real']) + fake_loss(
+                    fake_scores, self.class_weights['fake'])
             seen.update(loss_discriminator=total.detach(),
                         real_score=real_scores.real.detach(),
                         fake_score=fake_scores.real.detach())
             return total
 
-        replay(images, self.perturbation, self.replays, loss,
-               wrapper.update_params)
+        if self.pgd_steps:
+            wrapper.update_params(loss(self._attack(images, labels, wrapper)))
+        else:
+            replay(images, self.perturbation, self.replays, loss,
+                   wrapper.update_params)
         idle = _nothing_to_learn(seen['real_score'], seen['fake_score'])
         return {name: value.mean() for name, value in seen.items()} | dict(
             idle=idle.float())
+
+    def _attack(self, images: Tensor, labels: Tensor,
+                wrapper: OptimWrapper) -> Tensor:
+        # As in the official code: no power iterations of spectral norm.
+        critic = unwrapped(self.discriminator).eval()
+
+        def loss(perturbed: Tensor) -> Tensor:
+            with wrapper.optim_context(critic):
+                scores = critic(perturbed, labels)
+            return real_loss(
+                _in_fp32(scores), labels, self.class_weights['real'])
+
+        perturbed = pgd_attack(images, loss, self.pgd_steps,
+                               self.perturbation)
+        critic.train()
+        return perturbed
 
     def _train_generator(self, count: int, wrapper: OptimWrapper) -> Tensor:
         # Without DDP, which would wait for gradients that nobody needs.
