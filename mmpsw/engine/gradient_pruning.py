@@ -58,7 +58,8 @@ class GradientPruningHook(Hook):
     Logged are ``gradient_pruning/zeros``, the share of zeros in the gradients
     at the outputs of the convolutions, which are what their backward passes
     work on. At the end of the run it is said for each layer, and by how much
-    the predicted tau was off, as the mean of ``|predicted / true - 1|``.
+    the predicted tau was off, as the mean of ``|predicted / true - 1|``; and
+    how many multiply-adds of their backward passes have a zero for a factor.
 
     Zeros do not make torch's kernels any faster: what is gained, for hardware
     that skips them, are multiply-adds: configs/gradient_pruning/README.md.
@@ -175,8 +176,8 @@ class GradientPruningHook(Hook):
         print_log(
             'gradient_pruning: the share of zeros in the gradient at each '
             "convolution's output, where the gradient was pruned, and by how "
-            f'much the predicted tau was off, since this run began:\n{lines}',
-            logger='current')
+            f'much the predicted tau was off, since this run began:\n{lines}'
+            f'\n{_saved(self.layers)}', logger='current')
 
     def _chosen(self, runner: Runner) -> list[str]:
         model = unwrapped(runner.model)
@@ -223,6 +224,7 @@ class _Layer:
         self.pruner = pruner
         self.means = means
         self.normalised = False
+        self.cost = 0.  # multiply-adds for a number of the output's gradient
         self.numbers = [0, 0]  # at its output, and of what was pruned
         self.zeros = self.count = 0.
         self.errors: list[float] = []
@@ -261,7 +263,11 @@ class _Layer:
     def _before_forward(self, module: nn.Module, args: tuple,
                         kwargs: dict) -> tuple[tuple, dict] | None:
         key, x = _input(args, kwargs)
-        if not (torch.is_grad_enabled() and x.requires_grad):
+        if not torch.is_grad_enabled():
+            return None
+        self.cost = _cost(module) * (
+            module.weight.requires_grad + x.requires_grad)
+        if not x.requires_grad:
             return None
         # Its own name for the input, whose gradient is this layer's alone.
         x = x.view_as(x)
@@ -287,6 +293,20 @@ class _Layer:
     def _prune(self, grad: Tensor, zeros: bool) -> Tensor:
         self.numbers[1] += grad.numel()
         return self.pruner.prune(grad, self.tau, self.index, zeros)
+
+
+def _cost(module: _ConvNd) -> float:
+    """Multiply-adds for each number at the output, in one product."""
+    cost = module.weight.numel() / module.out_channels
+    return cost / math.prod(module.stride) if module.transposed else cost
+
+
+def _saved(layers: list[_Layer]) -> str:
+    whole = sum(layer.cost * layer.count for layer in layers)
+    saved = _share(sum(layer.cost * layer.zeros for layer in layers), whole)
+    return (f'{saved:.1%} of the multiply-adds of these backward passes have '
+            f'a zero: hardware that skips them needs {1 / (1 - saved):.2f} '
+            'times fewer' if saved < 1 else 'no gradient was left')
 
 
 def _pruner(layers: int, device: torch.device) -> Pruner:

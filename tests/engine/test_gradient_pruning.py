@@ -365,6 +365,12 @@ def test_what_is_logged(tmp_path, monkeypatch, device):
     assert tau == pytest.approx(10 * sum(layers[0].means) / 2, rel=0.01)
     assert off == pytest.approx(
         100 * sum(layers[0].errors) / len(layers[0].errors), abs=0.05)
+    # conv1's input has no gradient: 4 products a number; twice 6, twice 4.
+    costs = 1 * 4, 2 * 6, 2 * 4
+    saved = sum(cost * layer.zeros for cost, layer in zip(costs, layers)) / (
+        sum(cost * layer.count for cost, layer in zip(costs, layers)))
+    assert f'{saved:.1%} of the multiply-adds' in log
+    assert f'needs {1 / (1 - saved):.2f} times fewer' in log
     # An iteration in which all became zero has none; a GPU draws others.
     count = len(layers[0].errors)
     assert count == 23 if device == 'cpu' else 20 <= count <= 23
