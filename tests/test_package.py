@@ -19,7 +19,8 @@ SOURCES = ('mmpsw', 'configs', 'tools', 'setup.py', 'pyproject.toml',
            'README.md', 'LICENSE')
 # Modules that are called otherwise than the requirement that brings them
 BROUGHT_BY = {**compatibility.FAMILIES['openmmlab'], 'PIL': 'matplotlib',
-              'cv2': 'mmengine', 'sklearn': 'scikit-learn', 'yaml': 'mmengine'}
+              'cv2': 'mmengine', 'sklearn': 'scikit-learn', 'triton': 'torch',
+              'yaml': 'mmengine'}
 
 
 def run(code, **kwargs):
