@@ -284,11 +284,11 @@ def report(args: Namespace) -> None:
             Path(config.rpartition('::')[2]).stem if config
             else ', '.join(c.arms))
     out = args.out or out
-    picture = only / 'detections.png'  # the quickstart's
+    boxes = [only / 'detections.png', only / 'detections_narrow.png']
     numbers = reports.write_report(
         found, baseline, out, args.title or name, remarks, zoo,
-        _commands(args, c), {'What the detectors find': picture}
-        if picture.is_file() else {}, c)
+        _commands(args, c), {'What the detectors find': boxes}
+        if all(path.is_file() for path in boxes) else {}, c)  # quickstart's
     print(f'{table.finding(numbers, baseline)}\n\n' + table.as_text(
         table.shown(numbers, found, baseline, zoo and zoo.value)))
     published = [*zoo.sentences, zoo.config_url] if zoo else []

@@ -15,6 +15,7 @@ __all__ = ['environment', 'notes', 'title']
 
 # Types of models that say nothing but the task.
 _GENERIC = ('EncoderDecoder', 'ImageClassifier')
+_TASKS = ('cls', 'det', 'seg')  # folders of a data set
 # Lines of mmengine's environment block that say nothing about the machine.
 _NOT_MACHINE = re.compile(r'\n\s*(?:numpy_random_)?seed:[^\n]*')
 _ENVIRONMENT = re.compile(
@@ -34,7 +35,9 @@ def title(config: Config) -> str | None:
     data = (config.get('val_dataloader') or {}).get('dataset') or {}
     while 'dataset' in data:  # a wrapper
         data = data['dataset']
-    root = Path(str(data.get('data_root') or '')).name
+    # Of data/digits/det it is the second.
+    root = next((part for part in reversed(Path(str(
+        data.get('data_root') or '')).parts) if part not in _TASKS), '')
     backbone = model.get('backbone') or {}
     names = [name for name in (
         model.get('type'), (model.get('decode_head') or {}).get('type'),
@@ -128,9 +131,6 @@ def _seeds(c: Comparison) -> Iterator[str]:
                     'those of the means')
             yield (f'{arm} has the seeds {listed(ours)}, {c.baseline} '
                    f'{listed(theirs)}; {what}.')
-    if not c.runs.arm.duplicated().any():
-        yield ('There is one run an arm: nothing is known of the spread over '
-               'seeds, and a difference may be chance.')
 
 
 def _configs(c: Comparison) -> Iterator[str]:

@@ -27,7 +27,7 @@ def write_report(found: pd.DataFrame,
                  remarks: Sequence[str] = (),
                  zoo: Published | None = None,
                  commands: Sequence[str] = (),
-                 pictures: Mapping[str, Path] | None = None,
+                 pictures: Mapping[str, Sequence[Path]] | None = None,
                  c: Comparison | None = None) -> pd.DataFrame:
     """Write a page, and its table and pictures as files.
 
@@ -39,7 +39,8 @@ def write_report(found: pd.DataFrame,
         remarks: The sentences of :func:`mmpsw.compare.notes.notes`.
         zoo: What the model zoo publishes for the baseline.
         commands: How to do all of it again.
-        pictures: More of them, by what they show.
+        pictures: More of them, by what they show: for a wide page, and for
+            a narrow one.
         c: The runs, where they are at hand, for their configs.
 
     Returns:
@@ -74,8 +75,9 @@ def write_report(found: pd.DataFrame,
                         for width in (plots.WIDE, plots.NARROW)))
                for name, plot in drawn],
         csv=_data_uri((out_dir / table.FILE).read_bytes(), 'csv', 'text'),
-        pictures={text: _data_uri(path.read_bytes(), 'png')
-                  for text, path in (pictures or {}).items()}),
+        pictures=[(text, *(_data_uri(path.read_bytes(), 'png')
+                           for path in paths))
+                  for text, paths in (pictures or {}).items()]),
                     encoding='utf-8')
     return numbers
 

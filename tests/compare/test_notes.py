@@ -11,11 +11,9 @@ def said(*paths):
     return notes(read(paths))
 
 
-def test_of_a_whole_grid_nothing_is_said_and_of_one_run_an_arm_little(
-        tmp_path):
+def test_of_a_whole_grid_nothing_is_said(tmp_path):
     one = {'baseline': {0: [1., 2.]}, 'pswa': {0: [1., 2.]}}
-    (note, ) = said(grid(tmp_path / 'one', one))
-    assert note.startswith('There is one run an arm')
+    assert said(grid(tmp_path / 'one', one)) == []
     two = {arm: {**runs, 1: [1., 2.]} for arm, runs in one.items()}
     assert said(grid(tmp_path / 'two', two)) == []
 
@@ -135,10 +133,10 @@ def test_what_differs_from_the_published_training_comes_first(tmp_path):
     ('mmpretrain::resnet/resnet18_8xb16_cifar10.py',
      'ResNet_CIFAR-18 on cifar10'),
     ('configs/cls/resnet18_sign_digits.py', 'ResNet-18 on sign_digits'),
+    ('configs/det/retinanet_r18_digits.py', 'RetinaNet (ResNet-18) on digits'),
 ])
 def test_a_title_says_what_is_trained_on_what(config, expected):
     assert title(load_config(config)) == expected
-    assert title(load_config('configs/cls/resnet18_digits.py')) is not None
 
 
 def test_a_config_without_model_has_no_title(tmp_path):
