@@ -28,7 +28,7 @@ from rich.progress import track
 from mmpsw import configs
 from mmpsw.commands import options
 from mmpsw.commands.options import out_folder
-from mmpsw.compare.grid import parts
+from mmpsw.configs import split_arm
 
 MODELS = ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
           'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
@@ -91,8 +91,8 @@ def arm_config(name: str, arm: str, args: argparse.Namespace) -> Config:
     cfg = configs.load_config(name)
     # So small a rate that noise for data does no harm to the weights.
     configs.apply_fragments(
-        cfg, [configs.load_fragment(part) for part in parts(arm)], args.amp,
-        {'optim_wrapper.optimizer.lr': 1e-6})
+        cfg, [configs.load_fragment(part) for part in split_arm(arm)],
+        args.amp, {'optim_wrapper.optimizer.lr': 1e-6})
     set_input_size(cfg, args.size)
     return cfg
 

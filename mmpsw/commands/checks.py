@@ -13,16 +13,14 @@ from typing import Any
 from mmengine.config import Config
 from torch import nn
 
-from mmpsw import checkpoints, configs
+from mmpsw import checkpoints, configs, zoo
 from mmpsw.checkpoints import is_local
 from mmpsw.commands.launch import has_accelerator
 from mmpsw.models import saved_tensors, unwrapped
 
 # Dataset classes of mmpretrain that fetch their files themselves.
 _SELF_FETCHING = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
-# Hooks that put an average into the model to validate it.
-_AVERAGING_HOOKS = ('EMAHook', 'SwitchEMAHook', 'EpochAverageHook',
-                    'LookaheadHook', 'ScheduleFreeHook')
+NEWEST = 'newest'  # in the place of `resume`, until it is looked for
 _STOCK_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'ApexOptimWrapper')
 
 
@@ -30,7 +28,6 @@ def check_training(cfg: Config, amp: bool = False) -> None:
     """All that needs no work dir: ``amp`` says that --amp was given."""
     check_psw(cfg)
     check_amp(cfg, amp)
-    check_pretrained(cfg.get('model'))
     check_data(cfg, 'train', 'val')
 
 
@@ -39,7 +36,7 @@ def check_psw(cfg: Config) -> None:
     from mmpsw.engine.averaging.settings import Settings
     averages = [configs.class_name(hook.get('type'))
                 for hook in cfg.get('custom_hooks') or []]
-    averages = [name for name in averages if name in _AVERAGING_HOOKS]
+    averages = [name for name in averages if name in configs.AVERAGING_HOOKS]
     for key, wrapper in configs.optim_wrappers(cfg):
         name = configs.class_name(wrapper.get('type') or 'OptimWrapper')
         psw = wrapper.get('psw')
@@ -83,18 +80,24 @@ def check_amp(cfg: Config, asked: bool = False) -> None:
 
 
 def check_data(cfg: Config, *phases: str) -> None:
-    """Looks for the data of 'train', 'val' or 'test', before any download."""
+    """Looks for the data of 'train', 'val' or 'test', before any download.
+
+    All that is missing is said at once.
+    """
+    problems = []
     for phase in phases:
         key = f'{phase}_dataloader'
         for inner, dataset in _datasets(cfg.get(key), key):
-            _check_dataset(inner, dataset)
+            problems += _check_dataset(inner, dataset)
         key = f'{phase}_evaluator'
         evaluators = cfg.get(key) or []
         for evaluator in ([evaluators] if isinstance(evaluators, dict) else
                           evaluators):
-            _check_exists(
-                evaluator.get('ann_file'), key, 'put the annotations there, '
+            problems += _missing(
+                [evaluator.get('ann_file')], key, 'put the annotations there, '
                 f'or set their place with --cfg-options {key}.ann_file=FILE')
+    if problems:
+        raise FileNotFoundError('; '.join(problems))
 
 
 def _datasets(node: object, key: str) -> Iterator[tuple[str, dict]]:
@@ -110,36 +113,46 @@ def _datasets(node: object, key: str) -> Iterator[tuple[str, dict]]:
             yield key, node
 
 
-def _check_dataset(key: str, dataset: dict) -> None:
+def _check_dataset(key: str, dataset: dict) -> list[str]:
     """Looks for the paths that a data set names, as BaseDataset joins them."""
     if (configs.class_name(dataset.get('type')) in _SELF_FETCHING
             and dataset.get('download', True)):
-        return
+        return []
     root = dataset.get('data_root') or ''
     prefix = dataset.get('data_prefix') or {}
     prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
-    # The root comes last: the name of a missing file says more.
     paths = [osp.join(root, part) for part in
              (dataset.get('ann_file'), *prefixes)
              if isinstance(part, str) and part]
-    for path in [*paths, root]:
-        _check_exists(
-            path, key, f"put the data set at data_root='{root}', or set its "
-            f'place with --cfg-options {key}.data_root=FOLDER')
+    instead = (f"put the data set at data_root='{root}', or set its place "
+               f'with --cfg-options {key}.data_root=FOLDER')
+    # The names of missing files say more than that of their root.
+    return _missing(paths, key, instead) or _missing([root], key, instead)
 
 
-def _check_exists(path: str | None, key: str, instead: str) -> None:
-    if path and is_local(path) and not osp.exists(path):
-        raise FileNotFoundError(f"{key}: '{path}' does not exist; {instead}")
+def _missing(paths: Sequence[str | None], key: str,
+             instead: str) -> list[str]:
+    """A sentence on the paths that do not exist, if any."""
+    lost = [f"'{path}'" for path in paths
+            if path and is_local(path) and not osp.exists(path)]
+    does = 'does' if len(lost) == 1 else 'do'
+    return [f'{key}: {" and ".join(lost)} {does} not exist; {instead}'
+            ] if lost else []
 
 
 def check_work_dir(cfg: Config, overwrite: bool) -> None:
     """Refuses to overwrite checkpoints that this run does not continue."""
     work_dir, source = Path(cfg.work_dir), cfg.get('load_from')
+    resume = cfg.get('resume')
     if work_dir.exists() and not work_dir.is_dir():
         raise ValueError(f"--work-dir '{work_dir}' is a file; give a folder")
-    continues = cfg.get('resume') and (
-        source is None or Path(source).resolve().parent == work_dir.resolve())
+    # A link in the work dir, or to a checkpoint there, continues it too.
+    places = [] if source is None else [
+        path.resolve() for path in (
+            Path(source).expanduser().parent,
+            Path(source).expanduser().resolve().parent)]
+    continues = resume == NEWEST or resume and (
+        source is None or work_dir.resolve() in places)
     old = sorted(work_dir.glob('*.pth'))
     if old and not overwrite and not continues:
         raise ValueError(
@@ -191,12 +204,13 @@ def find_start(cfg: Config) -> list[str]:
     """Looks at the checkpoint with which a run starts, or finds it, in place.
 
     ``--resume`` without a path takes the newest readable checkpoint of the
-    work dir, by iteration. Returns what was chosen and skipped, for the log.
+    work dir, by iteration; where there is none, the run begins as the config
+    says. Returns what was chosen and skipped, for the log.
     """
     resume, notes = bool(cfg.get('resume')), []
-    if cfg.get('load_from'):
-        check_checkpoint(cfg.load_from, resume)
-    elif resume:
+    search = resume and (cfg.resume == NEWEST or not cfg.get('load_from'))
+    cfg.resume = resume
+    if search:
         newest, skipped = checkpoints.newest_readable(cfg.work_dir)
         if newest is not None:
             cfg.load_from = str(newest)
@@ -211,6 +225,16 @@ def find_start(cfg: Config) -> list[str]:
             raise ValueError(
                 f"no checkpoint in '{cfg.work_dir}' {problem}; give another "
                 '--work-dir, or --overwrite without --resume')
+        elif Path(cfg.work_dir, 'last_checkpoint').exists():
+            cfg.load_from = None  # it is not on this machine: mmengine's
+        else:
+            cfg.resume = resume = False
+            source = cfg.get('load_from')
+            notes = [f"Nothing is resumed, as '{cfg.work_dir}' holds no "
+                     'checkpoint: the run begins anew' + (
+                         f', from {source}' if source else '')]
+    if cfg.get('load_from') not in (None, zoo.FROM_ZOO) and not search:
+        check_checkpoint(cfg.load_from, resume)
     path, randomness = _local_source(cfg), cfg.get('randomness') or {}
     # mmengine takes the checkpoint's seed after it has made data samplers.
     if resume and path and randomness.get('seed') is None:
@@ -231,6 +255,19 @@ def check_checkpoint(path: str, resume: bool = False) -> None:
     if resume:
         checkpoints.check_resumable(path, content)
     checkpoints.weights(path, content)
+
+
+def check_weights(cfg: Config, config: str,
+                  folder: Path | None = None) -> None:
+    """Fetches the weights with which a run begins, in place, and looks.
+
+    ``config`` is its path or name, ``folder`` that of :func:`zoo.fetch`.
+    """
+    source = cfg.get('load_from')
+    zoo.localise(cfg, config, folder)
+    if cfg.get('load_from') != source:
+        check_checkpoint(cfg.load_from)
+    check_pretrained(cfg.get('model'))
 
 
 def check_pretrained(model: Any) -> None:
@@ -273,7 +310,8 @@ def check_fit(cfg: Config, model: nn.Module, whole: bool = False) -> None:
 def _local_source(cfg: Config) -> str | None:
     """The local checkpoint from which a run will start, if any."""
     path = cfg.get('load_from')
-    return osp.expanduser(path) if path and is_local(path) else None
+    return (osp.expanduser(path) if path and path != zoo.FROM_ZOO
+            and is_local(path) else None)
 
 
 def _misfit(held: dict, model: nn.Module, whole: bool) -> str | None:

@@ -163,7 +163,7 @@ def load(name, kind='hadamard', **model):
         if (part.get('init_cfg') or {}).get('type') == 'Pretrained':
             part['init_cfg'] = None
     fragment = dict(hadamard='hadamard',
-                    orthogonal='variants/hadamard_orthogonal')[kind]
+                    orthogonal='hadamard:kind=orthogonal')[kind]
     configs.apply_fragments(cfg, [configs.load_fragment(fragment)])
     return cfg
 

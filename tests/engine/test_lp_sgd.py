@@ -227,9 +227,8 @@ def test_two_processes_hold_the_same_bits(tmp_path):
     assert 0.2 < (one[-1]['net.3.weight'] == 0).float().mean() < 0.9
 
 
-@pytest.mark.parametrize('name', ['lp_sgd', 'variants/lp_sgd_80',
-                                  'variants/lp_sgd_50',
-                                  'variants/lp_sgd_dense'])
+@pytest.mark.parametrize('name', ['lp_sgd', 'lp_sgd_dense',
+                                  'lp_sgd:target=0.5,p=[1.4,1.3]'])
 def test_fragments_name_both_rates(name):
     fragment = load_fragment(name).to_dict()
     optimizer = fragment['optim_wrapper']['optimizer']

@@ -21,7 +21,7 @@ def average(*argv):
     return torch.load('deployed.pth', weights_only=True)
 
 
-@pytest.mark.parametrize('part', ['live', 'previous'])
+@pytest.mark.parametrize('part', ['live'])
 def test_the_weights_beside_the_deployed_ones(folder, config, part):
     """Of two checkpoints of the control, against what they hold."""
     deployed = average('run/iter_6.pth')

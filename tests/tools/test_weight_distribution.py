@@ -183,7 +183,7 @@ def run(config, folder):
 
     def command(*argv, psw='pswa', options=('write_back=False', )):
         return spreads.main([
-            config[0], *argv, *(('--psw', psw) if psw else ()), *config[1],
+            config[0], *argv, *(('--with', psw) if psw else ()), *config[1],
             *(f'optim_wrapper.psw.{option}' for option in options)])
 
     return command
@@ -218,7 +218,7 @@ def test_several_periods(argv, windows, message, run, capsys):
 
 
 @pytest.mark.parametrize('argv, keys, message', [
-    ([], dict(psw=None, options=()), 'has no psw; add --psw pswa'),
+    ([], dict(psw=None, options=()), 'has no psw; add --with pswa'),
     (['no.pth'], {}, "'no.pth' does not exist"),
     (['bare.pth'], {}, 'cannot be resumed from'),
     (['--out', 'bare.pth'], {}, 'is a file'),
