@@ -84,7 +84,8 @@ def describe_methods() -> str:
     for name, path in known_methods().items():
         comment = re.match(r'(?:#.*\n)*', path.read_text(encoding='utf-8'))[0]
         text = ' '.join(comment.replace('#', ' ').split())
-        lines.append(f'{name:<20} {re.split(r"(?<=[.])(?= [a-zA-Z])", text)[0]}')
+        first = re.split('(?<=[.])(?= [a-zA-Z])', text)[0]
+        lines.append(f'{name:<20} {first}')
     return '\n'.join(lines)
 
 

@@ -5,6 +5,8 @@ import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,6 +154,7 @@ def _sweep_options(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> None:
+    check_report()
     grid = make_grid(args)
     if args.dry_run:
         prepare(grid, args.jobs)
@@ -159,6 +162,16 @@ def run(args: Namespace) -> None:
                         if grid.host(cell) is None))
     else:
         report_on(train_grid(grid, args.jobs))
+
+
+def check_report() -> None:
+    """Looks for what the report needs, before anything is trained."""
+    try:
+        import mmpsw.compare.report  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"the comparison's report needs {error.name}, which cannot be "
+            "imported; pip install 'mmpsw[tools]'") from error
 
 
 def make_grid(args: Namespace) -> grids.Grid:
@@ -218,9 +231,16 @@ def named_arms(arms: Sequence[str]) -> dict[str, str]:
 def passengers(arms: dict[str, str]) -> tuple[str, ...]:
     """The arms that can ride along in the runs of the baseline."""
     from mmpsw.engine.ride_along import passenger
-    return tuple(
-        name for name, arm in arms.items() if len(configs.split_arm(arm)) == 1
-        and passenger(configs.load_fragment(arm).to_dict()) is not None)
+    found = []
+    for name, arm in arms.items():
+        if len(configs.split_arm(arm)) == 1:
+            try:
+                rides = passenger(configs.load_fragment(arm).to_dict())
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"the arm '{arm}' cannot be used, because its"
+                                 f' hook cannot be built: {error}') from error
+            found += [name] * (rides is not None)
+    return tuple(found)
 
 
 def train_grid(grid: grids.Grid, jobs: int | None = None) -> grids.Grid:
@@ -244,7 +264,7 @@ def train_grid(grid: grids.Grid, jobs: int | None = None) -> grids.Grid:
         grids.record(grid, remarks)
         failed = training.train(grid, room, lock)
     if failed:
-        if any(grids.steps_done(grid.run_dir(cell)) for cell in grid.cells):
+        with suppress(ValueError):  # where there is nothing to report on
             report_on(grid)
         raise training.TrainingError(training.explain(grid, failed))
     return grid
@@ -261,19 +281,12 @@ def prepare(grid: grids.Grid, jobs: int | None = None
     from mmpsw.commands import checks, train
     from mmpsw.compare import training
     from mmpsw.compare.published import differences
-    try:
-        import mmpsw.compare.report  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"the comparison's report needs {error.name}, which cannot be "
-            "imported; pip install 'mmpsw[tools]'") from error
     grid.max_steps()
     grid = grid.with_metric()
-    remarks: list[str] = []
     for arm in grid.arms:
         args = train.parse_args(grid.arguments(grids.Cell(arm, grid.seeds[0])))
         cfg = train.build_config(args)
-        if not remarks and arm == next(iter(grid.arms)):
+        if arm == grid.first:
             remarks = differences(grid.config, cfg, grid.processes)
         checks.check_training(cfg, args.amp)
         checks.check_weights(cfg, grid.config, args.weights)
@@ -281,10 +294,10 @@ def prepare(grid: grids.Grid, jobs: int | None = None
     own = [cell for cell in grid.cells if grid.host(cell) is None]
     riders = [arm for arm in grid.arms if grid.host(
         grids.Cell(arm, grid.seeds[0]))]
-    print(f'{len(own)} runs, {min(len(room), len(own))} at a time, of '
-          f'{grid.processes} process{"es" * (grid.processes > 1)} each: the '
-          f'arms {", ".join(grid.arms)}, with the seeds '
-          f'{", ".join(map(str, grid.seeds))}, for {grid.max_steps()} '
+    print(f'Runs: {len(own)}, {min(len(room), len(own))} at a time, each in '
+          f'{grid.processes} process{"es" * (grid.processes > 1)}; arms: '
+          f'{", ".join(grid.arms)}; seeds: '
+          f'{", ".join(map(str, grid.seeds))}; {grid.max_steps()} '
           f'{"epochs" if grid.by_epoch() else "iterations"}; a seed has the '
           'same data order in all arms')
     if riders:
@@ -401,12 +414,18 @@ def sweep(args: Namespace) -> None:
 def _published(args: Namespace, config: str | None,
                c: 'Comparison') -> tuple['Published | None', list[str]]:
     """The zoo's number, or else a sentence on why there is none."""
+    from mmpsw.compare.published import differences
     from mmpsw.compare.zoo_results import NotPublishedError, find_published
     reason = ('it is not known from which config these runs were started '
               '(--config says it)')
     try:
         if config is not None:
-            return find_published(config, c.first.config, c.metric), []
+            zoo = find_published(config, c.first.config, c.metric)
+            told = [plan['published'] for plan in c.plans.values()
+                    if 'published' in plan]
+            differ = told[0] if told else differences(
+                config, c.first.config, None)
+            return replace(zoo, sentences=(*zoo.sentences, *differ)), []
     except ValueError as error:
         # A grid may be read far from where it was made.
         if args.config and not isinstance(error, NotPublishedError):

@@ -32,8 +32,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         description='Train a RetinaNet on handwritten digits with and '
         'without PSW, and show the difference. Nothing is downloaded.')
     parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/quickstart'),
-        help='folder of the results. Finished runs in it are used, and an '
+        '--work-dir', type=Path,
+        help='folder of the results (default: work_dirs/quickstart, or '
+        'quickstart_short). Finished runs in it are used, and an '
         'interrupted one is gone on with')
     parser.add_argument(
         '--with', dest='method', default='psw', metavar='NAME',
@@ -55,6 +56,7 @@ def quickstart(args: Namespace) -> None:
         ValueError: An option is wrong.
         TrainingError: A run ended with an error.
     """
+    compare.check_report()
     grid = make_grid(args)
     from mmpsw.datasets.digits import generate
     generate(_DATA)
@@ -92,7 +94,8 @@ def make_grid(args: Namespace) -> grids.Grid:
     return grids.Grid(
         passengers=compare.passengers(arms),
         config=shipped(_CONFIG), arms=arms, seeds=(args.seed, ),
-        work_dir=args.work_dir,
+        work_dir=args.work_dir or Path(
+            f'work_dirs/quickstart{"_short" * args.short}'),
         options=(f'train_cfg.max_epochs={_SHORT_EPOCHS}', )
         if args.short else ())
 

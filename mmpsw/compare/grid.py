@@ -77,6 +77,11 @@ class Grid:
         """All runs, a seed of every arm before the next seed."""
         return [Cell(arm, seed) for seed in self.seeds for arm in self.arms]
 
+    @property
+    def first(self) -> str:
+        """The arm that the others are compared with."""
+        return BASELINE if BASELINE in self.arms else next(iter(self.arms))
+
     def run_dir(self, cell: Cell) -> Path:
         """The work directory of a run."""
         return (self.work_dir / folder_name(cell.arm)

@@ -3,6 +3,7 @@
 Where nothing differs, the zoo's number is what the baseline should reach.
 """
 import re
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -14,13 +15,15 @@ from mmpsw.zoo import Stock, find_stock
 __all__ = ['differences']
 
 
-def differences(config: str, cfg: Config, processes: int = 1) -> list[str]:
+def differences(config: str | Path, cfg: Config,
+                processes: int | None = 1) -> list[str]:
     """Sentences on what differs from the published config.
 
     Args:
         config: What the runs are started with, a path or a zoo name.
         cfg: The baseline's whole config, with all options.
-        processes: Of each run.
+        processes: Of each run; None where they are not known, and with them
+            the batch.
 
     Returns:
         list[str]: Empty where nothing does, or no zoo has such a config.
@@ -32,7 +35,11 @@ def differences(config: str, cfg: Config, processes: int = 1) -> list[str]:
     found = [sentence for key in ('optim_wrapper', 'train_cfg')
              for sentence in _settings(cfg, published, key)]
     found += _schedule(cfg, published)
-    found += _batch(cfg, published, stock, processes)
+    if processes is not None:
+        found += _batch(cfg, published, stock, processes)
+    if cfg.get('model') and 'data_preprocessor' not in published.model:
+        cfg = Config(cfg.to_dict())
+        cfg.model.pop('data_preprocessor', None)  # a run copies it there
     if cfg.get('load_from') != published.get('load_from'):
         found.append(f'It begins with the weights of {cfg.load_from!r}.')
     for key, what in (('model', 'The model'), ('custom_hooks',

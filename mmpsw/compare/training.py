@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mmpsw.compare.grid import BASELINE, Cell, Grid, steps_done
+from mmpsw.compare.grid import Cell, Grid, steps_done
 from mmpsw.compare.runs import full_name, measured, parse_line
 
 __all__ = ['Board', 'Training', 'TrainingError', 'explain', 'slots', 'train']
@@ -86,7 +86,6 @@ def train(grid: Grid, room: Sequence[dict[str, str]],
     """
     hosts = {cell: grid.host(cell) for cell in grid.cells}
     own = [cell for cell in grid.cells if hosts[cell] is None]
-    first = BASELINE if BASELINE in grid.arms else next(iter(grid.arms))
     failed: list[Cell] = []
     free = list(room)
     running: list[Training] = []
@@ -108,7 +107,7 @@ def train(grid: Grid, room: Sequence[dict[str, str]],
                     if status:
                         failed += [cell for cell, host in hosts.items()
                                    if run.cell in (cell, host)]
-                    if status and run.cell.arm == first and not validated:
+                    if status and run.cell.arm == grid.first and not validated:
                         board.say('Nothing else is begun, because it would '
                                   'fail in the same way')
                         return failed

@@ -236,6 +236,7 @@ def test_a_dry_run_shows_the_commands_and_makes_nothing(tmp_path, capsys):
     (('--cfg-options', 'val_evaluator=None'), 'has no val_evaluator'),
     (('--arms', 'pswa', 'configs/_base_/methods/pswa.py'),
      'names an arm twice'),
+    (('--arms', '{tmp}/hook.py'), 'its hook cannot be built: '),
     (('--arms', 'psw', 'pswa:write_back=False'),
      "because 'pswa:write_back=False' is 'psw'"),
     (('--arms', 'baseline', '{tmp}/report.py'), "'report' is the report here"),
@@ -252,6 +253,8 @@ def test_a_dry_run_shows_the_commands_and_makes_nothing(tmp_path, capsys):
 ])
 def test_bad_input_ends_in_one_line_before_anything_is_written(
         tmp_path, capsys, argv, message):
+    (tmp_path / 'hook.py').write_text(
+        "custom_hooks = [dict(type='NoSuchHook')]")
     (tmp_path / 'report.py').write_text("psw = dict(type='PSWA')")
     (tmp_path / 'baseline.py').write_text('train_cfg = dict(max_epochs=2)')
     work = tmp_path / 'work'
@@ -352,7 +355,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_named(
         tmp_path, capsys):
     generate(Path('data/digits'))
     arm = tmp_path / 'broken.py'
-    arm.write_text("custom_hooks = [dict(type='NoSuchHook')]\n")
+    arm.write_text('model = dict(head=dict(in_channels=7))\n')
     status = compare.main([
         'run', CONFIG, '--arms',
         str(arm), 'baseline', '--work-dir',
@@ -361,8 +364,8 @@ def test_a_failed_run_does_not_stop_the_others_and_is_named(
     ])
     captured = capsys.readouterr()
     assert status == 1
-    assert 'NoSuchHook' in captured.err
-    assert 'broken, seed 0 failed: ' in captured.out
+    assert 'mat1 and mat2 shapes' in captured.err
+    assert 'broken, seed 0 failed: RuntimeError: mat1' in captured.out
     assert 'failed: broken, seed 0' in captured.err
     assert (tmp_path / 'work' / 'report' / 'points.csv').exists()
 
