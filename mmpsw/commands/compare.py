@@ -6,7 +6,6 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -345,8 +344,8 @@ def report(args: Namespace) -> None:
         is_grid = (len(args.work_dirs) == 1 and only.is_dir()
                    and only != c.first.folder)
         out = only / 'report' if is_grid else _DEFAULT_OUT
-        zoo, reason = _published(args, config, c)
-        remarks = [*notes(c), *reason]
+        zoo, remarks = _published(args, config, c)
+        remarks = [*remarks, *notes(c)]
         name = title(c.first.config) or (
             Path(config.rpartition('::')[2]).stem if config
             else ', '.join(c.arms))
@@ -413,25 +412,28 @@ def sweep(args: Namespace) -> None:
 
 def _published(args: Namespace, config: str | None,
                c: 'Comparison') -> tuple['Published | None', list[str]]:
-    """The zoo's number, or else a sentence on why there is none."""
+    """The zoo's number, and sentences on what differs from its training.
+
+    Or on why there is no number.
+    """
     from mmpsw.compare.published import differences
     from mmpsw.compare.zoo_results import NotPublishedError, find_published
+    told = next((plan['published'] for plan in c.plans.values()
+                 if 'published' in plan), None)
     reason = ('it is not known from which config these runs were started '
               '(--config says it)')
     try:
         if config is not None:
             zoo = find_published(config, c.first.config, c.metric)
-            told = [plan['published'] for plan in c.plans.values()
-                    if 'published' in plan]
-            differ = told[0] if told else differences(
-                config, c.first.config, None)
-            return replace(zoo, sentences=(*zoo.sentences, *differ)), []
+            return zoo, differences(config, c.first.config, None
+                                    ) if told is None else told
     except ValueError as error:
         # A grid may be read far from where it was made.
         if args.config and not isinstance(error, NotPublishedError):
             raise
         reason = error
-    return None, [f"The model zoo's result is left out: {reason}."]
+    return None, [*(told or []),
+                  f"The model zoo's result is left out: {reason}."]
 
 
 def _commands(args: Namespace, c: 'Comparison | None') -> list[str]:

@@ -24,8 +24,8 @@ _ENVIRONMENT = re.compile(
 
 def notes(c: Comparison) -> list[str]:
     """Sentences on whatever makes the arms less comparable than they look."""
-    checks = (_published, _runs, _points, _losses, _seeds, _configs,
-              _environments, _times)
+    checks = (_runs, _points, _losses, _seeds, _configs, _environments,
+              _times)
     return c.notes + [note for check in checks for note in check(c)]
 
 
@@ -57,12 +57,6 @@ def environment(run: Run) -> str | None:
         if match:
             return match[1]
     return None
-
-
-def _published(c: Comparison) -> Iterator[str]:
-    """What ``compare.py run`` found to differ from the published training."""
-    for plan in c.plans.values():
-        yield from plan.get('published', ())
 
 
 def _runs(c: Comparison) -> Iterator[str]:

@@ -333,6 +333,7 @@ def _std(values: pd.Series) -> float:
 
 def _matches(table: pd.DataFrame, baseline: str) -> pd.Series:
     """The first step at which an arm is as good as the baseline ever is."""
+    table = table[table.step > 0]
     sign = 1 if (table.better == 'higher').any() else -1
     best = (curve(table, baseline)['mean'] * sign).max()
     found = {}

@@ -119,12 +119,6 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path):
                           'from iteration 2 on: 1 of the 2 that were logged.']
 
 
-def test_what_differs_from_the_published_training_comes_first(tmp_path):
-    work = grid(tmp_path, {'baseline': {0: [1.]}},
-                published=['The batch is 2; the published training has 16.'])
-    assert said(work)[0] == 'The batch is 2; the published training has 16.'
-
-
 @pytest.mark.parametrize('config, expected', [
     ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
      'RetinaNet (ResNet-50) on coco'),

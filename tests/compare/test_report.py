@@ -1,10 +1,11 @@
 """The page and its files, and the command that writes them."""
+import json
 import re
 from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from compare.work_dirs import grid, trained
+from compare.work_dirs import grid, trained, val_line
 
 from mmpsw.commands import compare
 from mmpsw.compare.comparison import read
@@ -233,7 +234,28 @@ def test_the_zoos_number_is_shown_with_its_links(work, capsys):
     page = Page(work / 'report' / 'index.html')
     assert '94.82' in page.text
     assert [link for link in page.links if link.startswith('https://github')]
-    assert 'Ours differs from the stock config in model.' in page.text
+    assert 'The model differs from the published one' in page.text
+
+
+def test_what_differs_from_the_published_training_is_the_first_note(
+        tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sentence = 'The batch is 2; the published training has 16.'
+    grid(tmp_path / 'work', CURVES, published=[sentence])
+    assert f'notes:\n- {sentence}\n' in report(capsys, 'work')
+    page = (tmp_path / 'work' / 'report' / 'index.html').read_text()
+    assert f'<li>{sentence}</li>' in page
+
+
+def test_a_validation_before_training_is_drawn_and_is_no_result(tmp_path):
+    trained(tmp_path / 'a', [1., 2.], 0)
+    path = next((tmp_path / 'a').rglob('scalars.json'))
+    path.write_text(json.dumps(val_line(0, acc=9.)) + '\n' + path.read_text())
+    numbers = write([tmp_path / 'a'], tmp_path / 'report')
+    assert list(numbers['mean'])[:2] == [2., 2.]  # final and best
+    assert '2 (1.00)' in (tmp_path / 'report' / 'table.md').read_text()
+    assert 'a,0,0,epoch,0,acc,higher,9.0\n' in (
+        tmp_path / 'report' / 'points.csv').read_text()
 
 
 def test_a_wrong_config_is_an_error(work, capsys):
