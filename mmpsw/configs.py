@@ -356,7 +356,10 @@ def _transform_model(cfg: Config, transforms: Sequence[Mapping]) -> None:
     """Names what changes the built model, unless the config does already."""
     model = cfg.model
     if class_name(model.type) != 'TransformedModel':
-        model.update(stock_type=model.type, type='mmpsw.TransformedModel',
+        stock = model.type
+        if not isinstance(stock, str):  # a class, which a dump cannot write
+            stock = f'{stock.__module__}.{stock.__qualname__}'
+        model.update(stock_type=stock, type='mmpsw.TransformedModel',
                      transforms=[])
     for transform in transforms:
         if transform not in model.transforms:

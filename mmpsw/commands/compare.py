@@ -6,7 +6,6 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,7 +107,8 @@ def _report_options(parser: ArgumentParser) -> None:
     add('work_dirs', nargs='+', metavar='WORK_DIR',
         help="a folder that compare.py run has made, or any run's work dir. "
         'NAME=WORK_DIR gives a name: work dirs of one NAME are the seeds of '
-        'an arm, and the arms of such a folder become NAME/ARM')
+        'an arm, and the arms of such a folder become NAME/ARM. An earlier '
+        "report's folder is reported again")
     add('--baseline', metavar='NAME',
         help="the arm that the others are compared with (default: 'baseline', "
         'else the first)')
@@ -125,11 +125,15 @@ def _report_options(parser: ArgumentParser) -> None:
 def _summary_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add('tables', nargs='+', metavar='TABLE',
-        help="reports' folders, or the table.csv in them")
+        help="reports' folders, or the points.csv in them")
     add('--keys', nargs='+', default=('final', ),
         choices=['final', 'best', 'area', 'drop'],
         help='what is compared (default: final)')
+    add('--baseline', metavar='NAME',
+        help="the arm that the others are compared with (default: 'baseline', "
+        'else the first)')
     add('--plot', type=Path, metavar='PNG', help='also draw a picture')
+    add('--overwrite', action='store_true', help='allow replacing it')
 
 
 def _sweep_options(parser: ArgumentParser) -> None:
@@ -322,26 +326,39 @@ def report(args: Namespace) -> None:
     """Prints the table and the notes, and writes the report."""
     from mmpsw.compare import comparison, table
     from mmpsw.compare import report as reports
-    from mmpsw.compare.notes import notes
-    c = comparison.read(args.work_dirs, args.metric, args.rule, args.baseline)
-    # Known where all of it comes from grids of one config.
-    known = {plan['config'] for plan in c.plans.values()}
-    config = args.config or (known.pop() if len(known) == 1 and len(
-        c.plans) == len(args.work_dirs) else None)
+    from mmpsw.compare.notes import notes, title
     only = Path(args.work_dirs[0])
-    is_grid = (len(args.work_dirs) == 1 and only.is_dir()
-               and only != c.first.folder)
-    out = args.out or (only / 'report' if is_grid else _DEFAULT_OUT)
-    zoo, reason = _published(args, config, c)
-    remarks = [*notes(c), *reason]
-    title = args.title or (Path(config.rpartition('::')[2]).stem if config
-                           else ', '.join(c.arms))
-    numbers = reports.write_report(c, out, title, remarks, zoo,
-                                   _commands(args, c))
-    print(table.as_text(c, numbers))
+    if len(args.work_dirs) == 1 and (only / table.FILE).is_file():
+        c, found = None, table.load([only])  # an earlier report
+        baseline = table.baseline_of(found, args.baseline)
+        out, name, zoo, remarks, config = only, only.name, None, [], None
+    else:
+        c = comparison.read(args.work_dirs, args.metric, args.rule,
+                            args.baseline)
+        found, baseline = table.long(c), c.baseline
+        # Known where all of it comes from grids of one config.
+        known = {plan['config'] for plan in c.plans.values()}
+        config = args.config or (known.pop() if len(known) == 1 and len(
+            c.plans) == len(args.work_dirs) else None)
+        is_grid = (len(args.work_dirs) == 1 and only.is_dir()
+                   and only != c.first.folder)
+        out = only / 'report' if is_grid else _DEFAULT_OUT
+        zoo, remarks = _published(args, config, c)
+        remarks = [*remarks, *notes(c)]
+        name = title(c.first.config) or (
+            Path(config.rpartition('::')[2]).stem if config
+            else ', '.join(c.arms))
+    out = args.out or out
+    boxes = [only / 'detections.png', only / 'detections_narrow.png']
+    numbers = reports.write_report(
+        found, baseline, out, args.title or name, remarks, zoo,
+        _commands(args, c), {'What the detectors find': boxes}
+        if all(path.is_file() for path in boxes) else {}, c)  # quickstart's
+    print(f'{table.finding(numbers, baseline)}\n\n' + table.as_text(
+        table.shown(numbers, found, baseline, zoo and zoo.value)))
     published = [*zoo.sentences, zoo.config_url] if zoo else []
-    for head, lines in (('', table.explain(c)), ('model zoo:\n', published),
-                        ('notes:\n', remarks)):
+    for head, lines in (('', table.explain(numbers, found, baseline)),
+                        ('model zoo:\n', published), ('notes:\n', remarks)):
         if lines:
             print(f'\n{head}' + '\n'.join(f'- {line}' for line in lines))
     print('\npage:   ' + '\n        '.join(
@@ -350,67 +367,78 @@ def report(args: Namespace) -> None:
 
 def summary(args: Namespace) -> None:
     """Prints how often an arm wins, and a table for each key; draws them."""
-    from mmpsw.compare import plots, summary
-    table = summary.read(args.tables)
-    if len(args.tables) > 1:
-        print('Better / undecided / worse than the baseline:\n\n'
-              f'{summary.tally(table, args.keys)}\nMean gain over the '
-              f'baseline, in points:\n\n{summary.gains(table, args.keys)}')
-    for key in args.keys:
-        print(f'{summary.KEYS[key].capitalize()}:\n\n'
-              f'{summary.as_markdown(table, key)}')
+    from mmpsw.compare import plots, summary, table
     if args.plot:
-        print('picture:', plots.save(
-            plots.plot_differences(table, args.keys), args.plot))
+        plots.check_format(args.plot, args.overwrite)
+    found = table.load(args.tables)
+    baseline = table.baseline_of(found, args.baseline)
+    numbers = table.statistics(found, baseline)
+    if len(args.tables) > 1:
+        print(f'Better / undecided / worse than {baseline}:\n\n'
+              f'{summary.tally(numbers, args.keys)}\nMean gain over '
+              f'{baseline}, in points:\n\n'
+              f'{summary.gains(numbers, args.keys)}')
+    for key in args.keys:
+        print(f'{table.KEYS[key].capitalize()}:\n\n'
+              f'{summary.as_markdown(numbers, found, key)}')
+    print(table.misses(numbers[numbers.key.isin(args.keys)]))
+    if args.plot:
+        print('picture:', plots.save(plots.plot_differences(
+            numbers, baseline, args.keys), args.plot))
 
 
 def sweep(args: Namespace) -> None:
     """Prints how wide the good range of a setting is, and draws it."""
-    from mmpsw.compare import plots, sweep
-    runs, c = sweep.read(args.work_dirs, args.key, args.metric, args.rule)
-    table = sweep.robustness(runs, args.within, c.better)
-    print(f'The last validation, {c.metric}, against {args.key}: means over '
+    from mmpsw.compare import plots, sweep, table
+    runs, better, metric = sweep.read(args.work_dirs, args.key, args.metric,
+                                      args.rule)
+    wide = sweep.robustness(runs, args.within, better)
+    print(f'The last validation, {metric}, against {args.key}: means over '
           f'{runs.seed.nunique()} seeds; the best of these, and the range '
           f'around it that is within {args.within:g}:\n')
     out = options.out_folder(args.out or 'work_dirs/sweep',
                              ['sweep.csv', 'sweep.png'], args.overwrite)
     digits = 3 if runs.value.abs().max() <= 1 else 1
-    for name in table:
+    for name in wide:
         form = '{:g}' if name in ('lowest', 'highest') else f'{{:.{digits}f}}'
-        table[name] = table[name].map(form.format)
-    print(table.to_markdown(disable_numparse=True))
+        wide[name] = wide[name].map(form.format)
+    print(wide.to_markdown(disable_numparse=True))
     runs.to_csv(out / 'sweep.csv', index=False, lineterminator='\n')
     print('\npicture:', plots.save(plots.plot_sweep(
-        runs, c, args.key, args.title or ''), out / 'sweep.png'))
+        runs, table.baseline_of(runs), args.key, metric, args.title or ''),
+        out / 'sweep.png'))
 
 
 def _published(args: Namespace, config: str | None,
                c: 'Comparison') -> tuple['Published | None', list[str]]:
-    """The zoo's number, or else a sentence on why there is none."""
+    """The zoo's number, and sentences on what differs from its training.
+
+    Or on why there is no number.
+    """
     from mmpsw.compare.published import differences
     from mmpsw.compare.zoo_results import NotPublishedError, find_published
+    told = next((plan['published'] for plan in c.plans.values()
+                 if 'published' in plan), None)
     reason = ('it is not known from which config these runs were started '
               '(--config says it)')
     try:
         if config is not None:
             zoo = find_published(config, c.first.config, c.metric)
-            told = [plan['published'] for plan in c.plans.values()
-                    if 'published' in plan]
-            differ = told[0] if told else differences(
-                config, c.first.config, None)
-            return replace(zoo, sentences=(*zoo.sentences, *differ)), []
+            return zoo, differences(config, c.first.config, None
+                                    ) if told is None else told
     except ValueError as error:
         # A grid may be read far from where it was made.
         if args.config and not isinstance(error, NotPublishedError):
             raise
         reason = error
-    return None, [f"The model zoo's result is left out: {reason}."]
+    return None, [*(told or []),
+                  f"The model zoo's result is left out: {reason}."]
 
 
-def _commands(args: Namespace, c: 'Comparison') -> list[str]:
+def _commands(args: Namespace, c: 'Comparison | None') -> list[str]:
     """The commands that make the runs and the report again."""
     commands = []
-    for folder, plan in c.plans.items():
+    for folder, plan in (c.plans if c else {}).items():
         words = ['run', plan['config'], '--arms', *plan['arms'].values(),
                  '--seeds', *plan['seeds'], '--work-dir', folder]
         for key in ('metric', 'rule'):

@@ -61,9 +61,9 @@ def quickstart(args: Namespace) -> None:
     from mmpsw.datasets.digits import generate
     generate(_DATA)
     grid = compare.train_grid(grid)
-    print('\nDrawing the curves and the detections ...', flush=True)
-    compare.report_on(grid)
+    print('\nDrawing the detections and the curves ...', flush=True)
     picture = draw_picture(grid)
+    compare.report_on(grid)
     print()
     print('psw evaluates the mean of each epoch\'s weights, beside the '
           'baseline\'s run; pswa\nalso trains on from it.')

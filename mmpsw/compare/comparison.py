@@ -108,7 +108,8 @@ def read(paths: Sequence[str | Path],
         raise ValueError(
             f'there is no curve in {", ".join(paths)}, because no TIMESTAMP/'
             'vis_data/scalars.json with a validation metric is there yet; '
-            'give the --work-dir of runs that validate, or wait for one')
+            'give the --work-dir of runs that validate, or wait for one'
+            + ''.join(map(_see_log, found.folder)))
     folders = [_named(path)[1] for path in paths]
     plans = {path: plan for path in folders if (plan := read_plan(path))}
     told = {(plan.get('metric'), plan.get('rule')) for plan in plans.values()}
@@ -250,13 +251,21 @@ def _missing(found: pd.DataFrame, metric: str) -> list[str]:
             places.folder, places.problem) if problem}
         if len(lacking) == len(places):
             notes.append(f'{arm} has no curve yet, and is not in the table.')
-        notes += [f'{arm}: {name} was not trained yet.' if run is None else
-                  f'{arm}: {name} is left out, as it logged no {metric}.'
+        logs = {folder.name: _see_log(folder) for folder in places.folder}
+        notes += [f'{arm}: {name} is left out, as it logged no {metric}.'
+                  if run else f'{arm}: {name} has no curve{logs[name]}.'
+                  if logs[name] else f'{arm}: {name} was not trained yet.'
                   for name, run in lacking.items()
                   if name not in broken]
         notes += [f'{arm}: {name} is left out, because {problem}.'
                   for name, problem in broken.items()]
     return notes
+
+
+def _see_log(folder: Path) -> str:
+    """Where a run that ``compare.py run`` has begun says what became of it."""
+    log = folder.with_suffix('.log')
+    return f'; see {log}' if log.exists() else ''
 
 
 def _with_curve(found: pd.DataFrame, metric: str) -> pd.DataFrame:
