@@ -99,6 +99,26 @@ def test_an_interrupted_run_goes_on_from_its_newest_validated_checkpoint(
     assert '--overwrite' in grid.command(grids.Cell('pswa', 0))
 
 
+def test_what_rides_along_goes_on_from_a_point_that_both_have(tmp_path):
+    """A kill may come between the validations of the two."""
+    grid = grid_of(tmp_path, '--arms', 'baseline', 'psw')
+    host, guest = grid.cells
+    assert grid.host(guest) == host
+    validated(grid.run_dir(host), 1, 2)
+    # Begun after it, or left out once: a run of its own.
+    assert grid.host(guest) is None and grid.done(host) == 2
+    validated(grid.run_dir(guest), stamp='20260101_000000')
+    assert grid.host(guest) is None and '--ride-along' not in grid.command(
+        host)
+    validated(grid.run_dir(guest), 1, stamp='20260102_000000')
+    assert grid.host(guest) == host and grid.done(host) == 1
+    words = grid.command(host)
+    assert words[words.index('--resume') + 1].endswith('epoch_1.pth')
+    assert words[words.index('--ride-along') + 1] == 'psw'
+    grid.log(guest).touch()  # it has one of its own
+    assert grid.host(guest) is None and grid.done(host) == 2
+
+
 def test_fragments_joined_by_plus_are_one_arm(tmp_path):
     mine = tmp_path / 'My+Own.py'
     mine.write_text('')
