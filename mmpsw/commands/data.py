@@ -1,7 +1,7 @@
 """Whether a config's data are there, and fit it."""
 import os
 import os.path as osp
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -26,25 +26,28 @@ def check_data(cfg: Config, *phases: str) -> None:
 
     Where nothing but the file system can hold them: a data set of a class
     that no framework ships, or with another storage backend, finds or makes
-    its files in a way of its own.
+    its files in a way of its own. All that is missing is said at once.
 
     Raises:
         FileNotFoundError: A file or a folder does not exist.
     """
+    problems = []
     for phase in phases:
         key = f'{phase}_dataloader'
         for inner, dataset in _datasets(cfg.get(key), key):
             if _is_stock(cfg, dataset) and not _is_elsewhere(dataset):
-                _check_dataset(inner, dataset)
+                problems += _check_dataset(inner, dataset)
         key = f'{phase}_evaluator'
         evaluators = cfg.get(key) or []
         for evaluator in ([evaluators] if isinstance(evaluators, dict) else
                           evaluators):
             if not _is_elsewhere(evaluator):
-                _check_exists(
-                    evaluator.get('ann_file'), key, 'put the annotations '
+                problems += _missing(
+                    [evaluator.get('ann_file')], key, 'put the annotations '
                     'there, or set their place with --cfg-options '
                     f'{key}.ann_file=FILE')
+    if problems:
+        raise FileNotFoundError('; '.join(problems))
 
 
 def check_topk(cfg: Config) -> None:
@@ -167,24 +170,28 @@ def _is_elsewhere(settings: dict) -> bool:
                for key in ('backend_args', 'file_client_args'))
 
 
-def _check_dataset(key: str, dataset: dict) -> None:
+def _check_dataset(key: str, dataset: dict) -> list[str]:
     """Looks for the paths that a data set names, as BaseDataset joins them."""
     if (configs.class_name(dataset.get('type')) in _SELF_FETCHING
             and dataset.get('download', True)):
-        return
+        return []
     root = dataset.get('data_root') or ''
     prefix = dataset.get('data_prefix') or {}
     prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
-    # The root comes last: the name of a missing file says more.
     paths = [osp.join(root, part) for part in
              (dataset.get('ann_file'), *prefixes)
              if isinstance(part, str) and part]
-    for path in [*paths, root]:
-        _check_exists(
-            path, key, f"put the data set at data_root='{root}', or set its "
-            f'place with --cfg-options {key}.data_root=FOLDER')
+    instead = (f"put the data set at data_root='{root}', or set its place "
+               f'with --cfg-options {key}.data_root=FOLDER')
+    # The names of missing files say more than that of their root.
+    return _missing(paths, key, instead) or _missing([root], key, instead)
 
 
-def _check_exists(path: str | None, key: str, instead: str) -> None:
-    if path and is_local(path) and not osp.exists(path):
-        raise FileNotFoundError(f"{key}: '{path}' does not exist; {instead}")
+def _missing(paths: Sequence[str | None], key: str,
+             instead: str) -> list[str]:
+    """A sentence on the paths that do not exist, if any."""
+    lost = [f"'{path}'" for path in paths
+            if path and is_local(path) and not osp.exists(path)]
+    does = 'does' if len(lost) == 1 else 'do'
+    return [f'{key}: {" and ".join(lost)} {does} not exist; {instead}'
+            ] if lost else []

@@ -166,8 +166,8 @@ def refusal(capsys, *argv):
     ([RETINANET, '--psw', 'pswa', '--cfg-options',
       'optim_wrapper.type=ApexOptimWrapper'], 'ApexOptimWrapper'),
     ([RETINANET, '--psw', 'pwalks'],
-     "'data/coco/annotations/instances_train2017.json' does not exist; put "
-     "the data set at data_root='data/coco/'"),
+     "json' and 'data/coco/train2017/' do not exist; put the data set at "
+     "data_root='data/coco/'"),
     ([PSPNET], "data_root='data/cityscapes/'"),
     (['mmseg::pspnet/pspnet_r50-d8_4xb4-20k_voc12aug-512x512'],
      'train_dataloader.dataset.datasets.0.data_root=FOLDER'),

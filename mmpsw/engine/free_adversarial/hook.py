@@ -75,7 +75,7 @@ class GANHook(Hook):
                     'without --amp.')
 
     def _draw(self, runner: Runner) -> None:
-        from torchvision.utils import make_grid  # the only one that needs it
+        from torchvision.utils import make_grid  # all else works without
         model = unwrapped(runner.model)
         model.start_validation()
         model.eval()
