@@ -60,7 +60,7 @@ def test(args: Namespace) -> dict:
     from mmpsw.commands import checks, data, launch
     cfg = build_config(args)
     checks.check_checkpoint(args.checkpoint)
-    data.check_topk(cfg)
+    data.check_topk(cfg, 'test')
     data.check_data(cfg, 'test')
     checks.make_work_dir(cfg, hold=False)
     runner = launch.build_runner(cfg)
