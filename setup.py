@@ -90,7 +90,6 @@ with TemporaryDirectory() as scratch:
                       '.mim/tools/**/*.py', '.mim/tools/*.md',
                       '.mim/tools/*_train.sh'],
             'mmpsw.compare': ['*.html'],
-            'mmpsw.methods.gradient_pruning': ['*.cpp'],
         },
         install_requires=REQUIRES,
         extras_require=EXTRAS,

@@ -215,19 +215,6 @@ def newest_readable(work_dir: str | Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
-def compress(path: str | Path) -> None:
-    """Deflate a file of torch.save, in place: zeros take no room then.
-
-    torch.load reads it as before, though not with ``mmap=True``.
-    """
-    with whole_file(path) as partial:
-        with zipfile.ZipFile(path) as plain, zipfile.ZipFile(
-                partial, 'w', zipfile.ZIP_DEFLATED) as deflated:
-            for name in plain.namelist():
-                deflated.writestr(name, plain.read(name),
-                                  zipfile.ZIP_DEFLATED)
-
-
 def _can_be_mapped(path: str | Path) -> bool:
     """Whether it is a file of torch.save that was not compressed."""
     if not zipfile.is_zipfile(path):

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from toy import Error, Points, Toy, runner
 
 from mmpsw.methods.averaging import PSWA, PSWM, PWALKS, PeriodicResampler
+
 for registry, part in ((DATASETS, Points), (METRICS, Error), (MODELS, Toy)):
     registry.register_module(module=part, force=True)
 

@@ -221,7 +221,10 @@ def test_checkpoints_in_another_folder_are_found_by_last_checkpoint(tmp_path):
     work_dir = tmp_path / 'run'
     work_dir.mkdir()
     cfg = config(work_dir)
-    assert checks.find_start(cfg) == [] and cfg.load_from is None
+    assert checks.find_start(cfg) == [
+        f"Nothing is resumed, as '{work_dir}' holds no checkpoint: the run "
+        'begins anew']
+    assert cfg.load_from is None and cfg.resume is False
     for named, expected in [(str(tmp_path / 'epoch_2.pth'), ) * 2,
                             ('s3://bucket/epoch_2.pth', None)]:
         (work_dir / 'last_checkpoint').write_text(named)
@@ -231,6 +234,47 @@ def test_checkpoints_in_another_folder_are_found_by_last_checkpoint(tmp_path):
     (work_dir / 'last_checkpoint').write_text(str(tmp_path / 'gone.pth'))
     with pytest.raises(ValueError, match='gone.pth'):
         checks.find_start(config(work_dir))
+
+
+def test_what_the_config_begins_with_is_kept_where_nothing_is_resumed(
+        tmp_path):
+    save(tmp_path / 'coco.pth', 3)
+    work_dir = tmp_path / 'run'
+    cfg = config(work_dir)
+    cfg.update(resume=checks.NEWEST, load_from=str(tmp_path / 'coco.pth'))
+    checks.check_work_dir(cfg, overwrite=False)
+    assert checks.find_start(cfg) == [
+        f"Nothing is resumed, as '{work_dir}' holds no checkpoint: the run "
+        f"begins anew, from {tmp_path / 'coco.pth'}"]
+    assert cfg.load_from == str(tmp_path / 'coco.pth') and not cfg.resume
+    work_dir.mkdir()
+    save(work_dir / 'epoch_1.pth', 3, optimizer={})
+    cfg.resume = checks.NEWEST
+    checks.check_work_dir(cfg, overwrite=False)
+    checks.find_start(cfg)
+    assert cfg.load_from == str(work_dir / 'epoch_1.pth') and cfg.resume
+
+
+@pytest.mark.parametrize('name', ['~/run/epoch_1.pth', 'link.pth',
+                                  'linked/epoch_1.pth', 'run/other.pth'])
+def test_a_checkpoint_of_the_work_dir_continues_it(name, tmp_path,
+                                                   monkeypatch):
+    """By whatever name: from the home folder, or through links."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / 'run'
+    run.mkdir()
+    save(run / 'epoch_1.pth', 3, optimizer={})
+    save(tmp_path / 'elsewhere.pth', 3, optimizer={})
+    (tmp_path / 'link.pth').symlink_to(run / 'epoch_1.pth')
+    (tmp_path / 'linked').symlink_to(run)
+    (run / 'other.pth').symlink_to(tmp_path / 'elsewhere.pth')
+    cfg = config(run)
+    cfg.load_from = name
+    checks.check_work_dir(cfg, overwrite=False)
+    cfg.load_from = 'elsewhere.pth'
+    with pytest.raises(ValueError, match='add --resume'):
+        checks.check_work_dir(cfg, overwrite=False)
 
 
 def test_the_best_checkpoint_is_no_place_to_resume_from(tmp_path):
@@ -258,7 +302,7 @@ def test_a_resumed_run_has_the_seed_of_its_checkpoint(tmp_path):
 
 # The commands
 
-PSW = ['--psw', 'pswm', '--work-dir', 'run']
+PSW = ['--with', 'pswm', '--work-dir', 'run']
 TESTED = '''
 test_dataloader = dict(
     batch_size=4, num_workers=0, dataset=dict(type='faults.Points'),

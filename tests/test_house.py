@@ -15,7 +15,7 @@ TECHNIQUES = sorted(
     path.stem for path in (ROOT / 'mmpsw' / 'methods').iterdir()
     if not path.name.startswith('_'))
 # What is named otherwise than its technique: a family has several fragments.
-FRAGMENTS = {'averaging': ('pswa', 'pwalks', 'pswm', 'control')}
+FRAGMENTS = {'averaging': ('pswa', 'pwalks', 'pswm', 'psw')}
 
 
 def module_name(path):

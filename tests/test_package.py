@@ -19,7 +19,8 @@ SOURCES = ('mmpsw', 'configs', 'tools', 'setup.py', 'pyproject.toml',
            'README.md', 'LICENSE')
 # Modules that are called otherwise than the requirement that brings them
 BROUGHT_BY = {**compatibility.FAMILIES['openmmlab'], 'PIL': 'matplotlib',
-              'cv2': 'mmengine', 'sklearn': 'scikit-learn', 'yaml': 'mmengine'}
+              'cv2': 'mmengine', 'sklearn': 'scikit-learn', 'triton': 'torch',
+              'yaml': 'mmengine'}
 
 
 def run(code, **kwargs):
@@ -101,9 +102,9 @@ def test_a_foreign_config_inherits_our_fragment(how, installed, tmp_path):
     printed = run(
         'import mmpsw.configs\n'
         'from mmengine.config import Config\n'
-        'from mmpsw.engine.averaging.settings import Settings\n'
+        'from mmpsw.engine.averaging.settings import PSWSettings\n'
         'cfg = Config.fromfile("foreign.py")\n'
-        'technique = Settings.from_config(cfg.psw).technique\n'
+        'technique = PSWSettings.from_config(cfg.psw).technique\n'
         'print(mmpsw.__file__, technique, cfg.model.backbone.type)',
         cwd=tmp_path, env={'PYTHONPATH': str(site)})
     assert printed.split() == [

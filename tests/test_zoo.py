@@ -20,12 +20,15 @@ from mmengine.structures import PixelData
 from scripts import script
 
 from mmpsw import configs
-from mmpsw.engine.averaging.buffers import owned_buffers
+from mmpsw.engine.averaging.follower import Follower
+from mmpsw.engine.averaging.statistics import owned_statistics
 from mmpsw.models import build_model
 
 pytestmark = [pytest.mark.zoo, pytest.mark.timeout(3 * 3600),
               pytest.mark.filterwarnings('ignore')]
 benchmark = script('benchmark.py')
+METHODS = dict(pwalks=dict(type='PWALKS', last=0.25),
+               psw=dict(type='PSWA', write_back=False))
 STEPPED, LARGEST = 75, 60e6  # models, parameters
 
 
@@ -38,8 +41,8 @@ def zoo():
                 yield f'{package}::{path.relative_to(root).as_posix()}'
 
 
-def outcome(name, amp):
-    """What becomes of a config ``--with pwalks``."""
+def outcome(name, method, amp):
+    """What becomes of a config ``--with METHOD``."""
     try:
         cfg = Config.fromfile(configs.resolve_config(name))
     except Exception as error:
@@ -48,28 +51,33 @@ def outcome(name, amp):
         return 'has no training part'
     stock = copy.deepcopy(cfg)
     try:
-        configs.apply_fragments(cfg, [configs.load_fragment('pwalks')], amp)
+        configs.apply_fragments(cfg, [configs.load_fragment(method)], amp)
     except ValueError as error:
         refused = stock.get('runner_type') == 'FlexibleRunner'
         return 'refused: FSDP or DeepSpeed' if refused else f'OURS: {error}'
     except Exception as error:
         return f'OURS: {error!r}'
-    return 'works' if is_as_it_should(cfg, stock, amp) else 'OURS: wrong'
+    right = is_as_it_should(cfg, stock, METHODS[method], amp)
+    return 'works' if right else 'OURS: wrong'
 
 
-def is_as_it_should(cfg, stock, amp):
-    """Each optimizer's wrapper is ours, and nothing else has changed."""
+def is_as_it_should(cfg, stock, psw, amp):
+    """Each optimizer's wrapper is ours, and nothing else has changed.
+
+    But for psw, which takes the place of a config's own EMAHook.
+    """
     cfg = copy.deepcopy(cfg)
     hook, *others = cfg.pop('custom_hooks')
-    if (hook['type'] != 'mmpsw.PSWHook'
-            or others != (stock.pop('custom_hooks', None) or [])):
+    left = [one for one in stock.pop('custom_hooks', None) or []
+            if psw.get('write_back', True)
+            or configs.class_name(one['type']) != 'EMAHook']
+    if hook['type'] != 'mmpsw.PSWHook' or others != left:
         return False
     for (_, ours), (_, theirs) in zip(configs.optim_wrappers(cfg),
                                       configs.optim_wrappers(stock)):
         mixed = amp or 'Amp' in str(theirs.get('type'))
         name = f'mmpsw.PSW{"Amp" if mixed else ""}OptimWrapper'
-        if ours.pop('type') != name or ours.pop('psw') != dict(
-                type='PWALKS', last=0.25):
+        if ours.pop('type') != name or ours.pop('psw') != psw:
             return False
         theirs.pop('type', None)
         if amp:
@@ -78,18 +86,19 @@ def is_as_it_should(cfg, stock, amp):
 
 
 @cache
-def outcomes(amp):
+def outcomes(method, amp):
     found = defaultdict(list)
     for name in zoo():
-        found[outcome(name, amp)].append(name)
+        found[outcome(name, method, amp)].append(name)
     return found
 
 
+@pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('amp', [False, True])
-def test_pwalks_goes_into_every_config(amp):
-    found = outcomes(amp)
+def test_it_goes_into_every_config(method, amp):
+    found = outcomes(method, amp)
     total = sum(map(len, found.values()))
-    print(f'\n--with pwalks{" --amp" * amp}, of {total}'
+    print(f'\n--with {method}{" --amp" * amp}, of {total}'
           ' configs:')
     for what, names in sorted(found.items()):
         print(f'{len(names):5} {what}')
@@ -123,11 +132,15 @@ def steps(cfg, model, batch, psw=None):
         settings.update(type='mmpsw.PSWOptimWrapper', psw=psw)
     wrapper = build_optim_wrapper(model, copy.deepcopy(settings))
     if psw is not None:
-        wrapper.attach(3, owned_buffers(model, [('', wrapper)])[''])
+        owned = owned_statistics(model, {'': wrapper.optimizer})['']
+        wrapper.follower = Follower(
+            wrapper.psw, wrapper.optimizer, epoch_length=3, statistics=owned)
     wrapper.initialize_count_status(model, 0, 3)
     set_random_seed(0)
-    for _ in range(3):
+    for iteration in (1, 2, 3):
         model.train_step(copy.deepcopy(batch), wrapper)
+        if psw is not None:
+            wrapper.follower.after_iteration(iteration)
         yield {name: param.detach().clone()
                for name, param in model.named_parameters()}
 
@@ -159,7 +172,7 @@ def stepped(name):
 
 
 def test_random_ones_are_built_and_stepped():
-    names = outcomes(False)['works']
+    names = outcomes('pwalks', False)['works']
     random.Random(0).shuffle(names)
     found = defaultdict(list)
     for name in names:

@@ -31,13 +31,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument('--overwrite', action='store_true',
                         help='allow replacing --out')
     parser.add_argument(
-        '--weights', choices=('live', 'mean', 'previous'), help='not what is '
-        'deployed, but what a run with psw holds beside it: what training '
-        "goes on from, the open period's mean, or the last period's")
-    parser.add_argument(
-        '--compress', action='store_true', help='deflate the file, which '
-        'makes it smaller where weights are zero; torch.load reads it as any '
-        'other (but not with mmap=True)')
+        '--weights', choices=('live', 'mean'), help='not what is deployed, '
+        'but what a run with psw holds beside it: what training goes on '
+        "from, or the open period's mean")
     parser.add_argument(
         '--recalibrate', metavar='CONFIG', help="recompute batch norm's "
         "statistics on this config's train data: a path or a zoo name")
@@ -59,6 +55,9 @@ def average(args: Namespace) -> None:
     if args.out.exists() and not args.overwrite:
         raise ValueError(f"--out '{args.out}' exists; give another name, or "
                          '--overwrite')
+    if args.out.exists() and not args.out.is_file():
+        raise ValueError(f"--out '{args.out}' is no file, and is not "
+                         'replaced; give another name')
     paths = find_checkpoints(args.checkpoints, args.last)
     if args.recalibrate:  # its data are looked for before all work
         from mmpsw.commands import checks, launch
@@ -66,19 +65,36 @@ def average(args: Namespace) -> None:
         options.merge_options(cfg, args)
         launch.set_dataloader_defaults(cfg, launch.has_accelerator())
         checks.check_data(cfg, 'train')
-    held = _part(args) if args.weights else checkpoints.weights
+    part = _part(args) if args.weights else checkpoints.weights
+    averages = []
+
+    def held(path: Path, content: Any) -> dict[str, Any]:
+        if not args.weights and is_average(content):
+            averages.append(path.name)
+        return part(path, content)
+
     weights, meta = checkpoints.mean(paths, held)
     if args.recalibrate:
         _recalibrate(weights, cfg, args.batches)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with checkpoints.whole_file(args.out) as path, path.open('wb') as file:
         torch.save(dict(meta=meta, state_dict=weights), file)
-    if args.compress:
-        checkpoints.compress(args.out)
     print(f'{args.out}: the mean of {len(paths)} checkpoints, '
           f'{paths[0].name} to {paths[-1].name}'
           + (f' (their {args.weights} weights)' if args.weights else '')
           + f', {args.out.stat().st_size / 1e6:.2f} MB')
+    if averages:
+        print(f'{", ".join(averages)}: averages already, so that this is a '
+              'mean of averages (--weights live takes the live weights of a '
+              'run with psw)')
+
+
+def is_average(content: Any) -> bool:
+    """Whether a checkpoint's weights are those of PSW, an EMA, or of us."""
+    kept = content if isinstance(content, dict) else {}
+    return bool({'psw', 'ema_state_dict'} & {
+        *kept, *(kept.get('optimizer') or {})} or 'count' in (
+            kept.get('meta') or {}))
 
 
 def find_checkpoints(names: Sequence[Path], last: int | None) -> list[Path]:

@@ -15,12 +15,13 @@ from mmengine.config import Config
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from mmpsw import checkpoints, configs
+from mmpsw import checkpoints, configs, zoo
 from mmpsw.checkpoints import is_local
 from mmpsw.commands.data import check_data, check_topk
 from mmpsw.commands.launch import has_accelerator
 from mmpsw.models import saved_tensors, unwrapped
 
+NEWEST = 'newest'  # in the place of `resume`, until it is looked for
 _STOCK_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'ApexOptimWrapper')
 
 
@@ -30,7 +31,6 @@ def check_training(cfg: Config, amp: bool = False) -> None:
     check_psw(cfg)
     check_amp(cfg, amp)
     check_topk(cfg, 'val')
-    check_pretrained(cfg.get('model'))
     check_data(cfg, 'train', 'val')
 
 
@@ -111,10 +111,16 @@ def check_amp(cfg: Config, asked: bool = False) -> None:
 def check_work_dir(cfg: Config, overwrite: bool) -> None:
     """Refuses to overwrite checkpoints that this run does not continue."""
     work_dir, source = Path(cfg.work_dir), cfg.get('load_from')
+    resume = cfg.get('resume')
     if work_dir.exists() and not work_dir.is_dir():
         raise ValueError(f"--work-dir '{work_dir}' is a file; give a folder")
-    continues = cfg.get('resume') and (
-        source is None or Path(source).resolve().parent == work_dir.resolve())
+    # A link in the work dir, or to a checkpoint there, continues it too.
+    places = [] if source is None else [
+        path.resolve() for path in (
+            Path(source).expanduser().parent,
+            Path(source).expanduser().resolve().parent)]
+    continues = resume == NEWEST or resume and (
+        source is None or work_dir.resolve() in places)
     old = sorted(work_dir.glob('*.pth'))
     if old and not overwrite and not continues:
         raise ValueError(
@@ -166,12 +172,13 @@ def find_start(cfg: Config) -> list[str]:
     """Looks at the checkpoint with which a run starts, or finds it, in place.
 
     ``--resume`` without a path takes the newest readable checkpoint of the
-    work dir, by iteration. Returns what was chosen and skipped, for the log.
+    work dir, by iteration; where there is none, the run begins as the config
+    says. Returns what was chosen and skipped, for the log.
     """
     resume, notes = bool(cfg.get('resume')), []
-    if cfg.get('load_from'):
-        check_checkpoint(cfg.load_from, resume)
-    elif resume:
+    search = resume and (cfg.resume == NEWEST or not cfg.get('load_from'))
+    cfg.resume = resume
+    if search:
         newest, skipped = checkpoints.newest_readable(cfg.work_dir)
         if newest is not None:
             cfg.load_from = str(newest)
@@ -186,6 +193,16 @@ def find_start(cfg: Config) -> list[str]:
             raise ValueError(
                 f"no checkpoint in '{cfg.work_dir}' {problem}; give another "
                 '--work-dir, or --overwrite without --resume')
+        elif Path(cfg.work_dir, 'last_checkpoint').exists():
+            cfg.load_from = None  # it is not on this machine: mmengine's
+        else:
+            cfg.resume = resume = False
+            source = cfg.get('load_from')
+            notes = [f"Nothing is resumed, as '{cfg.work_dir}' holds no "
+                     'checkpoint: the run begins anew' + (
+                         f', from {source}' if source else '')]
+    if cfg.get('load_from') not in (None, zoo.FROM_ZOO) and not search:
+        check_checkpoint(cfg.load_from, resume)
     path, randomness = _local_source(cfg), cfg.get('randomness') or {}
     # mmengine takes the checkpoint's seed after it has made data samplers.
     if resume and path and randomness.get('seed') is None:
@@ -208,6 +225,19 @@ def check_checkpoint(path: str, resume: bool = False,
         checkpoints.check_resumable(path, content)
     if weights:
         checkpoints.weights(path, content)
+
+
+def check_weights(cfg: Config, config: str,
+                  folder: Path | None = None) -> None:
+    """Fetches the weights with which a run begins, in place, and looks.
+
+    ``config`` is its path or name, ``folder`` that of :func:`zoo.fetch`.
+    """
+    source = cfg.get('load_from')
+    zoo.localise(cfg, config, folder)
+    if cfg.get('load_from') != source:
+        check_checkpoint(cfg.load_from)
+    check_pretrained(cfg.get('model'))
 
 
 def check_pretrained(model: Any) -> None:
@@ -252,7 +282,8 @@ def check_fit(cfg: Config, model: nn.Module, whole: bool = False) -> None:
 def _local_source(cfg: Config) -> str | None:
     """The local checkpoint from which a run will start, if any."""
     path = cfg.get('load_from')
-    return osp.expanduser(path) if path and is_local(path) else None
+    return (osp.expanduser(path) if path and path != zoo.FROM_ZOO
+            and is_local(path) else None)
 
 
 def _misfit(path: str, model: nn.Module, whole: bool) -> str | None:

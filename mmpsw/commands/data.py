@@ -29,7 +29,7 @@ def check_data(cfg: Config, *phases: str) -> None:
     its files in a way of its own. All that is missing is said at once.
 
     Raises:
-        FileNotFoundError: A file or a folder does not exist.
+        FileNotFoundError: Files or folders do not exist; it names them all.
     """
     problems = []
     for phase in phases:

@@ -9,6 +9,7 @@ from mmengine import device
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -26,7 +27,8 @@ def set_up(cfg: Config, args: Namespace) -> None:
         ImportError: mmcv was built for another torch.
     """
     _check_framework(cfg)
-    methods = map(configs.method_name, getattr(args, 'methods', ()))
+    methods = [configs.folder_name(configs.method_name(name))
+               for name in getattr(args, 'methods', ())]
     name = '_'.join([Path(cfg.filename).stem, *methods])
     cfg.work_dir = (args.work_dir or cfg.get('work_dir')
                     or os.path.join('./work_dirs', name))
@@ -51,6 +53,17 @@ def build_runner(cfg: Config) -> Runner:
         if options.raised_on_purpose(error):
             raise ValueError(str(error)) from error
         raise
+
+
+class ValidateFirstHook(Hook):
+    """Validates before the first step, which RandomStateHook makes up for."""
+
+    priority = 'LOWEST'  # after the averages have begun
+
+    def before_train(self, runner: Runner) -> None:
+        """Validate, unless the run is resumed."""
+        if runner.iter == 0 and runner.val_loop is not None:
+            runner.val_loop.run()
 
 
 def leave_processes() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from mmengine.config import Config, ConfigDict
 
-from mmpsw import configs
+from mmpsw import configs, zoo
 from mmpsw.commands import options
 
 # The stock tools' test time augmentation: a model, the flip, and how an image
@@ -35,7 +35,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         description='Test a checkpoint, trained with PSW or not: the '
         'checkpoints of both are alike.')
     options.add_config(parser)
-    parser.add_argument('checkpoint', help='path or address of a .pth file')
+    parser.add_argument('checkpoint', help='path or address of a .pth '
+                        "file; zoo: the weights published for the config")
     parser.add_argument('--out', help='where the predictions go: a .pkl file; '
                         'with mmseg a folder')
     parser.add_argument('--show', action='store_true',
@@ -46,6 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
                         help='seconds that an image is shown')
     parser.add_argument('--tta', action='store_true',
                         help='test time augmentation')
+    options.add_weights(parser)
     options.add_run_options(parser)
     return parser.parse_args(argv)
 
@@ -59,7 +61,8 @@ def test(args: Namespace) -> dict:
     """
     from mmpsw.commands import checks, data, launch
     cfg = build_config(args)
-    checks.check_checkpoint(args.checkpoint)
+    cfg.load_from = zoo.checkpoint(args.checkpoint, args.config, args.weights)
+    checks.check_checkpoint(cfg.load_from)
     data.check_topk(cfg, 'test')
     data.check_data(cfg, 'test')
     checks.make_work_dir(cfg, hold=False)

@@ -15,6 +15,7 @@ from mmengine.fileio import dump
 from mmengine.hooks import EMAHook, Hook, LoggerHook
 from mmengine.runner import EpochBasedTrainLoop, Runner, autocast
 from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
+
 from mmpsw.checkpoints import whole_file
 from mmpsw.models import unwrapped
 from mmpsw.registry import HOOKS

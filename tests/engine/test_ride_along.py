@@ -2,7 +2,6 @@
 import json
 
 import pytest
-import tiny_gan
 import torch
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook

@@ -111,9 +111,13 @@ class Around(torch.optim.Optimizer):
     def step(self, closure=None):
         return self.base.step(closure)
 
+    def state_dict(self):
+        return self.base.state_dict()
+
 
 def test_an_optimizer_around_another_one(tmp_path):
-    run = runner(tmp_path, dict(type='PSWA'), validate=False)
+    run = runner(tmp_path, dict(type='PSWA'), validate=False,
+                 checkpoint=dict(interval=-1))
     around = Around(torch.optim.SGD(run.model.parameters(), lr=0.05))
     run.optim_wrapper = PSWOptimWrapper(around, psw=dict(type='PSWA'))
     run.train()

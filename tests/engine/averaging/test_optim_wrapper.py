@@ -413,7 +413,7 @@ def test_a_best_checkpoint_resumes_with_its_live_weights(tmp_path):
     after = Weights()
     run.register_hook(after)
     run.train()
-    for name, param in run.model.named_parameters():
+    for name, _ in run.model.named_parameters():
         live = seen.after[iteration - 1][name]
         assert torch.equal(after.after[0][name], live)
         assert not torch.equal(here(saved['state_dict'][name]), live)
