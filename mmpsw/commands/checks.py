@@ -30,7 +30,7 @@ def check_training(cfg: Config, amp: bool = False) -> None:
     check_names(cfg)
     check_psw(cfg)
     check_amp(cfg, amp)
-    check_topk(cfg)
+    check_topk(cfg, 'val')
     check_data(cfg, 'train', 'val')
 
 
