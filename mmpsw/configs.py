@@ -27,16 +27,13 @@ _WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'PSWOptimWrapper',
              'PSWAmpOptimWrapper')
 # What fragments add to each other, or to the config, in a way of its own.
 _APART = ('psw', 'custom_hooks', 'model_transforms')
-# Hooks that put an average into the model to validate it.
-AVERAGING_HOOKS = ('EMAHook', 'SwitchEMAHook', 'EpochAverageHook',
-                   'LookaheadHook', 'ScheduleFreeHook')
 
 
 def resolve_config(name: str | Path) -> str:
     """Returns the path of a config, given by its path or zoo name.
 
-    A zoo name is ``mmdet::``, ``mmseg::`` or ``mmpretrain::`` and a path in
-    that framework's ``configs/``, with or without ``.py``.
+    A zoo name is ``mmdet::``, ``mmpose::``, ``mmpsw::`` or so, and a path in
+    that package's ``configs/``, with or without ``.py``.
 
     Raises:
         ValueError: There is none; it asks for a name that is near.
@@ -268,17 +265,31 @@ def class_name(kind: object) -> str:
     return name if scope.split('.')[0] in _SCOPES else kind
 
 
+def framework(cfg: Config) -> str | None:
+    """The package of a config's default scope, or of its model's class.
+
+    Configs of the newer style have classes for types, and no scope.
+    """
+    model = cfg.get('model') or {}
+    kind = model.get('stock_type', model.get('type'))
+    scope = cfg.get('default_scope')
+    if scope is None and isinstance(kind, type):
+        return kind.__module__.partition('.')[0]
+    return scope
+
+
 def check_strategy(cfg: Config) -> None:
     """Refuses PSW, by a ValueError, where FSDP, DeepSpeed or so trains."""
     if class_name(cfg.get('runner_type')) == 'FlexibleRunner':
-        from mmpsw.engine.averaging.strategies import refuse_flexible_runner
+        from mmpsw.engine.averaging.hook import flexible_refused
         kind = (cfg.get('strategy') or {}).get('type', 'SingleDeviceStrategy')
-        raise refuse_flexible_runner(class_name(kind))
+        raise flexible_refused(class_name(kind))
 
 
 def _averaging(hooks: Iterable[Mapping]) -> list[Mapping]:
-    return [hook for hook in hooks
-            if class_name(hook.get('type')) in AVERAGING_HOOKS]
+    """Those that put an average into the model to validate it."""
+    from mmpsw.engine.swapping import SWAPPING  # torch comes with it
+    return [hook for hook in hooks if class_name(hook.get('type')) in SWAPPING]
 
 
 def _change(fragment: Config, pair: str, name: str) -> None:
@@ -345,7 +356,10 @@ def _transform_model(cfg: Config, transforms: Sequence[Mapping]) -> None:
     """Names what changes the built model, unless the config does already."""
     model = cfg.model
     if class_name(model.type) != 'TransformedModel':
-        model.update(stock_type=model.type, type='mmpsw.TransformedModel',
+        stock = model.type
+        if not isinstance(stock, str):  # a class, which a dump cannot write
+            stock = f'{stock.__module__}.{stock.__qualname__}'
+        model.update(stock_type=stock, type='mmpsw.TransformedModel',
                      transforms=[])
     for transform in transforms:
         if transform not in model.transforms:
@@ -376,16 +390,15 @@ def _set_wrapper_types(cfg: Config, psw: bool, amp: bool) -> None:
 
 def _resolve_zoo_name(name: str) -> Path:
     package, _, inner = name.partition('::')
-    if package not in FRAMEWORKS:
-        raise ValueError(
-            f"'{name}' names no known model zoo; give one of "
-            f'{", ".join(FRAMEWORKS)}{_near(package, FRAMEWORKS)}')
     root = _zoo(package)
     if root is None:
+        known = package in MODULE2PACKAGE
         raise ValueError(
             f"'{name}' cannot be found, because {package} is not installed "
-            f'with its configs; pip install {distribution(package)}, or give '
-            "the config's path")
+            f'with its configs; '
+            + (f'pip install {pip_name(package)}, or ' if known else '')
+            + "give the config's path"
+            + ('' if known else _near(package, MODULE2PACKAGE)))
     for path in (root / inner, root / f'{inner}.py'):
         if path.is_file():
             return path
@@ -398,20 +411,29 @@ def _resolve_zoo_name(name: str) -> Path:
         f'{package}::<folder>/<file>.py{_near(inner, names)}')
 
 
+def pip_name(module: str) -> str:
+    """What pip calls a package of OpenMMLab."""
+    return (distribution(module) if module in FRAMEWORKS else
+            MODULE2PACKAGE[module])
+
+
 def _zoo(package: str) -> Path | None:
     """The folder of a framework's configs, where it is installed."""
-    spec = find_spec(package)
-    root = spec and Path(spec.origin).parent / '.mim' / 'configs'
+    spec = find_spec(package) if package.isidentifier() else None
+    root = (spec and spec.origin
+            and Path(spec.origin).parent / '.mim' / 'configs')
     return root if root and root.is_dir() else None
 
 
 def _near_path(path: Path) -> str:
     """What may be meant by a path that does not exist."""
-    for package in FRAMEWORKS:
+    # As it is called in a checkout.
+    name = Path(*path.parts[path.parts[:1] == ('configs', ):])
+    for package in (*FRAMEWORKS, 'mmpsw'):
         root = _zoo(package)
-        for inner in (path, path.with_name(f'{path.name}.py')):
+        for inner in (name, name.with_name(f'{name.name}.py')):
             # An absolute path would escape the zoo's folder.
-            if root and not path.is_absolute() and (root / inner).is_file():
+            if root and not name.is_absolute() and (root / inner).is_file():
                 return f"; did you mean '{package}::{inner.as_posix()}'?"
     return _near(path.name, [other.as_posix() for other in path.parent.glob(
         '*') if other.suffix in _SUFFIXES])

@@ -103,6 +103,50 @@ def test_what_is_allowed_stays_allowed(tmp_path):
     assert loaded['loss'].mean() == 1
 
 
+PLAIN = {  # what data sets have for metainfo, mmpose's among them
+    **{f'palette of {dtype}': np.array([[1, 2], [3, 4]], dtype)
+       for dtype in 'uint8 int8 uint16 int16 uint32 int32 uint64 int64 float16'
+                    ' float32 float64 longdouble complex64 bool'.split()},
+    'names': np.array(['cat', 'dog']), 'bytes': np.array([b'cat']),
+    'day': np.datetime64('2026-11-30'), 'one': np.uint8(3),
+    'name': np.str_('cat'), 'path': Path('data/a.txt'),
+    'set': {1, 2}, 'settings': Config(dict(a=dict(b=[dict(c=1)]))).a,
+}
+
+
+@pytest.mark.parametrize('name', PLAIN)
+def test_plain_data_in_a_data_sets_metainfo_is_read(name, tmp_path):
+    path, value = tmp_path / 'epoch_1.pth', PLAIN[name]
+    torch.save(dict(meta=dict(dataset_meta=dict(it=value)), state_dict={}),
+               path)
+    read = checkpoints.read(path)['meta']['dataset_meta']['it']
+    assert type(read) is type(value)
+    if isinstance(value, np.ndarray):
+        assert read.dtype == value.dtype
+    assert np.array_equal(read, value)
+
+
+@pytest.mark.parametrize('value', [
+    np.array([None]), np.zeros(2, [('a', 'O')]), np.zeros(2, [('a', 'i4')])])
+def test_arrays_that_hold_objects_are_refused(value, tmp_path):
+    """numpy trusts a pickle that says what their bytes point at."""
+    torch.save(dict(it=value), tmp_path / 'epoch_1.pth')
+    with pytest.raises(ValueError, match='asks for code to be run'):
+        checkpoints.read(tmp_path / 'epoch_1.pth')
+
+
+def test_who_trusts_a_file_can_read_it(tmp_path, monkeypatch):
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(dict(state_dict=Evil(tmp_path / 'made')), path)
+    name = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+    with pytest.raises(ValueError, match=f'set {name}=1'):
+        checkpoints.read(path)
+    monkeypatch.setenv(name, '1')
+    with checkpoints.data_only():
+        checkpoints.read(path)
+    assert (tmp_path / 'made').exists()
+
+
 def test_a_torchscript_archive_is_refused(tmp_path):
     path = tmp_path / 'epoch_1.pth'
     save(path, 1)

@@ -82,6 +82,18 @@ def test_zoo_names_and_paths(tmp_path):
             '.mim/configs/retinanet/retinanet_r50_fpn_1x_coco.py')
 
 
+def test_any_installed_package_with_configs_is_a_zoo(tmp_path, monkeypatch):
+    """mmpose, mmyolo, mmaction and the others; and our own."""
+    folder = tmp_path / 'mmelse' / '.mim' / 'configs' / 'body'
+    folder.mkdir(parents=True)
+    (tmp_path / 'mmelse' / '__init__.py').touch()
+    (folder / 'x.py').write_text('a = 1\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert configs.load_config('mmelse::body/x').a == 1
+    own = configs.load_config('mmpsw::cls/resnet18_digits')
+    assert own.train_cfg.max_epochs == 20
+
+
 @pytest.mark.parametrize('name, message', [
     ('mmdet::retinanet/retinanet_r50_fpn_1x_coc',
      "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'"),
@@ -89,7 +101,15 @@ def test_zoo_names_and_paths(tmp_path):
      "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'?"),
     ('mmseg::unet/zzzzzzzzzzzzzz', 'mmseg::<folder>/<file>.py'),
     ('mmdte::retinanet/x', "did you mean 'mmdet'?"),
-    ('mmpose::body/x', 'give one of mmdet, mmseg, mmpretrain'),
+    ('mmpose::body/x', "pip install mmpose, or give the config's path"),
+    ('mmaction::x', 'pip install mmaction2, or give'),
+    ('torch::x', "with its configs; give the config's path"),
+    ('a.b::x', "a.b is not installed with its configs; give the config's"),
+    ('mmpsw::cls/resnet18_digit', "'mmpsw::cls/resnet18_digits.py'"),
+    ('configs/retinanet/retinanet_r50_fpn_1x_coco.py',
+     "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'?"),
+    ('configs/cls/resnet18_digits.py',
+     "did you mean 'mmpsw::cls/resnet18_digits.py'?"),
     ('retinanet/retinanet_r50_fpn_1x_coco.py',
      "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'?"),
     ('lenet/lenet5_mnist', "did you mean 'mmpretrain::lenet/lenet5_mnist.py'"),

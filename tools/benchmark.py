@@ -240,10 +240,10 @@ def synthetic_batch(cfg: Config, batch_size: int, size: int) -> dict:
     Raises:
         ValueError: The config is of none of the three frameworks.
     """
-    scope = cfg.get('default_scope')
+    scope = configs.framework(cfg)
     if scope not in configs.FRAMEWORKS:
         raise ValueError(
-            f"a config with default_scope='{scope}' cannot be timed, because "
+            f"a config of '{scope}' cannot be timed, because "
             'only the batches of mmdet, mmseg and mmpretrain are known; give '
             'one of theirs')
     generator = torch.Generator().manual_seed(0)

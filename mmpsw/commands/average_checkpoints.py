@@ -20,7 +20,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Reads the command line (``sys.argv`` by default)."""
     parser = ArgumentParser(
-        prog='average_checkpoints.py',
         description='The mean of checkpoints, in one file to deploy.')
     parser.add_argument(
         'checkpoints', nargs='+', type=Path,
@@ -35,8 +34,6 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         '--weights', choices=('live', 'mean'), help='not what is deployed, '
         'but what a run with psw holds beside it: what training goes on '
         "from, or the open period's mean")
-    parser.add_argument('--config', help='the one that they were trained '
-                        'with, for --weights: a path or a zoo name')
     parser.add_argument(
         '--recalibrate', metavar='CONFIG', help="recompute batch norm's "
         "statistics on this config's train data: a path or a zoo name")
@@ -142,22 +139,8 @@ def _kind(path: Path) -> str | None:
 
 def _part(args: Namespace) -> Callable[[Path, Any], dict]:
     """Takes other weights than the ``state_dict`` out of checkpoints."""
-    from mmpsw.engine.averaging.parts import load_weights
-    from mmpsw.models import build_model
-    if not args.config:
-        raise ValueError(
-            f'--weights {args.weights} needs --config, because a checkpoint '
-            'has numbers for these weights, and the config their names')
-    cfg = configs.load_config(args.config)
-    options.merge_options(cfg, args)
-    model = build_model(cfg)
-
-    def held(path: Path, content: Any) -> dict:
-        load_weights(path, content, args.weights, cfg, model)
-        return {key: value.to('cpu', copy=True)
-                for key, value in model.state_dict().items()}
-
-    return held
+    from mmpsw.engine.averaging.parts import weights_of
+    return lambda path, content: weights_of(str(path), content, args.weights)
 
 
 def _recalibrate(weights: dict, cfg: configs.Config, batches: int) -> None:

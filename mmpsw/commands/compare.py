@@ -47,7 +47,6 @@ def report_outcome(command: Callable[[], None]) -> int:
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Reads the command line (``sys.argv`` by default)."""
     parser = ArgumentParser(
-        prog='compare.py',
         description='Compare ways to train: the baseline, PSW and its peers.')
     commands = parser.add_subparsers(required=True,
                                      metavar='run|report|summary|sweep')

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from mmengine import device
 from mmengine.config import Config, ConfigDict
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -88,7 +89,7 @@ def set_dataloader_defaults(cfg: Config, accelerator: bool) -> None:
         if not isinstance(loader, dict):
             continue
         # mmpretrain's tools add its defaults, which its configs lack.
-        if cfg.get('default_scope') == 'mmpretrain':
+        if configs.framework(cfg) == 'mmpretrain':
             loader.setdefault('pin_memory', accelerator)
             loader.setdefault('persistent_workers', True)
             loader.setdefault('collate_fn', ConfigDict(type='default_collate'))
@@ -98,12 +99,12 @@ def set_dataloader_defaults(cfg: Config, accelerator: bool) -> None:
 
 def _check_framework(cfg: Config) -> None:
     """Building a model would end in an error that names none of this."""
-    scope = cfg.get('default_scope')
-    if scope in configs.FRAMEWORKS:
+    scope = configs.framework(cfg)
+    if scope in MODULE2PACKAGE:
         if find_spec(scope) is None:
             raise ValueError(
                 f"default_scope='{scope}' needs {scope}, which is not "
-                f'installed; pip install {compatibility.distribution(scope)}')
+                f'installed; pip install {configs.pip_name(scope)}')
         compatibility.check_operations()
 
 
@@ -131,7 +132,8 @@ def _fit_to_cpus(cfg: Config) -> None:
             'find_unused_parameters',
             cfg.get('find_unused_parameters', False)))
     found = [node for node in configs.dicts(cfg.model)
-             if node.get('type') in ('SyncBN', 'MMSyncBN')]
+             if configs.class_name(node.get('type')) in (
+                 'SyncBN', 'MMSyncBN', 'SyncBatchNorm')]
     for node in found:
         node['type'] = 'BN'
     if found and is_main_process():

@@ -26,7 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Reads the command line (``sys.argv`` by default)."""
     parser = ArgumentParser(
-        prog='train.py',
         description='Train a stock or own config, as it is or with a method.')
     options.add_config(parser, '?')
     parser.add_argument(
@@ -64,7 +63,7 @@ def train(args: Namespace) -> None:
             option, the config or the data is wrong.
         KeyboardInterrupt: Ctrl-C was pressed; it says when.
     """
-    from mmpsw.commands import checks, launch
+    from mmpsw.commands import checks, data, launch
     from mmpsw.runtime.random_state import RandomStateHook
     from mmpsw.runtime.saving import save_safely
     notes: list[str] = []
@@ -83,7 +82,8 @@ def train(args: Namespace) -> None:
     if args.validate_first:
         runner.register_hook(launch.ValidateFirstHook())
     try:
-        runner.train()
+        with data.explained():
+            runner.train()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f'interrupted at iteration {runner.iter}; '
                                 '--resume goes on') from None
@@ -131,9 +131,14 @@ def ride_along(args: Namespace) -> 'RideAlongHook | None':
     if not args.ride_along:
         return None
     from mmpsw.engine import RideAlongHook
+    folders = {configs.method_name(name): folder
+               for name, folder in args.ride_along}
+    if len(folders) < len(args.ride_along):
+        raise ValueError('--ride-along names an average twice, and keeps its '
+                         'state by its name; leave one out, or rename a file')
     return RideAlongHook({
-        folder: configs.load_fragment(name).to_dict()
-        for name, folder in args.ride_along})
+        configs.method_name(name): configs.load_fragment(name).to_dict()
+        for name, _ in args.ride_along}, folders)
 
 
 def verify(cfg: Config, args: Namespace) -> list[str]:

@@ -22,7 +22,7 @@ from mmpsw.methods.sparsity import (
 from mmpsw.models import saved_tensors, unwrapped
 from mmpsw.registry import HOOKS
 
-from .averaging.optim_wrapper import happened
+from .averaging.follower import happened
 from .orthogonal import OrthogonalHook
 
 __all__ = ['MagnitudePruningHook', 'SparsityHook']

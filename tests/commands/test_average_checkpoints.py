@@ -152,7 +152,7 @@ def test_an_existing_file_stays_unless_asked_for(capsys):
     (['empty'], 'neither epoch_*.pth'),
     (['mixed'], 'both epoch_*.pth'),
     (['.', '--recalibrate', 'no.py'], "config 'no.py' does not exist"),
-    (['.', '--weights', 'live'], '--weights live needs --config'),
+    (['.', '--weights', 'live'], "has no 'live' weights beside its"),
 ])
 def test_refusals_write_nothing(argv, message, capsys):
     for name in ('empty', 'mixed'):

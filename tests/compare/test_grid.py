@@ -200,7 +200,10 @@ def test_folders_of_what_rides_along_are_taken_as_they_are(tmp_path):
     assert args.ride_along == [
         ['psw:period=2', f'{tmp_path}/a,b 1=[2]/work/psw_period_2/seed_7']]
     hook = train.ride_along(args)
-    assert list(hook.averages) == [Path(args.ride_along[0][1])]
+    assert hook.folders == {'psw:period=2': Path(args.ride_along[0][1])}
+    twice = train.parse_args([CONFIG, *2 * ['--ride-along', 'ema', 'a']])
+    with pytest.raises(ValueError, match='names an average twice'):
+        train.ride_along(twice)
 
 
 def test_several_processes_of_a_run_are_started_by_torchrun(tmp_path):

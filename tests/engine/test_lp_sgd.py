@@ -175,7 +175,7 @@ def test_what_is_put_on_the_sphere_is_said(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('psw, kind', [
     (None, None), (dict(type='PWALKS', last=0.5), 'mmpsw.PSWOptimWrapper'),
-    (dict(type='PSWA', optimizer_state='reset'), 'mmpsw.PSWOptimWrapper'),
+    (dict(type='PSWA', weighting='linear'), 'mmpsw.PSWOptimWrapper'),
     (dict(type='PSWA', write_back=False), 'mmpsw.PSWOptimWrapper'),
     (dict(type='PSWM'), 'mmpsw.PSWAmpOptimWrapper')])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, psw, kind):

@@ -248,7 +248,14 @@ def load_weights(name: str, cfg: Config, model: nn.Module) -> Weights:
         ValueError: It holds no such weights, or those of another model.
     """
     path, part = split_name(name)
-    parts.load_weights(path, checkpoints.read(path), part, cfg, model)
+    held = parts.weights_of(path, checkpoints.read(path), part)
+    try:
+        model.load_state_dict(held)
+    except RuntimeError as error:
+        difference = str(error).splitlines()[-1].strip()
+        raise ValueError(f"'{path}' does not fit the model of "
+                         f"'{cfg.filename}' ({difference}); give the config "
+                         'that it was trained with') from error
     for key, param in model.named_parameters():
         if not torch.isfinite(param).all():
             raise ValueError(f"'{name}' has values in '{key}' that are not "
