@@ -211,8 +211,8 @@ def _finding(rows: pd.DataFrame, baseline: str, when: str,
     side = ''
     for row in rows[rows.verdict != 0].itertuples():
         before, side = side, 'above' if row.difference > 0 else 'below'
-        half = '' if np.isnan(row.half_width) else (
-            f' +- {row.half_width * scale:.{digits}f}')
+        half = f' +- {row.half_width * scale:.{digits}f}' if (
+            row.pairs > 1) else ' (one seed)' if (rows.pairs > 1).any() else ''
         amount = f'{abs(row.difference) * scale:.{digits}f}{half}'
         parts.append(
             f'{row.arm} {amount}{f" {side}" if side != before else ""}'
