@@ -167,16 +167,16 @@ def statistics(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
     return numbers
 
 
-def curve(table: pd.DataFrame, arm: str) -> pd.DataFrame:
+def curve(table: pd.DataFrame, arm: str, shared: bool = True) -> pd.DataFrame:
     """Mean and standard deviation (NaN for one run) of an arm, by step.
 
-    At the steps that all of its runs have.
+    At the steps that all of its runs have, unless they need not be shared.
     """
     points = table[(table.arm == arm) & table.step.notna()]
     values = points.groupby('step').value
     found = pd.DataFrame(dict(mean=values.mean(skipna=False),
                               std=values.std(skipna=False)))
-    return found[values.size() == points.run.nunique()]
+    return found[values.size() == points.run.nunique()] if shared else found
 
 
 def in_points(numbers: pd.DataFrame) -> int:
@@ -211,8 +211,8 @@ def _finding(rows: pd.DataFrame, baseline: str, when: str,
     side = ''
     for row in rows[rows.verdict != 0].itertuples():
         before, side = side, 'above' if row.difference > 0 else 'below'
-        half = '' if np.isnan(row.half_width) else (
-            f' +- {row.half_width * scale:.{digits}f}')
+        half = f' +- {row.half_width * scale:.{digits}f}' if (
+            row.pairs > 1) else ' (one seed)' if (rows.pairs > 1).any() else ''
         amount = f'{abs(row.difference) * scale:.{digits}f}{half}'
         parts.append(
             f'{row.arm} {amount}{f" {side}" if side != before else ""}'
