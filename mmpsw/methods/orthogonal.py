@@ -44,7 +44,9 @@ def householder(r: Tensor) -> Tensor:
     """
     q = _qr(r)
     last = torch.ones_like(q[0])
-    last[-1] = torch.linalg.det(q.detach()).sign() * (-1)**(len(r) - 1)
+    # det itself is 0 in fp32, from 384 rows on: it underflows on the way.
+    sign = torch.linalg.slogdet(q.detach()).sign
+    last[-1] = sign * (-1)**(len(r) - 1)
     return q * last
 
 
@@ -249,7 +251,15 @@ class OrthogonalTraining:
         for name, saved in state['layers'].items():
             self.layers[name].load(saved)
 
-    def _before_update(self, optimizer: Optimizer, *_: Any) -> None:
+    def _before_update(self, optimizer: Optimizer, args: tuple,
+                       kwargs: dict) -> None:
+        if any(one is not None for one in (*args[1:], *kwargs.values())):
+            raise ValueError(
+                'optimizer.step(closure) cannot train orthogonal maps, '
+                'because the closure computes the gradients after they are '
+                'needed: call closure() first, and then optimizer.step(). '
+                'An optimizer that calls it several times, as LBFGS, cannot '
+                'be used.')
         self._moved = [layer for layer in self.layers.values()
                        if layer.weight.grad is not None]
         for layer in self._moved:

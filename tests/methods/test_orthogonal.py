@@ -78,6 +78,15 @@ def test_the_maps(name, d):
         assert_close(torch.linalg.det(q), torch.tensor((-1.)**(d - 1)))
 
 
+@pytest.mark.parametrize('d', [384, 576, 1152])
+def test_reflections_at_the_size_of_real_layers(d):
+    """In fp32 the determinant itself underflows on the way."""
+    q = MAPS['householder'](torch.randn(d, d, dtype=torch.float32))
+    assert_close(q.T @ q, torch.eye(d).float(), atol=1e-5)
+    sign, log = torch.linalg.slogdet(q.double())
+    assert sign == (-1)**(d - 1) and abs(log) < 1e-3
+
+
 def test_cayley_is_that_of_torch():
     r = torch.randn(6, 6)
     holder = nn.Linear(6, 6, bias=False)
@@ -436,6 +445,22 @@ def test_a_fused_optimizer_is_refused():
     with pytest.raises(ValueError, match='leave out fused=True'):
         OrthogonalTraining(sgd(model.parameters(), fused=True),
                            weights(model))
+
+
+@pytest.mark.parametrize('optimizer', [
+    sgd, lambda params: torch.optim.LBFGS(params, lr=0.1)])
+def test_a_closure_is_refused(optimizer):
+    """It would compute the gradients after they are needed."""
+    model = network()
+    optimizer = optimizer(model.parameters())
+    OrthogonalTraining(optimizer, weights(model))
+    before = copy.deepcopy(model.state_dict())
+    for call in (optimizer.step,
+                 lambda closure: optimizer.step(closure=closure)):
+        with pytest.raises(ValueError, match='call closure.. first'):
+            call(lambda: gradients_of(model, 0))
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
 
 
 def test_a_singular_matrix_is_said():
