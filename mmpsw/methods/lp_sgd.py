@@ -14,6 +14,7 @@ on the sphere: there w is v.
 """
 import math
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -72,7 +73,8 @@ class LpSGD(Optimizer):
         _check(self.param_groups[-1])
 
     @torch.no_grad()
-    def project(self, names: dict[Tensor, str] | None = None) -> list[Tensor]:
+    def project(self, names: dict[Tensor, str] | None = None
+                ) -> dict[Tensor, Tensor]:
         """Put those weights on the sphere that have no v yet: w / ||w||_p.
 
         The first step would do it too, after its gradient was computed.
@@ -81,12 +83,14 @@ class LpSGD(Optimizer):
             names (Dict[Tensor, str], optional): Names for messages.
 
         Returns:
-            List[Tensor]: The weights that were put there.
+            Dict[Tensor, Tensor]: The weights that were put there, and what
+            each filter was multiplied by, of shape (c_out, ): the running
+            statistics of a batch norm behind it have to follow.
 
         Raises:
             ValueError: A filter is all zero, and so has no direction.
         """
-        projected = []
+        factors = {}
         for group in self.param_groups:
             weights = [w for w in group['params']
                        if w.requires_grad and 'v' not in self.state[w]]
@@ -94,12 +98,32 @@ class LpSGD(Optimizer):
                 continue
             for w in weights:
                 _check_filters(w, (names or {}).get(w, 'a weight'))
+            norms = _norms([w.detach() for w in weights], group['p'])
             self._follow(weights, group['p'])
             v = [self.state[w]['v'] for w in weights]
             torch._foreach_copy_(weights, _weights(v, group['p']))
             self._note(weights)
-            projected += weights
-        return projected
+            factors.update((w, 1 / norm.flatten())
+                           for w, norm in zip(weights, norms))
+        return factors
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from another's state.
+
+        Raises:
+            ValueError: That is of another optimizer, or of other groups.
+        """
+        mine, theirs = ([(group.get('p'), len(group['params']))
+                         for group in state['param_groups']]
+                        for state in (self.state_dict(), state_dict))
+        if mine != theirs:
+            raise ValueError(
+                'LpSGD cannot go on from this state, because '
+                + ('it lies on other spheres: ' if any(
+                    p for p, _ in theirs) else 'another optimizer made it: ')
+                + 'resume with the settings with which the run was begun, or '
+                'start a new one from its weights with load_from.')
+        super().load_state_dict(state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Any:
@@ -126,6 +150,11 @@ class LpSGD(Optimizer):
 
     def _step_on_sphere(self, weights: list[Tensor], group: dict) -> None:
         p, lr = group['p'], group['lr']
+        if not 0 <= lr < 1:
+            raise ValueError(
+                f'A schedule has set the rate on the sphere to {lr:.4g}, but '
+                'it is the share of v that the gradient replaces, and belongs '
+                'into [0, 1): use a smaller one, or another schedule.')
         q = p / (p - 1)
         self._follow(weights, p)
         grads = self._with_momentum(weights, [w.grad for w in weights], group)
@@ -208,7 +237,7 @@ def _inner(weight: Tensor) -> tuple[int, ...]:
 
 def _check(group: dict[str, Any]) -> None:
     p, lr, momentum = group['p'], group['lr'], group['momentum']
-    if p is not None and not (1 < p < math.inf):
+    if p is not None and not (isinstance(p, Real) and 1 < p < math.inf):
         raise ValueError(f'p={p!r} is not possible, because ||w||_p has a '
                          'smooth sphere for 1 < p only: use a number between '
                          '1 and 2, or None for plain SGD.')
