@@ -107,9 +107,10 @@ class LpSGDConstructor(DefaultOptimWrapperConstructor):
         if all(group['p'] is None for group in params):
             raise ValueError(
                 'LpSGD has nothing to do, because no trainable convolution '
-                'or linear layer of this model is without a bias: name the '
-                'layers, with paramwise_cfg=dict(custom_keys={"backbone": '
-                'dict(p=1.07)}), or train without LpSGD.')
+                'or linear layer of this model is without a bias and has a '
+                'batch or instance norm behind it: name the layers, with '
+                'paramwise_cfg=dict(custom_keys={"backbone": dict(p=1.07)}), '
+                'or train without LpSGD.')
 
 
 def _could_lie_on_sphere(module: nn.Module) -> bool:
