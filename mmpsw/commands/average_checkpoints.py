@@ -27,6 +27,10 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         help='.pth files, or a work dir: all its epoch_*.pth or iter_*.pth')
     parser.add_argument('--last', type=options.at_least(1), metavar='K',
                         help='only the last K of them')
+    parser.add_argument(
+        '--search', metavar='CONFIG', help='only the last 1, 2, 4, ... of '
+        'them, whichever has the best mean on the validation data of this '
+        'config: a path or a zoo name. OUT.png shows them all')
     parser.add_argument('--out', type=Path, required=True,
                         help='the file to write')
     parser.add_argument('--overwrite', action='store_true',
@@ -69,7 +73,19 @@ def average(args: Namespace) -> None:
         options.merge_options(cfg, args)
         launch.set_dataloader_defaults(cfg, launch.has_accelerator())
         checks.check_data(cfg, 'train')
+    if args.search:
+        from mmpsw.commands import window_search
+        searched = configs.load_config(args.search)
+        options.merge_options(searched, args)
+        picture = args.out.with_suffix('.png')
+        if picture.exists() and not args.overwrite:
+            raise ValueError(f"'{picture}' exists, where --search draws; give "
+                             'another --out, or --overwrite')
+        window_search.check(searched)
     held = _part(args) if args.weights else checkpoints.weights
+    if args.search:
+        paths = paths[-window_search.best_window(
+            paths, searched, held, picture):]
     weights, meta = checkpoints.mean(paths, held)
     if args.recalibrate:
         _recalibrate(weights, cfg, args.batches)
