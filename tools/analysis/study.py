@@ -7,7 +7,7 @@ extend, cyclic), length and step (epochs, or passes over the data), rate, arm,
 seed, value. It prints four tables in markdown, and writes four pictures.
 """
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -26,10 +26,11 @@ TASKS = {
     'dsb2018': ('nuclei', 'mIoU, %', 0.1, 12, 16),
 }
 BLACK, BLUE, ORANGE = '#1A1A1A', '#0072B2', '#D55E00'
-CHOSEN = (0, 1)  # the seeds with which rates are chosen
+SWEPT = (0, 1)  # the seeds that were trained at every rate
 BEST = (('constant', 'baseline'), ('constant', 'ema_50'),
         ('constant', 'psw'), ('constant', 'pswa'), ('decay', 'baseline'),
         ('decay', 'psw'))
+REGIMES = dict(constant='constant rate', decay='stock decay')
 WINDOWS = (10, 50, 200, 1000, 5000)
 SHARES = (0, 0.1, 0.3, 1)
 
@@ -54,52 +55,59 @@ class Task:
                     & ((rows.rate - rate).abs() < 1e-9)]
         return rows.pivot(index='step', columns='seed', values='value')
 
-    def final(self, *args, step: int | None = None, **keys) -> pd.Series:
-        """The last validation (or a step's) of each seed."""
-        runs = self.runs(*args, **keys)
-        if step is not None:
-            runs = runs[runs.index == step]
+    def final(self, *args) -> pd.Series:
+        """The last validation of each seed."""
+        runs = self.runs(*args)
         return runs.iloc[-1].dropna() if len(runs) else pd.Series(dtype=float)
 
 
-def interval(values: pd.Series) -> str:
-    """``+1.2 ± 0.3``: the mean and half of its 95 % interval."""
-    half = stats.t.ppf(0.975, len(values) - 1) * values.sem()
-    return f'{values.mean():+.1f} ± {half:.1f}'
-
-
 def compared(values: pd.Series, reference: pd.Series) -> str:
-    """The mean and, over the seeds of both, the difference."""
-    if values.empty:
-        return '-'
+    """``95.0 (+1.2 ± 0.3)``: the mean, and the difference over the seeds of
+    both, with its 95 % interval where they are three or more."""
+    if values.empty or values is reference:
+        return f'{values.mean():.1f}' if len(values) else '-'
     change = (values - reference).dropna()
-    more = f' ({interval(change)})' if len(change) > 1 else ''
-    return f'{values.mean():.1f}{more}'
+    half = stats.t.ppf(0.975, len(change) - 1) * change.sem()
+    interval = f' ± {half:.1f}' if len(change) > 2 else ''
+    return f'{values.mean():.1f} ({change.mean():+.1f}{interval})'
 
 
-def best_rates(task: Task) -> Iterator[tuple[str, float, pd.Series]]:
-    """The rate that is best with CHOSEN, and what the other seeds reach."""
-    for regime, arm in BEST:
-        rows = task.rows
-        rows = rows[(rows.regime == regime) & (rows.arm == arm)
-                    & (rows.length == task.length) & rows.seed.isin(CHOSEN)
-                    & (rows.step == task.length)]
-        rate = rows.groupby('rate').value.mean().idxmax()
-        runs = task.final(regime, arm, task.length, rate)
-        yield f'{regime}, {arm}', rate, runs.drop(list(CHOSEN))
+def best_rate(task: Task, regime: str, arm: str, seeds: Sequence[int]
+              ) -> float:
+    """The rate with the best mean of the last validations of some seeds."""
+    rows = task.rows
+    rows = rows[(rows.regime == regime) & (rows.arm == arm)
+                & (rows.length == task.length) & (rows.step == task.length)
+                & rows.seed.isin(seeds)]
+    return rows.groupby('rate').value.mean().idxmax()
+
+
+def at_best_rate(task: Task, regime: str, arm: str) -> pd.Series:
+    """Each seed at the rate that is best with the others of SWEPT."""
+    rows = task.rows[(task.rows.regime == regime) & (task.rows.arm == arm)]
+    values = {}
+    for seed in sorted(rows.seed.unique()):
+        rate = best_rate(task, regime, arm,
+                         [other for other in SWEPT if other != seed])
+        final = task.final(regime, arm, task.length, rate)
+        if seed in final:
+            values[seed] = final[seed]
+    return pd.Series(values)
 
 
 def tuned(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
     """Question 1: each arm at its own best rate."""
     table, figure = {}, Figure((10, 2.9), dpi=110, layout='constrained')
     for axes, task in zip(figure.subplots(1, len(tasks), sharey=True), tasks):
-        found = list(best_rates(task))
-        reference = found[0][2]
-        for place, (arm, rate, values) in enumerate(found):
-            table.setdefault(arm, {})[task.name] = (
-                f'{compared(values, reference)} at {rate:g}')
+        reference = at_best_rate(task, *BEST[0])
+        for place, (regime, arm) in enumerate(BEST):
+            values = reference if not place else at_best_rate(
+                task, regime, arm)
+            rate = best_rate(task, regime, arm, SWEPT)
+            table.setdefault(f'{arm}, {REGIMES[regime]}', {})[task.name] = (
+                f'{compared(values, reference)}, n = {len(values)}, {rate:g}')
             _dots(axes, values, place, f'{rate:g}')
-        _name_rows(axes, [arm for arm, *_ in found], task)
+        _name_rows(axes, list(table), task)
     return pd.DataFrame(table).T, figure
 
 
@@ -109,8 +117,8 @@ def windows(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
     panels = [(task, length) for task in tasks
               for length in (task.length, 4 * task.length)
               if len(task.runs('constant', 'ema_10', length))]
-    for column, (task, length) in zip(
-            figure.subplots(2, len(panels), sharex=True).T, panels):
+    grid = figure.subplots(2, len(panels), sharex=True, squeeze=False)
+    for column, (task, length) in zip(grid.T, panels):
         for axes, of in zip(column, (lambda r: r.iloc[-1],
                                      lambda r: r.mean())):
             means = {}
@@ -124,8 +132,8 @@ def windows(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
                     f'{means[arm]:.1f}')
             _window_lines(axes, means)
         column[0].set_title(f'{task.name}, {length} epochs\n{task.metric}')
-    for axes, label in zip(figure.axes[::len(panels)], (
-            'last validation', 'mean over the run')):
+    for axes, label in zip(grid[:, 0], ('last validation',
+                                        'mean over the run')):
         axes.set_ylabel(label)
     figure.supxlabel("window of the EMA in updates (mmengine's default: "
                      '5000)', fontsize=9)
@@ -146,9 +154,10 @@ def extended(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
             'cyclic', 'swa', more)
         arms['a longer stock schedule, planned'] = task.final(
             'decay', 'baseline', task.longer)
-        arms['a constant rate for as long, psw'] = task.final(
-            'constant', 'psw', task.rows[task.rows.regime == 'constant']
-            .length.max() if task.length != 15 else 30, step=task.longer)
+        rows = task.rows
+        arms['a constant rate for as long, psw'] = rows[
+            (rows.regime == 'constant') & (rows.arm == 'psw')
+            & (rows.step == task.longer)].set_index('seed').value
         for place, (arm, values) in enumerate(arms.items()):
             table.setdefault(arm, {})[task.name] = compared(values, stock)
             _dots(axes, values, place, '')
@@ -168,8 +177,9 @@ def written_back(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
                 regime, {0: 'psw', 1: 'pswa'}.get(share, f'pswa_{share}'),
                 task.length, factor * task.rate) for share in SHARES}
             for share, values in arms.items():
-                table.setdefault(f'{regime}, {factor} x the stock rate', {})[
-                    f'a = {share:g}'] = compared(values, arms[0])
+                table.setdefault(f'{factor} x the rate, {REGIMES[regime]}',
+                                 {})[f'a = {share:g}'] = compared(
+                    values, arms[0])
                 axes.plot([SHARES.index(share)] * len(values), values, '.',
                           color=color, alpha=0.5)
             means = [values.mean() for values in arms.values()]
@@ -177,7 +187,7 @@ def written_back(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
             axes.annotate(f'{factor} x the rate', (0, means[0]), (4, 6),
                           textcoords='offset points', color=color, fontsize=9)
         axes.set_xticks(range(len(SHARES)), [f'{s:g}' for s in SHARES])
-        axes.set_title(f'{task.name}, {regime} rate')
+        axes.set_title(f'{task.name}, {REGIMES[regime]}')
     figure.axes[0].set_ylabel(task.metric)
     figure.supxlabel('the share a of the mean that is written back',
                      fontsize=9)
@@ -198,21 +208,29 @@ def _dots(axes: Axes, values: pd.Series, place: int, label: str) -> None:
 def _name_rows(axes: Axes, names: Sequence[str], task: Task) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.margins(x=0.2)
     axes.set_title(f'{task.name}, {task.metric}')
 
 
 def _window_lines(axes: Axes, means: dict[str, float]) -> None:
-    axes.plot(WINDOWS, [means[f'ema_{w}'] for w in WINDOWS], 'o-',
-              color=ORANGE, markersize=4)
+    """The means of an EMA far below the others are written, not drawn."""
+    values = [means[f'ema_{window}'] for window in WINDOWS]
+    lowest = 2 * means['baseline'] - max(*values, means['psw'])
+    axes.plot(WINDOWS, values, 'o-', color=ORANGE, markersize=4)
+    for window, value in zip(WINDOWS, values):
+        axes.annotate('EMA' if window == 50 else '' if value > lowest else
+                      f'{value:.0f}', (window, max(value, lowest)), (0, 5),
+                      textcoords='offset points', color=ORANGE, fontsize=8,
+                      ha='center')
     for arm, color, dashes in (('psw', BLUE, '-'), ('baseline', BLACK, '--')):
         axes.axhline(means[arm], color=color, linestyle=dashes)
         axes.annotate(arm, (1, means[arm]), (0, 2), ha='right', color=color,
                       xycoords=('axes fraction', 'data'), fontsize=8,
                       textcoords='offset points')
-    axes.annotate('EMA', (WINDOWS[0], means['ema_10']), (0, -12),
-                  textcoords='offset points', color=ORANGE, fontsize=8)
+    axes.set_ylim(bottom=lowest - 0.1 * (means['psw'] - lowest))
     axes.set_xscale('log')
-    axes.set_xticks(WINDOWS, [str(w) for w in WINDOWS], minor=False)
+    axes.set_xticks(WINDOWS, [str(window) for window in WINDOWS])
+    axes.minorticks_off()
     axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
