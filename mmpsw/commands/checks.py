@@ -52,9 +52,8 @@ def check_psw(cfg: Config) -> None:
                     '--with pwalks')
             settings = Settings.from_config(psw)
             if settings.swaps:
-                shown = settings.write_back
-                averages.insert(0, f'{key}.psw.write_back={shown}' if
-                                shown != 1 else
+                averages.insert(0, f'{key}.psw.write_back=False' if not
+                                settings.write_back else
                                 f"{key}.psw.evaluate='average'")
         elif 'psw' in wrapper and name in _STOCK_WRAPPERS:
             raise ValueError(

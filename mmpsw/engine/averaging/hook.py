@@ -134,7 +134,7 @@ class PSWHook(Hook):
             if done is None:
                 continue
             if done.applied and wrapper.psw.buffers == 'recalibrate':
-                control = wrapper.psw.write_back != 1
+                control = not wrapper.psw.write_back
                 with resampler.averaged() if control else nullcontext():
                     self._recalibrate(runner, resampler.resamplings)
                     resampler.take_buffers()
@@ -240,7 +240,7 @@ def _say_what_is_validated(runner: Runner,
         and (iteration - schedule.begin) % schedule.period
     ]
     if inside:
-        seen = ('the live weights' if wrapper.psw.write_back == 1 else
+        seen = ('the live weights' if wrapper.psw.write_back else
                 'the average of the last whole period')
         print_log(
             f'psw: a validation every {every} iterations comes inside of '

@@ -39,7 +39,7 @@ class Settings:
     seed: int = 0
     buffers: str = 'average'
     optimizer_state: str = 'keep'
-    write_back: bool | float = True
+    write_back: bool = True
     weighting: str = 'uniform'
     evaluate: str = 'resampled'
     restart: bool = field(default=False, compare=False)
@@ -87,7 +87,7 @@ class Settings:
     @property
     def swaps(self) -> bool:
         """Whether other weights than the live ones are validated."""
-        return self.write_back != 1 or self.evaluate == 'average'
+        return not self.write_back or self.evaluate == 'average'
 
     def state(self) -> dict[str, Any]:
         """Plain values that a resumed run must have too."""

@@ -11,7 +11,7 @@ The contract, for every optimizer update ``t = 1, 2, ...``::
             mu <- mu + (w_t - mu) / n
     if t ends its period:
         m <- beta * m_prev + (1 - beta) * mu     # beta = 0 but for PSWM
-        w <- w + write_back * (m - w)            # write_back in [0, 1]
+        w <- m                                   # unless write_back=False
         n <- 0
 """
 from .batch_norm import recalibrate

@@ -35,10 +35,9 @@ def check_options(sample_prob: Any, seed: Any, optimizer_state: Any,
     if evaluate not in ('resampled', 'average'):
         raise ValueError(f'evaluate={evaluate!r} is not possible: use '
                          "'resampled' or 'average'.")
-    if not (isinstance(write_back, bool)
-            or is_number(write_back, float) and 0 < write_back <= 1):
+    if not isinstance(write_back, bool):
         raise ValueError(f'write_back={write_back!r} is not possible: use '
-                         'True, False or a share in (0, 1].')
+                         'True or False.')
     if optimizer_state == 'reset' and not write_back:
         raise ValueError(
             "optimizer_state='reset' does nothing with write_back=False, "

@@ -83,9 +83,8 @@ class PeriodicResampler:
         optimizer_state (str): 'keep', or 'reset' to return the optimizer's
             state (momentum, moments) to its initial one when the weights are
             written back. Defaults to 'keep'.
-        write_back (bool or float): False leaves the live weights alone; m is
-            what :meth:`averaged` shows. A share a in (0, 1) moves them by
-            ``w <- w + a (m - w)``, and m is shown. Defaults to True.
+        write_back (bool): False leaves the live weights alone; m is what
+            :meth:`averaged` shows. Defaults to True.
         weighting (str): 'uniform', or 'linear': later samples count more,
             ``mu <- mu + (w - mu) 2 / (n + 1)``. Defaults to 'uniform'.
         evaluate (str): What :meth:`averaged` shows: 'resampled', m with
@@ -117,7 +116,7 @@ class PeriodicResampler:
                  seed: int = 0,
                  buffers: Iterable[Tensor] = (),
                  optimizer_state: str = 'keep',
-                 write_back: bool | float = True,
+                 write_back: bool = True,
                  weighting: str = 'uniform',
                  evaluate: str = 'resampled',
                  names: dict[Tensor, str] | None = None,
@@ -169,7 +168,7 @@ class PeriodicResampler:
             return self._running.mean
         if self.evaluate == 'average' and self.technique.looks_ahead:
             return self._previous
-        return None if self.write_back == 1 else self._previous
+        return None if self.write_back else self._previous
 
     def step(self,
              iteration: int | None = None,
@@ -241,8 +240,8 @@ class PeriodicResampler:
             self._live = None
 
     def take_buffers(self) -> None:
-        """Where m is shown: the model's buffers become those of m."""
-        if self.write_back != 1 and self._previous and self.buffers:
+        """With ``write_back=False``: the model's buffers become those of m."""
+        if not self.write_back and self._previous and self.buffers:
             copy_(self._previous[-len(self.buffers):], self.buffers)
 
     def state_dict(self) -> dict[str, Any]:
@@ -372,10 +371,7 @@ class PeriodicResampler:
         self.resamplings += 1
         moved = shift(self._trained(m), self._trained(self.tensors))
         if self.write_back:
-            if self.write_back == 1:
-                copy_(self.tensors, m)
-            else:
-                blend_(self.tensors, m, self.write_back)
+            copy_(self.tensors, m)
             if self._fresh_state is not None:
                 self.optimizer.state.clear()
                 self.optimizer.state.update(_copied(self._fresh_state))
@@ -383,7 +379,7 @@ class PeriodicResampler:
 
     def _statistic(self, mean: list[Tensor], samples: int) -> list[Tensor]:
         """``m = beta * m_prev + (1 - beta) * mu``."""
-        if self.write_back == 1 and not self.technique.keeps_previous:
+        if self.write_back and not self.technique.keeps_previous:
             return mean
         beta = self.technique.beta(samples, self.resamplings, self._lag())
         if self._previous is None or beta == 0:

@@ -128,19 +128,6 @@ def test_the_average_so_far_is_shown(technique, write_back):
         assert w.item() == live
 
 
-@pytest.mark.parametrize('technique, m', [
-    (PSWA(), 2.), (PWALKS(last=2), 2.5), (PSWM(momentum=0.5), 2.)])
-def test_a_share_is_written_back(technique, m):
-    """``w <- w + a (m - w)``, and m is what is shown: by hand."""
-    w = nn.Parameter(torch.zeros(1))
-    resampler = of(w, technique, 3, write_back=0.25)
-    feed(w, resampler, [1., 2., 3.])
-    assert w.item() == 3 + 0.25 * (m - 3)
-    with resampler.averaged():
-        assert w.item() == m
-    assert w.item() == 3 + 0.25 * (m - 3)
-
-
 def test_half_precision_accumulates_in_fp32():
     """A bf16 mean would stand still after a few hundred samples."""
     w = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
