@@ -18,6 +18,13 @@ def read_version() -> str:
     return re.search(r"^__version__ = '(.+)'$", text, re.MULTILINE)[1]
 
 
+def read_description() -> str:
+    """Returns the README; what links to files of a checkout is its text."""
+    text = (HERE / 'README.md').read_text(encoding='utf-8')
+    text = re.sub(r'!\[[^\]]*\]\((?!http)[^)]*\)\n*', '', text)
+    return re.sub(r'\[([^\]]*)\]\((?!http|#)[^)]*\)', r'\1', text)
+
+
 # Why these bounds: tests/README.md, 'What we depend on'. mmengine is not here,
 # as it has two names, of which a user has one: mmpsw/compatibility.py looks.
 REQUIRES = [
@@ -46,6 +53,7 @@ EXTRAS = {
     'onedl': ['onedl-mmengine>=0.10.12,<0.11', 'onedl-mmcv>=2.3.6,<2.4',
               'onedl-mmdetection>=3.5.1,<3.6', 'onedl-mmpretrain>=1.3.6,<1.4',
               'onedl-mmsegmentation>=1.4.2,<1.5'],
+    'schedule_free': ['schedulefree>=1.4,<2'],
     # the embedded data set of the quickstart
     'tools': ['scikit-learn>=1.5,<2'],
     'deploy': ['onnx>=1.18,<2', 'onnxruntime>=1.20,<2', 'onnxscript>=0.7,<1'],
@@ -62,26 +70,38 @@ with TemporaryDirectory() as scratch:
         name='mmpsw',
         version=read_version(),
         description='Periodic sampling over model weights for OpenMMLab',
-        long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+        long_description=read_description(),
         long_description_content_type='text/markdown',
+        author='The mmpsw authors',
+        keywords=['weight averaging', 'periodic sampling', 'OpenMMLab',
+                  'mmdetection', 'mmsegmentation', 'mmpretrain', 'SWA', 'EMA'],
+        project_urls={
+            'Paper': 'https://arxiv.org/abs/1905.05774',
+            'Patent': 'https://patents.google.com/patent/US11922316B2/en',
+        },
         license='Apache-2.0',
         python_requires='>=3.10,<3.13',
         packages=find_packages(include=['mmpsw', 'mmpsw.*']),
         package_data={
             # Where mmengine looks for `_base_ = 'mmpsw::...'`, and mim for
             # tools: links in a checkout, what they lead to in a wheel.
-            'mmpsw': ['.mim/*.yml', '.mim/configs/**/*.py',
-                      '.mim/tools/**/*.py', '.mim/tools/*_train.sh'],
+            'mmpsw': ['py.typed', 'README.md', '.mim/*.yml',
+                      '.mim/configs/**/*.py', '.mim/configs/**/*.md',
+                      '.mim/tools/**/*.py', '.mim/tools/*.md',
+                      '.mim/tools/*_train.sh'],
             'mmpsw.compare': ['*.html'],
-            'mmpsw.methods.gradient_pruning': ['*.cpp'],
         },
         install_requires=REQUIRES,
         extras_require=EXTRAS,
+        entry_points={'console_scripts': ['mmpsw = mmpsw.__main__:main']},
         options={
             'build': {'build_base': scratch},
             'egg_info': {'egg_base': scratch},
         },
         classifiers=[
+            'Development Status :: 4 - Beta',
+            'Environment :: Console',
+            'Intended Audience :: Science/Research',
             'Operating System :: POSIX :: Linux',
             'Programming Language :: Python :: 3.10',
             'Programming Language :: Python :: 3.11',

@@ -11,11 +11,12 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 
 # No checkpoint's name ends so: what a killed run leaves is not taken for one.
@@ -25,7 +26,10 @@ _NUMBERED = re.compile(r'(?:epoch|iter)_\d+\.pth')
 _RESUMED = ('state_dict', 'meta', 'message_hub', 'optimizer')
 # What a framework's inference reads besides the weights.
 _DEPLOYED = ('dataset_meta', 'cfg')
-_NUMBERS = ('float64', 'float32', 'float16', 'int64', 'int32', 'bool')
+# Their letters. An array of objects, or of records, which may hold objects,
+# could be forged to have addresses for elements.
+_PLAIN = ''.join(set(np.typecodes['All']) - set('OV'))
+_CODE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 _ANOTHER = ("give another one, or --resume for the work dir's newest readable "
             'one')
 
@@ -34,9 +38,11 @@ def allow_resume() -> None:
     """Allow what an mmengine checkpoint holds beside tensors.
 
     ``torch.load(weights_only=True)`` refuses the message hub's HistoryBuffer
-    and its numpy arrays, so that ``--resume`` of stock mmengine 0.10 fails.
-    Code in a checkpoint still cannot run: a HistoryBuffer names its methods
-    through ``getattr``, for which a function stands in that finds no others.
+    and its numpy arrays, so that ``--resume`` of stock mmengine 0.10 fails,
+    and what a data set's ``metainfo`` may hold: arrays of other numbers, or
+    of names, paths, a config's dicts. Code in a checkpoint still cannot run:
+    a HistoryBuffer names its methods through ``getattr``, for which a
+    function stands in that finds no others.
     """
     renamed: list[tuple[Callable, str]] = [
         (_history_method, 'builtins.getattr')]
@@ -45,11 +51,12 @@ def allow_resume() -> None:
                      f'{core}.multiarray._reconstruct'),
                     (np.float64(0).__reduce__()[0],
                      f'{core}.multiarray.scalar')]
-    dtypes = {type(np.dtype(number)) for number in _NUMBERS}
+    dtypes = {type(np.dtype(letter)) for letter in _PLAIN}
     # With their names, as onedl-mmengine takes bare classes off the list when
     # it has loaded something.
     renamed += [(kind, f'{kind.__module__}.{kind.__qualname__}')
-                for kind in (HistoryBuffer, np.ndarray, np.dtype, *dtypes)]
+                for kind in (HistoryBuffer, ConfigDict, PosixPath,
+                             PurePosixPath, np.ndarray, np.dtype, *dtypes)]
     torch.serialization.add_safe_globals(renamed)
 
 
@@ -73,7 +80,7 @@ def data_only() -> Iterator[None]:
     allow_resume()
     switch = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
     before = os.environ.get(switch)
-    if 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ:
+    if _CODE not in os.environ:
         os.environ[switch] = '1'
     try:
         yield
@@ -101,14 +108,16 @@ def read(path: str | Path, whole: bool = True) -> Any:
     """
     allow_resume()
     try:
-        content = torch.load(str(path), map_location='cpu', weights_only=True,
+        # By default as data only, or as the environment says.
+        content = torch.load(str(path), map_location='cpu',
                              mmap=_can_be_mapped(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"checkpoint '{path}' is not loaded, because it is no checkpoint "
             'or asks for code to be run, and checkpoints are read as data '
             f'only ({reason(error)}); give one that mmengine has '
-            'saved') from error
+            f'saved, or, if you trust it, set {_CODE}=1 in the environment'
+        ) from error
     except Exception as error:  # a file that is cut off ends anywhere
         raise ValueError(
             f"checkpoint '{path}' cannot be read, because it is cut off or no "
@@ -204,19 +213,6 @@ def newest_readable(work_dir: str | Path) -> tuple[Path | None, list[str]]:
         except ValueError as error:
             skipped.append(str(error))
     return None, skipped
-
-
-def compress(path: str | Path) -> None:
-    """Deflate a file of torch.save, in place: zeros take no room then.
-
-    torch.load reads it as before, though not with ``mmap=True``.
-    """
-    with whole_file(path) as partial:
-        with zipfile.ZipFile(path) as plain, zipfile.ZipFile(
-                partial, 'w', zipfile.ZIP_DEFLATED) as deflated:
-            for name in plain.namelist():
-                deflated.writestr(name, plain.read(name),
-                                  zipfile.ZIP_DEFLATED)
 
 
 def _can_be_mapped(path: str | Path) -> bool:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from mmpsw import registry
 
 __all__ = [
-    'build_model', 'build_transformed', 'losses', 'saved_tensors', 'unwrapped'
+    'build_model', 'build_transformed', 'init_scope', 'losses',
+    'saved_tensors', 'unwrapped'
 ]
 
 
@@ -44,13 +45,24 @@ def build_transformed(stock_type: str | type, transforms: Sequence[dict],
     return model
 
 
+def init_scope(cfg: Config) -> None:
+    """Make a config's default scope the current one, as a Runner does.
+
+    The newer style has None: each registry looks into itself first, which it
+    would not in mmengine's scope.
+    """
+    scope = cfg.get('default_scope', 'mmengine')
+    if scope is not None:
+        init_default_scope(scope)
+
+
 def build_model(cfg: Config) -> nn.Module:
     """Build a config's model as mmengine's Runner does, on the best device.
 
     Synchronised batch norm, which needs several processes, becomes a plain
     one. The weights are those that the constructors leave.
     """
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    init_scope(cfg)
     settings = dict(cfg.model)
     if cfg.get('data_preprocessor') is not None:
         settings.setdefault('data_preprocessor', cfg.data_preprocessor)

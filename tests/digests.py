@@ -34,7 +34,6 @@ RUNS = {
     'control': dict(psw=dict(type='PSWA', write_back=False)),
     'keep': dict(psw=dict(type='PSWA', buffers='keep')),
     'recalibrate': dict(psw=dict(type='PSWA', buffers='recalibrate')),
-    'reset': dict(psw=dict(type='PSWA', optimizer_state='reset')),
     'drawn': dict(psw=dict(type='PSWA', sample_prob=0.5, seed=3)),
     'adamw': dict(
         psw=dict(type='PSWA'), optimizer=dict(type='AdamW', lr=0.01)),

@@ -130,18 +130,18 @@ class Variant:
 
 
 VARIANTS = (
-    Variant('pswm', ('--psw', 'pswm')),
-    Variant('pwalks', ('--psw', 'pwalks'), keep=3),
+    Variant('pswm', ('--with', 'pswm')),
+    Variant('pwalks', ('--with', 'pwalks'), keep=3),
     Variant('baseline'),
-    Variant('control', ('--psw', 'pswa', '--cfg-options',
+    Variant('control', ('--with', 'pswa', '--cfg-options',
                         'optim_wrapper.psw.write_back=False'), keep=3),
-    Variant('iterations', ('--psw', 'pswm', '--cfg-options',
+    Variant('iterations', ('--with', 'pswm', '--cfg-options',
                            'optim_wrapper.psw.by_epoch=False',
                            'optim_wrapper.psw.period=7',
                            'optim_wrapper.psw.sample_prob=0.5'),
             loop="type='IterBasedTrainLoop', max_iters=24",
             sampler='InfiniteSampler'),
-    Variant('adam', ('--psw', 'pswa'), keep=3, accumulative_counts=2,
+    Variant('adam', ('--with', 'pswa'), keep=3, accumulative_counts=2,
             optimizer="type='Adam', lr=0.001"),
 )
 

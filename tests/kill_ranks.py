@@ -64,7 +64,7 @@ def train(folder, work_dir, processes, *more):
          f'train_cfg.max_epochs={EPOCHS}',
          # These statistics do not depend on what each process saw before.
          'optim_wrapper.psw.buffers=recalibrate',
-         'custom_hooks.0.check_ranks=True', 'log_level=WARNING',
+         'log_level=WARNING',
          # Else DDP reorders its buckets after the first iteration, and adds
          # three gradients in another order: stock runs differ then, too.
          'find_unused_parameters=True'],

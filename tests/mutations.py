@@ -35,6 +35,10 @@ class Mutation:
     tests: tuple[str, ...]
 
 
+ENGINE = 'mmpsw/engine/averaging'
+CLOCK = 'tests/engine/averaging/test_one_clock.py'
+PROCESSES = 'tests/engine/averaging/test_distributed.py'
+RESAMPLINGS = 'tests/methods/averaging/test_resampler.py'
 MUTATIONS = (
     Mutation('a counter is not saved', RESAMPLER,
              (('samples=self.samples,', 'samples=0,'), ),
@@ -44,23 +48,55 @@ MUTATIONS = (
               ), (PROPERTIES, )),
     Mutation('the mean is an alias of the live weights',
              'mmpsw/methods/averaging/mean.py',
-             (('self.mean = accumulators(self.tensors)',
-               'self.mean = list(self.tensors)'), ),
+             (('self.mean = self.spare(live)', 'self.mean = list(live)'), ),
              (PROPERTIES, )),
     Mutation('an iteration is a sample, whether it updates or not',
-             'mmpsw/engine/averaging/optim_wrapper.py',
-             (('self.resampler.step(self._inner_count, self._updated)',
-               'self.resampler.step(self._inner_count, True)'), ),
+             f'{ENGINE}/follower.py',
+             (('self.resampler.step(iteration, updated)',
+               'self.resampler.step(iteration, True)'), ),
              ('tests/engine/averaging/test_mixed_precision.py', )),
     Mutation('the mean is written back after the validation', RESAMPLER,
-             (('            copy_(self.tensors, m)\n',
+             (('            copy_(tensors, m)\n',
                '            self._late = m\n'),
-              ('        place = self.schedule.locate(self.iteration)\n',
+              ('        place = self.schedule.locate(self.iteration)\n'
+               '        if place is None:\n',
                "        if getattr(self, '_late', None) is not None:\n"
                '            copy_(self.tensors, self._late)\n'
                '            self._late = None\n'
-               '        place = self.schedule.locate(self.iteration)\n')),
+               '        place = self.schedule.locate(self.iteration)\n'
+               '        if place is None:\n')),
              (PROPERTIES, )),
+    Mutation('what is forgotten still counts', RESAMPLER,
+             (('        self._previous = None\n        self.resamplings = 0\n'
+               '\n    def _end', '        self._previous = None\n\n'
+               '    def _end'), ), (RESAMPLINGS, )),
+    Mutation("an average's recalibrated statistics are not kept", RESAMPLER,
+             (('            copy_(self._statistics(self._previous), '
+               'self.statistics)', '            pass'), ), (CLOCK, )),
+    Mutation('all processes recalibrate on the same batches',
+             f'{ENGINE}/hook.py',
+             (('seed = seed * get_world_size() + get_rank()',
+               'seed = seed * get_world_size()'), ), (PROCESSES, )),
+    Mutation('recalibration without mixed precision', f'{ENGINE}/hook.py',
+             (('    return runner.optim_wrapper.optim_context(model)',
+               '    return nullcontext()'), ), (CLOCK, )),
+    Mutation('an epoch ignores the number of processes',
+             'mmpsw/runtime/epochs.py',
+             (('(size * get_world_size())', 'size'), ), (CLOCK, )),
+    Mutation('what rides along draws numbers of the run',
+             'mmpsw/engine/ride_along.py',
+             (('        set_random_state(before)\n', ''), ),
+             ('tests/engine/test_ride_along.py', )),
+    Mutation('the live weights are not restored', f'{ENGINE}/hook.py',
+             (('        restore_live_weights(runner.model, '
+               'self.loaded.get(LIVE, {}))\n', ''), ),
+             ('tests/engine/averaging/test_optim_wrapper.py', )),
+    Mutation('each process decides alone about its shards',
+             'mmpsw/methods/averaging/weights.py',
+             (('            dist.all_reduce(values, '
+               'getattr(dist.ReduceOp, op),\n'
+               '                            group=mesh.get_group(dim))\n',
+               ''), ), (PROCESSES, )),
 )
 
 

@@ -18,21 +18,27 @@ def assert_equal(one, other):
         assert torch.equal(value.cpu(), other[name].cpu()), name
 
 
+def statistics(**tensors):
+    """A layer that holds them, as PeriodicResampler's ``statistics``."""
+    layer = torch.nn.Module()
+    for name, tensor in tensors.items():
+        layer.register_buffer(name, tensor)
+    return {name: (layer, name) for name in tensors}
+
+
 class Reference:
     """Keeps all samples of a list of tensors.
 
     ``updates`` is T, ``window`` is L; ``draw`` decides about each sample.
-    The last ``buffers`` tensors are buffers, which never look ahead.
     """
 
     def __init__(self, updates, window, momentum=None, draw=lambda: True,
-                 weighting='uniform', buffers=0):
+                 weighting='uniform'):
         self.updates = updates
         self.window = window
         self.momentum = momentum
         self.draw = draw
         self.weighting = weighting
-        self.buffers = buffers
         self.count = 0
         self.period = 0
         self.samples = []
@@ -57,8 +63,6 @@ class Reference:
             sum(c * w for c, w in zip(weights, column)) / sum(weights)
             for column in zip(*samples)
         ]
-        if self.momentum == 'ahead':
-            return self.ahead(mean)
         if self.previous is not None and self.momentum is not None:
             beta = self.beta(len(samples))
             mean = [
@@ -68,23 +72,6 @@ class Reference:
         self.previous = mean
         self.period += 1
         return mean
-
-    def ahead(self, mean):
-        """``mu + (mu - mu_prev) * lag``; the weighted mean age is the lag."""
-        ages = range(self.window - 1, -1, -1)
-        weights = [1.] * self.window
-        if self.weighting == 'linear':
-            weights = [i + 1. for i in range(self.window)]
-        age = sum(c * a for c, a in zip(weights, ages)) / sum(weights)
-        m = mean
-        if self.previous is not None:
-            m = [mu + (mu - old) * age / self.updates
-                 for mu, old in zip(mean, self.previous)]
-            plain = len(mean) - self.buffers
-            m = m[:plain] + mean[plain:]
-        self.previous = mean
-        self.period += 1
-        return m
 
     def beta(self, n):
         if self.momentum == 'sample':

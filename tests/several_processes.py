@@ -19,8 +19,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from toy import Error, Points, Toy, runner
 
-from mmpsw.methods.averaging import PSWA, PeriodicResampler
-from mmpsw.runtime.ranks import check_same_weights
+from mmpsw.methods.averaging import PSWA, PSWM, PWALKS, PeriodicResampler
 
 for registry, part in ((DATASETS, Points), (METRICS, Error), (MODELS, Toy)):
     registry.register_module(module=part, force=True)
@@ -42,7 +41,9 @@ class Record(Hook):
 
     def after_train_iter(self, runner, *args, **kwargs):
         model = getattr(runner.model, 'module', runner.model)
-        resampler = runner.optim_wrapper.resampler
+        resampler = getattr(runner.optim_wrapper, 'resampler', None)
+        if resampler is None:
+            return
         self.seen[runner.iter + 1] = dict(
             model={k: v.clone() for k, v in model.state_dict().items()},
             average=[m.clone() for m in resampler.average or ()],
@@ -59,11 +60,24 @@ class Kill(Hook):
 
     def before_train(self, runner):
         if get_rank() == 1:
-            runner.optim_wrapper.resampler.reduce_buffers = self.kill
+            runner.optim_wrapper.resampler.reduce_statistics = self.kill
 
     def kill(self, buffers):
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@HOOKS.register_module(force=True)
+class Statistics(Hook):
+    """Leaves what rides along at the end."""
+
+    priority = 'LOWEST'
+
+    def after_train(self, runner):
+        beside = next(hook for hook in runner.hooks
+                      if type(hook).__name__ == 'RideAlongHook')
+        path = Path(runner.work_dir) / f'beside{get_rank()}.pt'
+        torch.save(beside.averages['psw'].state_dict(), path)
 
 
 @HOOKS.register_module(force=True)
@@ -74,30 +88,13 @@ class Never(Hook):
         raise AssertionError('a training began')
 
 
-class Nudge(Hook):
-    """Changes one bit of one weight of rank 1.
-
-    Not the last one: whether later updates and the mean round that away
-    depends on the machine.
-    """
-
-    def after_train_iter(self, runner, *args, **kwargs):
-        if get_rank() == 1 and runner.iter + 1 == 4:
-            weight = runner.model.module.net[3].weight
-            weight.data.view(torch.int32)[0, 2] ^= 1 << 6
-
-
 def train(work_dir, psw, hooks=(), wrapper=DDP, **keys):
     """Two epochs of three iterations, in two processes."""
     runner(
         work_dir,
         psw,
         dict(by_epoch=True, max_epochs=2),
-        hook=False,
-        hooks=[
-            dict(type='mmpsw.PSWHook', check_ranks=True), *hooks,
-            dict(type='Record')
-        ],
+        hooks=[*hooks, dict(type='Record')],
         validate=False,
         launcher='pytorch',
         cfg=dict(model_wrapper_cfg=dict(wrapper)),
@@ -113,23 +110,17 @@ def all_trainings(folder):
     train(folder / 'synced', dict(type='PSWM', buffers='average'),
           [dict(type='SyncBuffersHook')])
     train(folder / 'control', dict(type='PSWA', write_back=False))
-    failing(folder / 'nudged', lambda: train(
-        folder / 'nudged', dict(type='PSWA', buffers='keep'), [Nudge()]))
-    weights = dict(a=torch.ones(3), half=torch.zeros(2, dtype=torch.bfloat16),
-                   pair=torch.zeros(2, dtype=torch.complex128))
-    check_same_weights(weights, 7)
-    weights['half'][1] = 0. * (-1)**get_rank()  # equal, but for the sign bit
-    weights['pair'][0] = get_rank()
-    failing(folder / 'types', lambda: check_same_weights(weights, 7))
+    psw = dict(type='PSWA', write_back=False)
+    train(folder / 'riding', None, [dict(
+        type='mmpsw.RideAlongHook', averages=dict(psw=dict(psw=psw)),
+        folders=dict(psw=str(folder / 'beside'))), dict(type='Statistics')])
 
 
 def sharded(folder):
-    """Every way to shard the weights; each of them is refused."""
+    """Ways to shard the weights that are refused."""
     psw = dict(type='PSWA')
     failing(folder / 'fsdp1', lambda: resampler(FullyShardedDataParallel(
         network(), use_orig_params=True, device_id=torch.device('cpu'))))
-    if hasattr(torch.distributed.fsdp, 'fully_shard'):
-        failing(folder / 'fsdp2', lambda: resampler(fully_sharded()))
     failing(folder / 'runner', lambda: train(
         folder / 'runner', psw, [dict(type='Never')], FSDP))
     failing(folder / 'flexible', lambda: flexible_runner(
@@ -140,18 +131,111 @@ def network():
     return nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
 
 
-def fully_sharded():
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard  # since torch 2.6
-    return fully_shard(network(), mesh=init_device_mesh('cpu', (2, )))
-
-
 def resampler(model):
     """In a loop of one's own."""
     names = {p: n.removeprefix('_fsdp_wrapped_module.')
              for n, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     PeriodicResampler(optimizer, PSWA(), period=3, names=names)
+
+
+SHARDED = {
+    'pswa': (PSWA(), {}), 'pwalks': (PWALKS(last=3), {}),
+    'pswm': (PSWM(momentum=0.5), {}), 'psw': (PSWA(), dict(write_back=False))
+}
+
+
+class InAnyProcess:
+    """The same training in one process, or in shards of several.
+
+    Shards are uneven: 7 rows on 2 processes, and 1, which leaves one empty.
+    """
+
+    def __init__(self, name, shard=None):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(
+            nn.Linear(4, 7), nn.BatchNorm1d(7), nn.Linear(7, 1))
+        if shard is not None:
+            shard(self.model)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=0.05, momentum=0.9)
+        technique, keys = SHARDED[name]
+        self.messages = []
+        self.resampler = PeriodicResampler(
+            self.optimizer, technique, 4, model=self.model,
+            warn=self.messages.append, **keys)
+
+    def train(self, *steps):
+        """Yields all weights, and what is shown, after each step."""
+        for step in steps:
+            generator = torch.Generator().manual_seed(step)
+            x = torch.randn(8, 4, generator=generator)
+            self.optimizer.zero_grad()
+            self.model(x).square().mean().backward()
+            self.optimizer.step()
+            done = self.resampler.step()
+            live = self.weights()
+            with self.resampler.averaged():
+                yield dict(live=live, shown=self.weights(),
+                           shift=done.shift if done else 0.,
+                           applied=done is None or done.applied)
+
+    def weights(self):
+        return {name: (value.full_tensor() if hasattr(value, 'full_tensor')
+                       else value).detach().clone()
+                for name, value in self.model.state_dict().items()}
+
+    def state(self):
+        from torch.distributed.checkpoint.state_dict import get_state_dict
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        return dict(model=model, optimizer=optimizer,
+                    resampler=self.resampler.state_dict())
+
+    def load(self, state):
+        from torch.distributed.checkpoint.state_dict import set_state_dict
+        set_state_dict(self.model, self.optimizer,
+                       model_state_dict=state['model'],
+                       optim_state_dict=state['optimizer'])
+        self.resampler.load_state_dict(state['resampler'])
+
+
+def in_shards(folder):
+    """fully_shard (FSDP2): whole, resumed inside a period, and with an inf."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    mesh = init_device_mesh('cpu', (2, ))
+
+    def shard(model):
+        fully_shard(model, mesh=mesh)
+
+    folder.mkdir(exist_ok=True)
+    found = {}
+    for name in SHARDED:
+        whole = InAnyProcess(name, shard)
+        records = list(whole.train(*range(1, 8)))
+        dcp.save(whole.state(), checkpoint_id=folder / name)
+        records += whole.train(*range(8, 13))
+        other = InAnyProcess(name, shard)
+        list(other.train(1))  # another run, before it loads
+        state = other.state()
+        dcp.load(state, checkpoint_id=folder / name)
+        other.load(state)
+        found[name] = dict(whole=records,
+                           resumed=list(other.train(*range(8, 13))))
+    broken = InAnyProcess('pswa', shard)
+    records = list(broken.train(1, 2, 3))
+    if get_rank() == 1:  # the shard of one process, in the last sample
+
+        @torch.no_grad()
+        def overflow(*args):
+            broken.model[0].weight.to_local()[0, 0] = torch.inf
+
+        broken.optimizer.register_step_post_hook(overflow)
+    records += broken.train(4)
+    found['broken'] = dict(applied=records[-1]['applied'],
+                           messages=broken.messages)
+    torch.save(found, folder / f'rank{get_rank()}.pt')
 
 
 def flexible_runner(work_dir, psw):
@@ -183,5 +267,6 @@ if __name__ == '__main__':
     torch.distributed.init_process_group('gloo')
     all_trainings(Path(sys.argv[1]))
     sharded(Path(sys.argv[1]))
+    in_shards(Path(sys.argv[1]) / 'shards')
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -103,6 +103,50 @@ def test_what_is_allowed_stays_allowed(tmp_path):
     assert loaded['loss'].mean() == 1
 
 
+PLAIN = {  # what data sets have for metainfo, mmpose's among them
+    **{f'palette of {dtype}': np.array([[1, 2], [3, 4]], dtype)
+       for dtype in 'uint8 int8 uint16 int16 uint32 int32 uint64 int64 float16'
+                    ' float32 float64 longdouble complex64 bool'.split()},
+    'names': np.array(['cat', 'dog']), 'bytes': np.array([b'cat']),
+    'day': np.datetime64('2026-11-30'), 'one': np.uint8(3),
+    'name': np.str_('cat'), 'path': Path('data/a.txt'),
+    'set': {1, 2}, 'settings': Config(dict(a=dict(b=[dict(c=1)]))).a,
+}
+
+
+@pytest.mark.parametrize('name', PLAIN)
+def test_plain_data_in_a_data_sets_metainfo_is_read(name, tmp_path):
+    path, value = tmp_path / 'epoch_1.pth', PLAIN[name]
+    torch.save(dict(meta=dict(dataset_meta=dict(it=value)), state_dict={}),
+               path)
+    read = checkpoints.read(path)['meta']['dataset_meta']['it']
+    assert type(read) is type(value)
+    if isinstance(value, np.ndarray):
+        assert read.dtype == value.dtype
+    assert np.array_equal(read, value)
+
+
+@pytest.mark.parametrize('value', [
+    np.array([None]), np.zeros(2, [('a', 'O')]), np.zeros(2, [('a', 'i4')])])
+def test_arrays_that_hold_objects_are_refused(value, tmp_path):
+    """numpy trusts a pickle that says what their bytes point at."""
+    torch.save(dict(it=value), tmp_path / 'epoch_1.pth')
+    with pytest.raises(ValueError, match='asks for code to be run'):
+        checkpoints.read(tmp_path / 'epoch_1.pth')
+
+
+def test_who_trusts_a_file_can_read_it(tmp_path, monkeypatch):
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(dict(state_dict=Evil(tmp_path / 'made')), path)
+    name = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+    with pytest.raises(ValueError, match=f'set {name}=1'):
+        checkpoints.read(path)
+    monkeypatch.setenv(name, '1')
+    with checkpoints.data_only():
+        checkpoints.read(path)
+    assert (tmp_path / 'made').exists()
+
+
 def test_a_torchscript_archive_is_refused(tmp_path):
     path = tmp_path / 'epoch_1.pth'
     save(path, 1)
@@ -177,7 +221,10 @@ def test_checkpoints_in_another_folder_are_found_by_last_checkpoint(tmp_path):
     work_dir = tmp_path / 'run'
     work_dir.mkdir()
     cfg = config(work_dir)
-    assert checks.find_start(cfg) == [] and cfg.load_from is None
+    assert checks.find_start(cfg) == [
+        f"Nothing is resumed, as '{work_dir}' holds no checkpoint: the run "
+        'begins anew']
+    assert cfg.load_from is None and cfg.resume is False
     for named, expected in [(str(tmp_path / 'epoch_2.pth'), ) * 2,
                             ('s3://bucket/epoch_2.pth', None)]:
         (work_dir / 'last_checkpoint').write_text(named)
@@ -187,6 +234,47 @@ def test_checkpoints_in_another_folder_are_found_by_last_checkpoint(tmp_path):
     (work_dir / 'last_checkpoint').write_text(str(tmp_path / 'gone.pth'))
     with pytest.raises(ValueError, match='gone.pth'):
         checks.find_start(config(work_dir))
+
+
+def test_what_the_config_begins_with_is_kept_where_nothing_is_resumed(
+        tmp_path):
+    save(tmp_path / 'coco.pth', 3)
+    work_dir = tmp_path / 'run'
+    cfg = config(work_dir)
+    cfg.update(resume=checks.NEWEST, load_from=str(tmp_path / 'coco.pth'))
+    checks.check_work_dir(cfg, overwrite=False)
+    assert checks.find_start(cfg) == [
+        f"Nothing is resumed, as '{work_dir}' holds no checkpoint: the run "
+        f"begins anew, from {tmp_path / 'coco.pth'}"]
+    assert cfg.load_from == str(tmp_path / 'coco.pth') and not cfg.resume
+    work_dir.mkdir()
+    save(work_dir / 'epoch_1.pth', 3, optimizer={})
+    cfg.resume = checks.NEWEST
+    checks.check_work_dir(cfg, overwrite=False)
+    checks.find_start(cfg)
+    assert cfg.load_from == str(work_dir / 'epoch_1.pth') and cfg.resume
+
+
+@pytest.mark.parametrize('name', ['~/run/epoch_1.pth', 'link.pth',
+                                  'linked/epoch_1.pth', 'run/other.pth'])
+def test_a_checkpoint_of_the_work_dir_continues_it(name, tmp_path,
+                                                   monkeypatch):
+    """By whatever name: from the home folder, or through links."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / 'run'
+    run.mkdir()
+    save(run / 'epoch_1.pth', 3, optimizer={})
+    save(tmp_path / 'elsewhere.pth', 3, optimizer={})
+    (tmp_path / 'link.pth').symlink_to(run / 'epoch_1.pth')
+    (tmp_path / 'linked').symlink_to(run)
+    (run / 'other.pth').symlink_to(tmp_path / 'elsewhere.pth')
+    cfg = config(run)
+    cfg.load_from = name
+    checks.check_work_dir(cfg, overwrite=False)
+    cfg.load_from = 'elsewhere.pth'
+    with pytest.raises(ValueError, match='add --resume'):
+        checks.check_work_dir(cfg, overwrite=False)
 
 
 def test_the_best_checkpoint_is_no_place_to_resume_from(tmp_path):
@@ -214,7 +302,7 @@ def test_a_resumed_run_has_the_seed_of_its_checkpoint(tmp_path):
 
 # The commands
 
-PSW = ['--psw', 'pswm', '--work-dir', 'run']
+PSW = ['--with', 'pswm', '--work-dir', 'run']
 TESTED = '''
 test_dataloader = dict(
     batch_size=4, num_workers=0, dataset=dict(type='faults.Points'),

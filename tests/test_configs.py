@@ -82,6 +82,18 @@ def test_zoo_names_and_paths(tmp_path):
             '.mim/configs/retinanet/retinanet_r50_fpn_1x_coco.py')
 
 
+def test_any_installed_package_with_configs_is_a_zoo(tmp_path, monkeypatch):
+    """mmpose, mmyolo, mmaction and the others; and our own."""
+    folder = tmp_path / 'mmelse' / '.mim' / 'configs' / 'body'
+    folder.mkdir(parents=True)
+    (tmp_path / 'mmelse' / '__init__.py').touch()
+    (folder / 'x.py').write_text('a = 1\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert configs.load_config('mmelse::body/x').a == 1
+    own = configs.load_config('mmpsw::cls/resnet18_digits')
+    assert own.train_cfg.max_epochs == 20
+
+
 @pytest.mark.parametrize('name, message', [
     ('mmdet::retinanet/retinanet_r50_fpn_1x_coc',
      "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'"),
@@ -89,7 +101,15 @@ def test_zoo_names_and_paths(tmp_path):
      "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'?"),
     ('mmseg::unet/zzzzzzzzzzzzzz', 'mmseg::<folder>/<file>.py'),
     ('mmdte::retinanet/x', "did you mean 'mmdet'?"),
-    ('mmpose::body/x', 'give one of mmdet, mmseg, mmpretrain'),
+    ('mmpose::body/x', "pip install mmpose, or give the config's path"),
+    ('mmaction::x', 'pip install mmaction2, or give'),
+    ('torch::x', "with its configs; give the config's path"),
+    ('a.b::x', "a.b is not installed with its configs; give the config's"),
+    ('mmpsw::cls/resnet18_digit', "'mmpsw::cls/resnet18_digits.py'"),
+    ('configs/retinanet/retinanet_r50_fpn_1x_coco.py',
+     "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'?"),
+    ('configs/cls/resnet18_digits.py',
+     "did you mean 'mmpsw::cls/resnet18_digits.py'?"),
     ('retinanet/retinanet_r50_fpn_1x_coco.py',
      "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'?"),
     ('lenet/lenet5_mnist', "did you mean 'mmpretrain::lenet/lenet5_mnist.py'"),
@@ -146,12 +166,11 @@ def fragment(path, text):
 
 def test_fragments_have_the_names_of_their_files():
     known = configs.known_methods()
-    assert {'pswa', 'pwalks', 'pswm', 'control', 'ema', 'swa', 'lawa',
-            'lookahead', 'switch_ema', 'baseline',
-            'variants/pswa_late'} <= set(known)
+    assert {'pswa', 'pwalks', 'pswm', 'psw', 'ema', 'swa', 'lawa',
+            'lookahead', 'switch_ema', 'baseline'} <= set(known)
     assert configs.load_fragment('PWALKS').psw == dict(type='PWALKS',
                                                        last=0.25)
-    assert configs.method_name('variants/pswa_late') == 'pswa_late'
+    assert configs.method_name('PSWA:begin=3') == 'pswa:begin=3'
     assert configs.method_name('/there/Mine.py') == 'mine'
 
 
@@ -166,8 +185,11 @@ def test_an_installed_package_has_its_fragments_inside(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('name, message', [
     ('pwalk', "did you mean 'pwalks'"),
-    ('pswa_late', "did you mean 'variants/pswa_late'"),
-    ('zzz', 'give one of acgan, baseline, control'),
+    ('pswaa', "did you mean 'pswa'"),
+    ('zzz', '--with list shows all methods'),
+    ('pwalks:last', "'last' is no KEY=VALUE"),
+    ('lp_sgd:tagret=0.8', "has no setting 'tagret'; give one of .* target"),
+    ('baseline:lr=0.1', 'such as optim_wrapper.optimizer.lr=0.1'),
     ('broken.py', 'SyntaxError'),
 ])
 def test_a_wrong_fragment(name, message, tmp_path, monkeypatch):
@@ -175,6 +197,66 @@ def test_a_wrong_fragment(name, message, tmp_path, monkeypatch):
     fragment(tmp_path / 'broken.py', 'a = = 1')
     with pytest.raises(ValueError, match=message):
         configs.load_fragment(name)
+
+
+@pytest.mark.parametrize('name, key, value', [
+    ('pwalks:last=0.5', 'psw', dict(type='PWALKS', last=0.5)),
+    ('pswm:momentum=0.5,last=0.25', 'psw',
+     dict(type='PSWM', momentum=0.5, last=0.25)),
+    ('lp_sgd:target=0.8,fraction=0.7', 'custom_hooks', [
+        dict(type='mmpsw.LpSGDHook'),
+        dict(type='mmpsw.SparsityHook', target=0.8, fraction=0.7)]),
+    ('orthogonal:max_dim=300', 'custom_hooks', [
+        dict(type='mmpsw.OrthogonalHook', map='cayley', start='identity',
+             max_dim=300)]),
+    ('swa:interval=2', 'custom_hooks', [  # one of mmengine's average itself
+        dict(type='mmpsw.EpochAverageHook', begin=0.75, update_buffers=True,
+             ema_type='StochasticWeightAverage', interval=2)]),
+    ('hadamard:kind=orthogonal', 'model_transforms',
+     [dict(type='mmpsw.fix_classifiers', kind='orthogonal')]),
+    ('baseline:optim_wrapper.optimizer.lr=1e-3', 'optim_wrapper',
+     dict(optimizer=dict(lr=0.001))),
+])
+def test_settings_in_a_name(name, key, value):
+    assert configs.load_fragment(name).to_dict()[key] == value
+
+
+def test_settings_in_a_name_reach_an_optimizer_and_hold_commas():
+    fragment = configs.load_fragment('lp_sgd:p=[1.4,1.3],target=0.5')
+    assert fragment.optim_wrapper.optimizer.p == [1.4, 1.3]
+    assert fragment.custom_hooks[1].target == 0.5
+
+
+def test_an_arm_is_split_where_a_name_follows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fragment(tmp_path / 'my+own.py', '')
+    assert configs.split_arm('ema:momentum=1e+3+pswa') == [
+        'ema:momentum=1e+3', 'pswa']
+    assert configs.split_arm('my+own.py:a.b=1') == ['my+own.py:a.b=1']
+    name = configs.method_name('PSWM:last=0.5+./my.py')
+    assert name == 'pswm:last=0.5+my'
+    assert configs.folder_name(name) == 'pswm_last_0.5+my'
+
+
+EMA = dict(type='EMAHook', momentum=0.1)
+
+
+@pytest.mark.parametrize('name, hooks, said', [
+    ('psw', ['mmpsw.PSWHook', 'Stock'],
+     ["The config's own EMAHook is left out, because two averages cannot both "
+      'be validated: psw takes its place.']),
+    ('swa', ['Stock', 'mmpsw.EpochAverageHook'],
+     ["The config's own EMAHook is left out, because two averages cannot both "
+      'be validated: swa takes its place.']),
+    ('pswa', ['mmpsw.PSWHook', 'EMAHook', 'Stock'], []),
+    ('hadamard', ['EMAHook', 'Stock'], []),
+])
+def test_an_average_takes_the_place_of_the_configs_own(name, hooks, said):
+    cfg = config(custom_hooks=[EMA, dict(type='Stock')],
+                 model=dict(type='A'))
+    assert configs.apply_fragments(
+        cfg, [configs.load_fragment(name)]) == said
+    assert [hook.type for hook in cfg.custom_hooks] == hooks
 
 
 def test_the_baseline_adds_nothing():

@@ -10,12 +10,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each room imports from those before it. '' is mmpsw/__init__.py.
 ROOMS = ('version', 'compatibility', '', 'methods', 'registry', 'checkpoints',
          'models', 'runtime', 'engine', 'configs', 'datasets', 'compare',
-         'commands')
+         'commands', '__main__')
 TECHNIQUES = sorted(
     path.stem for path in (ROOT / 'mmpsw' / 'methods').iterdir()
     if not path.name.startswith('_'))
 # What is named otherwise than its technique: a family has several fragments.
-FRAGMENTS = {'averaging': ('pswa', 'pwalks', 'pswm', 'control')}
+FRAGMENTS = {'averaging': ('pswa', 'pwalks', 'pswm', 'psw')}
 
 
 def module_name(path):
@@ -44,6 +44,7 @@ def imported(name, path):
 
 
 GRAPH = {name: set(imported(name, path)) for name, path in FILES.items()}
+GRAPH['mmpsw'].clear()  # what it hands out is imported when it is asked for
 
 
 def room(module):

@@ -19,7 +19,8 @@ SOURCES = ('mmpsw', 'configs', 'tools', 'setup.py', 'pyproject.toml',
            'README.md', 'LICENSE')
 # Modules that are called otherwise than the requirement that brings them
 BROUGHT_BY = {**compatibility.FAMILIES['openmmlab'], 'PIL': 'matplotlib',
-              'cv2': 'mmengine', 'sklearn': 'scikit-learn', 'yaml': 'mmengine'}
+              'cv2': 'mmengine', 'sklearn': 'scikit-learn', 'triton': 'torch',
+              'yaml': 'mmengine'}
 
 
 def run(code, **kwargs):
@@ -80,7 +81,10 @@ def test_the_wheel_holds_package_configs_and_tools_and_no_results(wheel):
     assert {f'mmpsw/.mim/{path}' for path in kept} <= names
     others = {f'mmpsw/.mim/{name}' for name in (
         'model-index.yml', 'tools/dist_train.sh', 'tools/slurm_train.sh')}
-    assert others <= names
+    others |= {f'mmpsw/.mim/{path.relative_to(ROOT)}'
+               for folder in ('configs', 'tools')
+               for path in (ROOT / folder).rglob('*.md')}
+    assert others | {'mmpsw/README.md', 'mmpsw/py.typed'} <= names
     assert len([n for n in names if '/.mim/' in n]) == len(kept) + len(others)
 
 
@@ -98,9 +102,9 @@ def test_a_foreign_config_inherits_our_fragment(how, installed, tmp_path):
     printed = run(
         'import mmpsw.configs\n'
         'from mmengine.config import Config\n'
-        'from mmpsw.engine.averaging.settings import Settings\n'
+        'from mmpsw.engine.averaging.settings import PSWSettings\n'
         'cfg = Config.fromfile("foreign.py")\n'
-        'technique = Settings.from_config(cfg.psw).technique\n'
+        'technique = PSWSettings.from_config(cfg.psw).technique\n'
         'print(mmpsw.__file__, technique, cfg.model.backbone.type)',
         cwd=tmp_path, env={'PYTHONPATH': str(site)})
     assert printed.split() == [
@@ -117,6 +121,38 @@ def test_an_installed_command_says_how_it_is_used(command, installed,
         capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, '')
     assert f'usage: {command}.py' in result.stdout
+
+
+@pytest.mark.parametrize('name, says', [
+    ('train', 'usage: mmpsw train '), ('test', 'usage: mmpsw test '),
+    ('compare', 'usage: mmpsw compare '), ('average', 'usage: mmpsw average '),
+    (None, 'usage: mmpsw train|test|compare|average ')])
+def test_one_name_for_all_commands(name, says, installed, wheel, tmp_path):
+    result = subprocess.run(
+        [sys.executable, '-m', 'mmpsw', *([name] if name else []), '--help'],
+        cwd=tmp_path, env={'PYTHONPATH': str(installed)},
+        capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, '')
+    assert result.stdout.startswith(says)
+    script = next(n for n in wheel.namelist() if n.endswith('points.txt'))
+    assert 'mmpsw = mmpsw.__main__:main' in wheel.read(script).decode()
+
+
+def test_a_command_that_there_is_not(installed, tmp_path):
+    result = subprocess.run(
+        [sys.executable, '-m', 'mmpsw', 'trian'], cwd=tmp_path,
+        env={'PYTHONPATH': str(installed)}, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stdout == ''
+    assert result.stderr.startswith('usage: mmpsw train|test|')
+
+
+def test_the_description_links_to_no_file_of_a_checkout(wheel):
+    """Who reads it elsewhere has none."""
+    name = next(n for n in wheel.namelist() if n.endswith('/METADATA'))
+    text = wheel.read(name).decode()
+    links = re.findall(r'\]\(([^)]*)\)', text)
+    assert all(link.startswith(('http', '#')) for link in links)
+    assert '**Periodic sampling over model weights (PSW)' in text
 
 
 def test_what_is_imported_is_declared(wheel):
@@ -180,6 +216,40 @@ def test_the_core_imports_nothing_of_openmmlab():
     assert 'mmpsw.methods.averaging.resampler' in modules
     assert not [m for m in modules if m.startswith(('mmengine', 'mmcv'))]
     assert 'mmpsw.engine' not in modules
+
+
+def test_classes_come_from_the_top_when_asked_for():
+    code = ('import sys, mmpsw\n'
+            'before = {*sys.modules}\n'
+            'from mmpsw import PWALKS, PeriodicResampler\n'
+            'plain = {*sys.modules}\n'
+            'from mmpsw import PSWHook, SafeSavingHook, checkpoints, engine\n'
+            'assert not hasattr(mmpsw, "PSWHok")\n'
+            'assert mmpsw.PSWOptimWrapper is engine.PSWOptimWrapper\n'
+            'print("torch" in before, "mmengine" in plain)\n'
+            'print(PWALKS.__module__, PSWHook.__module__)')
+    assert run(code).split() == [
+        'False', 'False', 'mmpsw.methods.averaging.techniques',
+        'mmpsw.engine.averaging.hook']
+
+
+def test_the_engine_needs_no_torchvision(tmp_path):
+    """torch and mmengine are enough for the two lines."""
+    code = ("""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torchvision", "mmcv", "mmdet"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocked())
+import toy
+run = toy.trained('run', dict(type='PWALKS', last=0.25))
+run = toy.trained('run', dict(type='PWALKS', last=0.25),
+                  resume_from='run/iter_12.pth')
+print(run.iter)
+""")
+    assert run(code, cwd=tmp_path, env={
+        'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'}).split()[-1] == '24'
 
 
 @pytest.mark.parametrize('tool', ['train', 'test', 'average_checkpoints',

@@ -20,7 +20,8 @@ from mmengine.structures import PixelData
 from scripts import script
 
 from mmpsw import configs
-from mmpsw.engine.averaging.buffers import owned_buffers
+from mmpsw.engine.averaging.follower import Follower
+from mmpsw.engine.averaging.statistics import owned_statistics
 from mmpsw.models import build_model
 
 pytestmark = [pytest.mark.zoo, pytest.mark.timeout(3 * 3600),
@@ -123,11 +124,15 @@ def steps(cfg, model, batch, psw=None):
         settings.update(type='mmpsw.PSWOptimWrapper', psw=psw)
     wrapper = build_optim_wrapper(model, copy.deepcopy(settings))
     if psw is not None:
-        wrapper.attach(3, owned_buffers(model, [('', wrapper)])[''])
+        owned = owned_statistics(model, {'': wrapper.optimizer})['']
+        wrapper.follower = Follower(
+            wrapper.psw, wrapper.optimizer, epoch_length=3, statistics=owned)
     wrapper.initialize_count_status(model, 0, 3)
     set_random_seed(0)
-    for _ in range(3):
+    for iteration in (1, 2, 3):
         model.train_step(copy.deepcopy(batch), wrapper)
+        if psw is not None:
+            wrapper.follower.after_iteration(iteration)
         yield {name: param.detach().clone()
                for name, param in model.named_parameters()}
 

@@ -88,7 +88,7 @@ class GANRecord(Hook):
         self.seen[runner.iter + 1] = copy.deepcopy(dict(
             model={name: value.cpu() for name, value
                    in model.state_dict().items()},
-            delta=model.perturbation.delta.cpu(),
+            delta=model.perturbation.state_dict()['delta'],
             noise=model.noise.get_state(), steps=model.steps))
 
     def after_train(self, runner):

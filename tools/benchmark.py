@@ -1,10 +1,9 @@
-"""Measures what averaging the weights costs, and what its siblings do.
+"""Measures what a training step costs with each method, all hooks included.
 
-    benchmark.py sample [CONFIG]      a sample beside peers and a flat pass
-    benchmark.py step [CONFIG ...]    training steps of the arms
+    benchmark.py step [CONFIG ...] [--arms ARM ...]
 
-Operations and bytes are counted. Times are of rounds in which everything runs
-once, in an order that changes; ratios are within a round.
+Times are of rounds in which every arm takes a step, in an order that changes;
+ratios are within a round.
 """
 import argparse
 import gc
@@ -13,7 +12,6 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,34 +20,22 @@ from typing import Any
 import pandas as pd
 import torch
 from mmengine.config import Config
-from mmengine.device import get_device
-from mmengine.model import ExponentialMovingAverage, StochasticWeightAverage
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from mmpsw import configs
 from mmpsw.commands import options
 from mmpsw.commands.options import out_folder
-from mmpsw.compare.grid import parts
-from mmpsw.engine.peers import LatestWeightAverage
-from mmpsw.methods.averaging import PSWA, PSWM, PeriodicResampler, Technique
-from mmpsw.models import build_model
+from mmpsw.configs import split_arm
 
 MODELS = ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
           'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
           'mmpretrain::resnet/resnet50_8xb32_in1k.py')
 ARMS = ('baseline', 'psw', 'pswa', 'pwalks', 'pswm', 'ema')
-FLAT, SAMPLE = 'flat lerp_', 'PSW sample'
-CONTROL = 'PSW control, two swaps'
 DEFAULT_OUT = Path('work_dirs/benchmark')
 QUARTILES = [0.5, 0.25, 0.75]
-OVERWRITING = ('copy_', '_foreach_copy_', 'zero_', 'fill_', '_foreach_zero_')
 
 Call = Callable[[], Any]
 
@@ -66,17 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog='benchmark.py', description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar='sample|step')
-    sample = commands.add_parser(
-        'sample', help='a sample, a resampling and a swap, beside peers')
-    sample.add_argument('config', nargs='?', help='whose model is averaged: a '
-                        'path or a zoo name (default: made parameters)')
-    sample.add_argument('--params', type=number, default=25_000_000,
-                        help='made parameters (default: 25e6)')
-    sample.add_argument('--tensors', type=number, default=161,
-                        help='... in so many tensors (default: 161)')
-    sample.add_argument('--dtype', default='float32', choices=[
-        'float32', 'bfloat16', 'float16', 'float64'], help='of the weights')
+    commands = parser.add_subparsers(required=True, metavar='step')
     step = commands.add_parser(
         'step', help='a training step of each arm, with all its hooks')
     step.add_argument('configs', nargs='*', default=MODELS, help='paths or '
@@ -92,31 +68,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     step.add_argument('--period', type=options.at_least(8), default=20,
                       help='steps between two resamplings (default: 20, much '
                       'less than in any real run)')
-    for sub, command, repeats in ((sample, run_sample, 50),
-                                  (step, run_step, 10)):
-        sub.set_defaults(command=command)
-        sub.add_argument('--repeats', type=number, default=repeats,
-                         help='rounds (default: %(default)s)')
-        options.add_out(sub, 'work_dirs/benchmark')
+    step.add_argument('--repeats', type=number, default=10,
+                      help='periods that are timed (default: 10)')
+    options.add_out(step, 'work_dirs/benchmark')
+    step.set_defaults(command=run_step)
     return parser.parse_args(argv)
-
-
-def run_sample(args: argparse.Namespace) -> None:
-    """Measures one sample of each kind."""
-    if args.params < args.tensors:
-        raise ValueError(f'--params {args.params} cannot fill --tensors '
-                         f'{args.tensors}; give more, or fewer tensors')
-    cfg = args.config and configs.load_config(args.config)
-    out = out_folder(args.out or DEFAULT_OUT, ['sample.csv'], args.overwrite)
-    dtype = getattr(torch, args.dtype)
-    if cfg:
-        model = build_model(cfg).to(dtype)
-    else:
-        size, larger = divmod(args.params, args.tensors)
-        model = nn.ParameterList(
-            torch.ones(size + (i < larger), dtype=dtype, device=get_device())
-            for i in range(args.tensors))
-    report(sample_costs(model, args.repeats), out / 'sample.csv')
 
 
 def run_step(args: argparse.Namespace) -> None:
@@ -135,40 +91,10 @@ def arm_config(name: str, arm: str, args: argparse.Namespace) -> Config:
     cfg = configs.load_config(name)
     # So small a rate that noise for data does no harm to the weights.
     configs.apply_fragments(
-        cfg, [configs.load_fragment(part) for part in parts(arm)], args.amp,
-        {'optim_wrapper.optimizer.lr': 1e-6})
+        cfg, [configs.load_fragment(part) for part in split_arm(arm)],
+        args.amp, {'optim_wrapper.optimizer.lr': 1e-6})
     set_input_size(cfg, args.size)
     return cfg
-
-
-def sample_costs(model: nn.Module, repeats: int) -> pd.DataFrame:
-    """What a sample costs, of ours and of the peers that are installed.
-
-    Returns:
-        DataFrame: For each the ``operations`` dispatched, the bytes read and
-        written ``bytes_per_weight``, and the times of :func:`timed`.
-    """
-    averaged = resampler(model, PSWA(), 2).tensors
-    weights = sum(tensor.numel() for tensor in averaged)
-    mean, live = (torch.ones(weights, device=averaged[0].device)
-                  for _ in range(2))
-    built = {FLAT: (lambda: mean.lerp_(live, 0.01), nothing),
-             'flat copy_': (lambda: mean.copy_(live), nothing)}
-    rows, missing = [], []
-    for name, (package, build) in CONTENDERS.items():
-        if package and find_spec(package) is None:
-            missing.append(dict(name=name, note='not installed'))
-        else:
-            built[name] = build(model)
-    times = timed(interleaved(built, track_rounds(repeats, 'samples')), FLAT)
-    for name, (call, prepare) in built.items():
-        prepare()
-        with Counted() as count:
-            call()
-        rows.append(dict(name=name, operations=len(count.operations),
-                         bytes_per_weight=count.bytes / weights))
-    return pd.DataFrame(rows + missing).merge(times, how='left').assign(
-        weights=weights)
 
 
 def step_costs(arms: Mapping[str, Config], batch_size: int, size: int,
@@ -203,20 +129,19 @@ def step_costs(arms: Mapping[str, Config], batch_size: int, size: int,
             if torch.cuda.is_available():
                 peaks[name] = (torch.cuda.max_memory_allocated()
                                - before) / 1e6
-            built[name] = (step, nothing)
+            built[name] = step
         times = interleaved(built, track_rounds(repeats * period,
                                                 Path(cfg.filename).stem))
     table = timed(times.groupby(times.index // period).mean(), list(arms)[0])
     return table.assign(megabytes=table.name.map(peaks))
 
 
-def interleaved(calls: Mapping[str, tuple[Call, Call]],
+def interleaved(calls: Mapping[str, Call],
                 rounds: Iterable[int]) -> pd.DataFrame:
     """Times all calls once a round, in an order that changes.
 
     Args:
-        calls (Dict[str, Tuple]): What is timed, and what runs before it and
-            is not timed.
+        calls (Dict[str, Callable]): What is timed.
         rounds (Iterable[int]): Its length is the number of rounds, behind
             three that do not count.
 
@@ -227,16 +152,15 @@ def interleaved(calls: Mapping[str, tuple[Call, Call]],
 
     def one_round() -> dict[str, float]:
         shuffle(order)
-        return {name: seconds(*calls[name]) for name in order}
+        return {name: seconds(calls[name]) for name in order}
 
     for _ in range(3):
         one_round()
     return pd.DataFrame([one_round() for _ in rounds])[list(calls)]
 
 
-def seconds(call: Call, prepare: Call) -> float:
+def seconds(call: Call) -> float:
     """How long one call takes, with what it left a GPU to do."""
-    prepare()
     synchronize()
     begin = time.perf_counter()
     call()
@@ -258,138 +182,6 @@ def timed(times: pd.DataFrame, base: str) -> pd.DataFrame:
     table.columns = ['seconds', 'seconds_q1', 'seconds_q3',
                      'ratio', 'ratio_q1', 'ratio_q3']
     return table.rename_axis('name').reset_index()
-
-
-class Counted(TorchDispatchMode):
-    """Counts operations, and the bytes that they read and write.
-
-    An operation reads its tensors, and writes those that its schema marks as
-    changed and those that it makes; a copy, or ``out=``, does not read what
-    it overwrites, and ``empty`` writes nothing. Views are no operations.
-
-    Attributes:
-        operations (List[str]): Their names, in order.
-        bytes (int): Read and written.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.operations: list[str] = []
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (),
-                           kwargs: dict | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func._schema.name.partition('::')[2]
-        if func.is_view or name in ('detach', 'alias'):
-            return result
-        self.operations.append(name)
-        if name.startswith(('empty', 'new_empty')):
-            return result
-        arguments = func._schema.arguments
-        values = {a.name: v for a, v in zip(arguments, args)} | (kwargs or {})
-        for argument in arguments:
-            info = argument.alias_info
-            written = info is not None and info.is_write
-            read = not (written and (argument.is_out or name in OVERWRITING))
-            self.bytes += _size(values.get(argument.name)) * (written + read)
-        given = set(map(id, tree_leaves((args, kwargs))))
-        self.bytes += _size([made for made in tree_leaves(result)
-                             if id(made) not in given])
-        return result
-
-
-def _size(value: Any) -> int:
-    return sum(leaf.nbytes for leaf in tree_leaves(value)
-               if isinstance(leaf, Tensor) and leaf.device.type != 'meta')
-
-
-def resampler(model: nn.Module, technique: Technique, period: int,
-              **keys: Any) -> PeriodicResampler:
-    """One that averages a model's weights and buffers."""
-    return PeriodicResampler(
-        torch.optim.SGD(model.parameters(), lr=0.), technique, period,
-        buffers=model.buffers(), **keys)
-
-
-def nothing() -> None:
-    """What most calls need before they are timed."""
-
-
-def _sample(model: nn.Module) -> tuple[Call, Call]:
-    """In the midst of a window that never ends."""
-    return resampler(model, PSWA(), 1 << 40).step, nothing
-
-
-def _resampling(technique: Technique) -> Callable:
-    """The last update of a period: the second sample, and the rest."""
-
-    def build(model: nn.Module) -> tuple[Call, Call]:
-        step = resampler(model, technique, 2).step
-        return step, step
-
-    return build
-
-
-def _control(model: nn.Module) -> tuple[Call, Call]:
-    averaging = resampler(model, PSWA(), 2, write_back=False)
-    averaging.step()
-    averaging.step()
-
-    def swap() -> None:
-        with averaging.averaged():
-            pass
-
-    return swap, nothing
-
-
-def _averaged(kind: Callable, **keys: Any) -> Callable:
-    """torch's AveragedModel, and those that have its interface."""
-
-    def build(model: nn.Module) -> tuple[Call, Call]:
-        average = kind(model, **keys)
-        return lambda: average.update_parameters(model), nothing
-
-    return build
-
-
-def _timm(model: nn.Module) -> tuple[Call, Call]:
-    from timm.utils import ModelEmaV3
-    average = ModelEmaV3(model)
-    return lambda: average.update(model), nothing
-
-
-def _ema_pytorch(model: nn.Module) -> tuple[Call, Call]:
-    from ema_pytorch import EMA
-    return EMA(model, update_after_step=0, update_every=1,
-               include_online_model=False, use_foreach=True).update, nothing
-
-
-def _lightning(model: nn.Module) -> tuple[Call, Call]:
-    from lightning.pytorch import LightningModule
-    from lightning.pytorch.callbacks import EMAWeightAveraging
-    callback, wrapped = EMAWeightAveraging(), LightningModule()
-    wrapped.model = model
-    callback.setup(None, wrapped, 'fit')
-    average = callback._average_model
-    return lambda: average.update_parameters(wrapped), nothing
-
-
-# The package that is needed, and what builds the call for a model.
-CONTENDERS: dict[str, tuple[str | None, Callable]] = {
-    SAMPLE: (None, _sample),
-    'PSWA sample + resampling': (None, _resampling(PSWA())),
-    'PSWM sample + resampling': (None, _resampling(PSWM())),
-    CONTROL: (None, _control),
-    'torch AveragedModel': (None, _averaged(
-        AveragedModel, multi_avg_fn=get_ema_multi_avg_fn())),
-    'mmengine EMA': (None, _averaged(ExponentialMovingAverage)),
-    'mmengine SWA': (None, _averaged(StochasticWeightAverage)),
-    'timm ModelEmaV3': ('timm', _timm),
-    'ema-pytorch': ('ema_pytorch', _ema_pytorch),
-    'Lightning EMA': ('lightning', _lightning),
-    'LAWA, k = 10': (None, _averaged(LatestWeightAverage, last=10)),
-}
 
 
 class Batches(list):
@@ -419,7 +211,7 @@ def training_step(cfg: Config, batch: dict, period: int, folder: str) -> Call:
         default_hooks=dict(checkpoint=None, logger=None),
         data_preprocessor=cfg.get('data_preprocessor'), log_level='ERROR',
         default_scope=cfg.default_scope, experiment_name=folder, cfg=cfg)
-    runner._init_model_weights = nothing  # nothing is downloaded
+    runner._init_model_weights = lambda: None  # nothing is downloaded
     loop = runner._train_loop = runner.build_train_loop(runner._train_loop)
 
     def begin() -> None:
@@ -448,10 +240,10 @@ def synthetic_batch(cfg: Config, batch_size: int, size: int) -> dict:
     Raises:
         ValueError: The config is of none of the three frameworks.
     """
-    scope = cfg.get('default_scope')
+    scope = configs.framework(cfg)
     if scope not in configs.FRAMEWORKS:
         raise ValueError(
-            f"a config with default_scope='{scope}' cannot be timed, because "
+            f"a config of '{scope}' cannot be timed, because "
             'only the batches of mmdet, mmseg and mmpretrain are known; give '
             'one of theirs')
     generator = torch.Generator().manual_seed(0)

@@ -24,7 +24,7 @@ model = dict(
     replays=2)
 optim_wrapper = dict(
     constructor='mmpsw.GANOptimWrapperConstructor',
-    # --with pswa, pwalks, pswm or control averages only this one.
+    # --with pswa, pwalks, pswm or psw averages only this one.
     averaged=['generator'],
     discriminator=dict(
         optimizer=dict(type='Adam', lr=2e-4, betas=(0., 0.9))),

@@ -1,4 +1,4 @@
-# PSWA and PSWM: train the baseline with --psw pswa, --psw pswm.
+# PSWA and PSWM: train the baseline --with pswa, --with pswm.
 _base_ = [
     'mmpretrain::resnet/resnet18_8xb16_cifar10.py',
     '../_base_/methods/pwalks.py',

@@ -1,4 +1,4 @@
-# PSWA and PSWM: train the baseline with --psw pswa, --psw pswm.
+# PSWA and PSWM: train the baseline --with pswa, --with pswm.
 _base_ = [
     'mmpretrain::resnet/resnet50_8xb32_in1k.py',
     '../_base_/methods/pwalks.py',

@@ -1,4 +1,4 @@
-# PSWA and PSWM: train the baseline with --psw pswa, --psw pswm.
+# PSWA and PSWM: train the baseline --with pswa, --with pswm.
 _base_ = [
     'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
     '../_base_/methods/pwalks.py',

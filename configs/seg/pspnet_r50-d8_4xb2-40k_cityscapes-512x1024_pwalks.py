@@ -1,4 +1,4 @@
-# PSWA and PSWM: train the baseline with --psw pswa, --psw pswm.
+# PSWA and PSWM: train the baseline --with pswa, --with pswm.
 _base_ = [
     'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
     '../_base_/methods/pwalks.py',

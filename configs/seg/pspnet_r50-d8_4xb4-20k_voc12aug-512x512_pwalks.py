@@ -1,4 +1,4 @@
-# PSWA and PSWM: train the baseline with --psw pswa, --psw pswm.
+# PSWA and PSWM: train the baseline --with pswa, --with pswm.
 _base_ = [
     'mmseg::pspnet/pspnet_r50-d8_4xb4-20k_voc12aug-512x512.py',
     '../_base_/methods/pwalks.py',

@@ -1,4 +1,4 @@
-# PSWA and PSWM: train the baseline with --psw pswa, --psw pswm.
+# PSWA and PSWM: train the baseline --with pswa, --with pswm.
 _base_ = [
     'mmseg::unet/unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024.py',
     '../_base_/methods/pwalks.py',

@@ -20,7 +20,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Reads the command line (``sys.argv`` by default)."""
     parser = ArgumentParser(
-        prog='average_checkpoints.py',
         description='The mean of checkpoints, in one file to deploy.')
     parser.add_argument(
         'checkpoints', nargs='+', type=Path,
@@ -36,15 +35,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument('--overwrite', action='store_true',
                         help='allow replacing --out')
     parser.add_argument(
-        '--weights', choices=('live', 'mean', 'previous'), help='not what is '
-        'deployed, but what a run with psw holds beside it: what training '
-        "goes on from, the open period's mean, or the last period's")
-    parser.add_argument('--config', help='the one that they were trained '
-                        'with, for --weights: a path or a zoo name')
-    parser.add_argument(
-        '--compress', action='store_true', help='deflate the file, which '
-        'makes it smaller where weights are zero; torch.load reads it as any '
-        'other (but not with mmap=True)')
+        '--weights', choices=('live', 'mean'), help='not what is deployed, '
+        'but what a run with psw holds beside it: what training goes on '
+        "from, or the open period's mean")
     parser.add_argument(
         '--recalibrate', metavar='CONFIG', help="recompute batch norm's "
         "statistics on this config's train data: a path or a zoo name")
@@ -66,6 +59,9 @@ def average(args: Namespace) -> None:
     if args.out.exists() and not args.overwrite:
         raise ValueError(f"--out '{args.out}' exists; give another name, or "
                          '--overwrite')
+    if args.out.exists() and not args.out.is_file():
+        raise ValueError(f"--out '{args.out}' is no file, and is not "
+                         'replaced; give another name')
     paths = find_checkpoints(args.checkpoints, args.last)
     if args.recalibrate:  # its data are looked for before all work
         from mmpsw.commands import checks, launch
@@ -77,27 +73,41 @@ def average(args: Namespace) -> None:
         from mmpsw.commands import window_search
         searched = configs.load_config(args.search)
         options.merge_options(searched, args)
-        picture = args.out.with_suffix('.png')
-        if picture.exists() and not args.overwrite:
-            raise ValueError(f"'{picture}' exists, where --search draws; give "
-                             'another --out, or --overwrite')
-        window_search.check(searched)
-    held = _part(args) if args.weights else checkpoints.weights
+        window_search.check(searched, args.out.with_suffix('.png'),
+                            args.overwrite)
+    part = _part(args) if args.weights else checkpoints.weights
     if args.search:
         paths = paths[-window_search.best_window(
-            paths, searched, held, picture):]
+            paths, searched, part, args.out.with_suffix('.png')):]
+    averages = []
+
+    def held(path: Path, content: Any) -> dict[str, Any]:
+        if not args.weights and is_average(content):
+            averages.append(path.name)
+        return part(path, content)
+
     weights, meta = checkpoints.mean(paths, held)
     if args.recalibrate:
         _recalibrate(weights, cfg, args.batches)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with checkpoints.whole_file(args.out) as path, path.open('wb') as file:
         torch.save(dict(meta=meta, state_dict=weights), file)
-    if args.compress:
-        checkpoints.compress(args.out)
     print(f'{args.out}: the mean of {len(paths)} checkpoints, '
           f'{paths[0].name} to {paths[-1].name}'
           + (f' (their {args.weights} weights)' if args.weights else '')
           + f', {args.out.stat().st_size / 1e6:.2f} MB')
+    if averages and not args.search:
+        print(f'{", ".join(averages)}: averages already, so that this is a '
+              'mean of averages (--weights live takes the live weights of a '
+              'run with psw)')
+
+
+def is_average(content: Any) -> bool:
+    """Whether a checkpoint's weights are those of PSW, an EMA, or of us."""
+    kept = content if isinstance(content, dict) else {}
+    return bool({'psw', 'ema_state_dict'} & {
+        *kept, *(kept.get('optimizer') or {})} or 'count' in (
+            kept.get('meta') or {}))
 
 
 def find_checkpoints(names: Sequence[Path], last: int | None) -> list[Path]:
@@ -142,22 +152,8 @@ def _kind(path: Path) -> str | None:
 
 def _part(args: Namespace) -> Callable[[Path, Any], dict]:
     """Takes other weights than the ``state_dict`` out of checkpoints."""
-    from mmpsw.engine.averaging.parts import load_weights
-    from mmpsw.models import build_model
-    if not args.config:
-        raise ValueError(
-            f'--weights {args.weights} needs --config, because a checkpoint '
-            'has numbers for these weights, and the config their names')
-    cfg = configs.load_config(args.config)
-    options.merge_options(cfg, args)
-    model = build_model(cfg)
-
-    def held(path: Path, content: Any) -> dict:
-        load_weights(path, content, args.weights, cfg, model)
-        return {key: value.to('cpu', copy=True)
-                for key, value in model.state_dict().items()}
-
-    return held
+    from mmpsw.engine.averaging.parts import weights_of
+    return lambda path, content: weights_of(str(path), content, args.weights)
 
 
 def _recalibrate(weights: dict, cfg: configs.Config, batches: int) -> None:

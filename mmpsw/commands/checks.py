@@ -6,40 +6,66 @@ what is wrong, why, and what to do instead. ``cfg`` is a whole config.
 import os.path as osp
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.runner import load_checkpoint
 from torch import nn
 
-from mmpsw import checkpoints, configs
+from mmpsw import checkpoints, configs, zoo
 from mmpsw.checkpoints import is_local
+from mmpsw.commands.data import check_data, check_topk
 from mmpsw.commands.launch import has_accelerator
 from mmpsw.models import saved_tensors, unwrapped
 
-# Dataset classes of mmpretrain that fetch their files themselves.
-_SELF_FETCHING = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
-# Hooks that put an average into the model to validate it.
-_AVERAGING_HOOKS = ('EMAHook', 'SwitchEMAHook', 'EpochAverageHook',
-                    'LookaheadHook', 'ScheduleFreeHook')
+NEWEST = 'newest'  # in the place of `resume`, until it is looked for
 _STOCK_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'ApexOptimWrapper')
 
 
 def check_training(cfg: Config, amp: bool = False) -> None:
     """All that needs no work dir: ``amp`` says that --amp was given."""
+    check_names(cfg)
     check_psw(cfg)
     check_amp(cfg, amp)
-    check_pretrained(cfg.get('model'))
+    check_topk(cfg)
     check_data(cfg, 'train', 'val')
+
+
+def check_names(cfg: Config) -> None:
+    """Looks for our names without their prefix, which mmengine does not find,
+    and for a package that one of them needs."""
+    from mmpsw import registry
+    hooks = [(f'custom_hooks.{index}', hook, registry.HOOKS)
+             for index, hook in enumerate(cfg.get('custom_hooks') or [])]
+    wrappers = [(key, wrapper, registry.OPTIM_WRAPPERS)
+                for key, wrapper in configs.optim_wrappers(cfg)]
+    optimizers = [(f'{key}.optimizer', wrapper.optimizer, registry.OPTIMIZERS)
+                  for key, wrapper, _ in wrappers]
+    for key, settings, ours in hooks + wrappers + optimizers:
+        ours.import_from_location()
+        kind = settings.get('type')
+        if kind in ours.module_dict:
+            raise ValueError(
+                f"{key}.type='{kind}' would not be found, because mmengine "
+                f"looks for it in its own registries; write 'mmpsw.{kind}'")
+        if ('ScheduleFree' in configs.class_name(kind)
+                and find_spec('schedulefree') is None):
+            raise ValueError(
+                f"{key}.type='{kind}' needs schedulefree, which is not "
+                "installed; pip install 'mmpsw[schedule_free]'")
 
 
 def check_psw(cfg: Config) -> None:
     """Looks at ``psw``, its wrapper, and for another average beside it."""
-    from mmpsw.engine.averaging.settings import Settings
-    averages = [configs.class_name(hook.get('type'))
-                for hook in cfg.get('custom_hooks') or []]
-    averages = [name for name in averages if name in _AVERAGING_HOOKS]
+    from mmpsw.engine.averaging.settings import PSWSettings
+    from mmpsw.engine.swapping import SWAPPING, check_one_average
+    hooks = [configs.class_name(hook.get('type'))
+             for hook in cfg.get('custom_hooks') or []]
+    averages = [name for name in hooks if name in SWAPPING]
+    shown = []
     for key, wrapper in configs.optim_wrappers(cfg):
         name = configs.class_name(wrapper.get('type') or 'OptimWrapper')
         psw = wrapper.get('psw')
@@ -50,21 +76,21 @@ def check_psw(cfg: Config) -> None:
                     f'{key}.type={name} needs {key}.psw, which says how to '
                     "average; write psw=dict(type='PWALKS', last=0.25), or "
                     '--with pwalks')
-            settings = Settings.from_config(psw)
-            if settings.swaps:
-                averages.insert(0, f'{key}.psw.write_back=False' if not
-                                settings.write_back else
-                                f"{key}.psw.evaluate='average'")
+            if 'PSWHook' not in hooks:
+                raise ValueError(
+                    f'{key}.type={name} needs PSWHook, which tells it of the '
+                    "run; add dict(type='mmpsw.PSWHook') to custom_hooks")
+            settings = PSWSettings.from_config(psw)
+            if settings.shows_average:
+                shown = [f"{key}.psw.evaluate='average'"
+                         if settings.write_back else
+                         f'{key}.psw.write_back=False']
         elif 'psw' in wrapper and name in _STOCK_WRAPPERS:
             raise ValueError(
                 f"{key}.psw cannot be used with {key}.type='{name}', which "
                 'does not average; add --with pswa, pwalks or pswm, or set '
                 f'{key}.type=mmpsw.PSWOptimWrapper')
-    if len(averages) > 1:
-        raise ValueError(
-            f'{averages[0]} and {averages[1]} cannot be used together, '
-            'because both put their average into the model to validate it; '
-            'leave out one of the methods, or remove it from custom_hooks')
+    check_one_average(shown + averages)
 
 
 def check_amp(cfg: Config, asked: bool = False) -> None:
@@ -82,64 +108,19 @@ def check_amp(cfg: Config, asked: bool = False) -> None:
                 'in bfloat16')
 
 
-def check_data(cfg: Config, *phases: str) -> None:
-    """Looks for the data of 'train', 'val' or 'test', before any download."""
-    for phase in phases:
-        key = f'{phase}_dataloader'
-        for inner, dataset in _datasets(cfg.get(key), key):
-            _check_dataset(inner, dataset)
-        key = f'{phase}_evaluator'
-        evaluators = cfg.get(key) or []
-        for evaluator in ([evaluators] if isinstance(evaluators, dict) else
-                          evaluators):
-            _check_exists(
-                evaluator.get('ann_file'), key, 'put the annotations there, '
-                f'or set their place with --cfg-options {key}.ann_file=FILE')
-
-
-def _datasets(node: object, key: str) -> Iterator[tuple[str, dict]]:
-    """The data sets in a dataloader, out of their wrappers."""
-    if isinstance(node, (list, tuple)):
-        for index, item in enumerate(node):
-            yield from _datasets(item, f'{key}.{index}')
-    elif isinstance(node, dict):
-        inner = [name for name in ('dataset', 'datasets') if name in node]
-        for name in inner:
-            yield from _datasets(node[name], f'{key}.{name}')
-        if not inner:
-            yield key, node
-
-
-def _check_dataset(key: str, dataset: dict) -> None:
-    """Looks for the paths that a data set names, as BaseDataset joins them."""
-    if (configs.class_name(dataset.get('type')) in _SELF_FETCHING
-            and dataset.get('download', True)):
-        return
-    root = dataset.get('data_root') or ''
-    prefix = dataset.get('data_prefix') or {}
-    prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
-    # The root comes last: the name of a missing file says more.
-    paths = [osp.join(root, part) for part in
-             (dataset.get('ann_file'), *prefixes)
-             if isinstance(part, str) and part]
-    for path in [*paths, root]:
-        _check_exists(
-            path, key, f"put the data set at data_root='{root}', or set its "
-            f'place with --cfg-options {key}.data_root=FOLDER')
-
-
-def _check_exists(path: str | None, key: str, instead: str) -> None:
-    if path and is_local(path) and not osp.exists(path):
-        raise FileNotFoundError(f"{key}: '{path}' does not exist; {instead}")
-
-
 def check_work_dir(cfg: Config, overwrite: bool) -> None:
     """Refuses to overwrite checkpoints that this run does not continue."""
     work_dir, source = Path(cfg.work_dir), cfg.get('load_from')
+    resume = cfg.get('resume')
     if work_dir.exists() and not work_dir.is_dir():
         raise ValueError(f"--work-dir '{work_dir}' is a file; give a folder")
-    continues = cfg.get('resume') and (
-        source is None or Path(source).resolve().parent == work_dir.resolve())
+    # A link in the work dir, or to a checkpoint there, continues it too.
+    places = [] if source is None else [
+        path.resolve() for path in (
+            Path(source).expanduser().parent,
+            Path(source).expanduser().resolve().parent)]
+    continues = resume == NEWEST or resume and (
+        source is None or work_dir.resolve() in places)
     old = sorted(work_dir.glob('*.pth'))
     if old and not overwrite and not continues:
         raise ValueError(
@@ -191,12 +172,13 @@ def find_start(cfg: Config) -> list[str]:
     """Looks at the checkpoint with which a run starts, or finds it, in place.
 
     ``--resume`` without a path takes the newest readable checkpoint of the
-    work dir, by iteration. Returns what was chosen and skipped, for the log.
+    work dir, by iteration; where there is none, the run begins as the config
+    says. Returns what was chosen and skipped, for the log.
     """
     resume, notes = bool(cfg.get('resume')), []
-    if cfg.get('load_from'):
-        check_checkpoint(cfg.load_from, resume)
-    elif resume:
+    search = resume and (cfg.resume == NEWEST or not cfg.get('load_from'))
+    cfg.resume = resume
+    if search:
         newest, skipped = checkpoints.newest_readable(cfg.work_dir)
         if newest is not None:
             cfg.load_from = str(newest)
@@ -211,6 +193,16 @@ def find_start(cfg: Config) -> list[str]:
             raise ValueError(
                 f"no checkpoint in '{cfg.work_dir}' {problem}; give another "
                 '--work-dir, or --overwrite without --resume')
+        elif Path(cfg.work_dir, 'last_checkpoint').exists():
+            cfg.load_from = None  # it is not on this machine: mmengine's
+        else:
+            cfg.resume = resume = False
+            source = cfg.get('load_from')
+            notes = [f"Nothing is resumed, as '{cfg.work_dir}' holds no "
+                     'checkpoint: the run begins anew' + (
+                         f', from {source}' if source else '')]
+    if cfg.get('load_from') not in (None, zoo.FROM_ZOO) and not search:
+        check_checkpoint(cfg.load_from, resume)
     path, randomness = _local_source(cfg), cfg.get('randomness') or {}
     # mmengine takes the checkpoint's seed after it has made data samplers.
     if resume and path and randomness.get('seed') is None:
@@ -219,7 +211,8 @@ def find_start(cfg: Config) -> list[str]:
     return notes
 
 
-def check_checkpoint(path: str, resume: bool = False) -> None:
+def check_checkpoint(path: str, resume: bool = False,
+                     weights: bool = True) -> None:
     """Looks into a checkpoint; addresses are left to mmengine."""
     if not is_local(path):
         return
@@ -230,18 +223,36 @@ def check_checkpoint(path: str, resume: bool = False) -> None:
     content = checkpoints.read(osp.expanduser(path))
     if resume:
         checkpoints.check_resumable(path, content)
-    checkpoints.weights(path, content)
+    if weights:
+        checkpoints.weights(path, content)
+
+
+def check_weights(cfg: Config, config: str,
+                  folder: Path | None = None) -> None:
+    """Fetches the weights with which a run begins, in place, and looks.
+
+    ``config`` is its path or name, ``folder`` that of :func:`zoo.fetch`.
+    """
+    source = cfg.get('load_from')
+    zoo.localise(cfg, config, folder)
+    if cfg.get('load_from') != source:
+        check_checkpoint(cfg.load_from)
+    check_pretrained(cfg.get('model'))
 
 
 def check_pretrained(model: Any) -> None:
-    """Looks into the checkpoints that parts of a model begin with."""
+    """Looks whether checkpoints that parts of a model begin with can be read.
+
+    What is in them is between the file and the part: some read 'model'.
+    """
     for part in configs.dicts(model):
-        if part.get('type') == 'Pretrained' and 'checkpoint' in part:
-            check_checkpoint(part['checkpoint'])
+        if ('checkpoint' in part and configs.class_name(part.get('type')) in
+                ('Pretrained', 'PretrainedInit')):
+            check_checkpoint(part['checkpoint'], weights=False)
 
 
 def check_fit(cfg: Config, model: nn.Module, whole: bool = False) -> None:
-    """Compares the weights in ``load_from`` with those of a model.
+    """Asks a model whether it can load the weights in ``load_from``.
 
     mmengine loads however few of them fit, and goes on with random others.
     With ``whole``, and when resuming, none may be missing.
@@ -259,9 +270,7 @@ def check_fit(cfg: Config, model: nn.Module, whole: bool = False) -> None:
             'run does not have; add --with orthogonal (or the variant that '
             'the run was begun with), or start from its weights with '
             'load_from and without --resume')
-    held = checkpoints.weights(path, content)
-    held = {re.sub('^module.', '', name): w for name, w in held.items()}
-    problem = _misfit(held, unwrapped(model), whole or bool(
+    problem = _misfit(path, unwrapped(model), whole or bool(
         cfg.get('resume')))
     if problem is not None:
         raise ValueError(
@@ -273,22 +282,32 @@ def check_fit(cfg: Config, model: nn.Module, whole: bool = False) -> None:
 def _local_source(cfg: Config) -> str | None:
     """The local checkpoint from which a run will start, if any."""
     path = cfg.get('load_from')
-    return osp.expanduser(path) if path and is_local(path) else None
+    return (osp.expanduser(path) if path and path != zoo.FROM_ZOO
+            and is_local(path) else None)
 
 
-def _misfit(held: dict, model: nn.Module, whole: bool) -> str | None:
+def _misfit(path: str, model: nn.Module, whole: bool) -> str | None:
     """A training resumes, and a test is made, with all that is trained; other
-    runs may begin with part of the weights, such as a backbone's."""
-    tensors = saved_tensors(model)
+    runs may begin with part of the weights, such as a backbone's.
+
+    The model is asked by loading them, as its hooks may rename or resize what
+    they find: position embeddings, say. The run loads them again.
+    """
+    try:
+        load_checkpoint(model, path, map_location='cpu', strict=True)
+        return None
+    except RuntimeError as error:  # its message is all that mmengine gives
+        said = str(error)
+    found = re.search('missing keys in source state_dict: (.*)', said)
+    missing = set(found[1].split(', ')) if found else set()
+    tensors = {name: tensor for name, tensor in saved_tensors(model).items()
+               if 'num_batches_tracked' not in name}
     if not whole:
-        common = held.keys() & tensors.keys()
+        common = tensors.keys() - missing
         return None if common else 'they have no name of a weight in common'
     for name, parameter in tensors.items():
-        if not isinstance(parameter, nn.Parameter):
-            continue
-        if parameter.requires_grad and name not in held:
+        if (name in missing and isinstance(parameter, nn.Parameter)
+                and parameter.requires_grad):
             return f"it lacks '{name}'"
-        if name in held and held[name].shape != parameter.shape:
-            return (f"'{name}' in it has the shape {tuple(held[name].shape)} "
-                    f'instead of {tuple(parameter.shape)}')
-    return None
+    sizes = re.search(r'size mismatch for (\S+): (.*?)\.?$', said, re.M)
+    return f"of '{sizes[1]}' in it: {sizes[2]}" if sizes else None

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from mmengine import device
 from mmengine.config import Config, ConfigDict
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -25,7 +27,8 @@ def set_up(cfg: Config, args: Namespace) -> None:
         ImportError: mmcv was built for another torch.
     """
     _check_framework(cfg)
-    methods = map(configs.method_name, getattr(args, 'methods', ()))
+    methods = [configs.folder_name(configs.method_name(name))
+               for name in getattr(args, 'methods', ())]
     name = '_'.join([Path(cfg.filename).stem, *methods])
     cfg.work_dir = (args.work_dir or cfg.get('work_dir')
                     or os.path.join('./work_dirs', name))
@@ -52,6 +55,17 @@ def build_runner(cfg: Config) -> Runner:
         raise
 
 
+class ValidateFirstHook(Hook):
+    """Validates before the first step, which RandomStateHook makes up for."""
+
+    priority = 'LOWEST'  # after the averages have begun
+
+    def before_train(self, runner: Runner) -> None:
+        """Validate, unless the run is resumed."""
+        if runner.iter == 0 and runner.val_loop is not None:
+            runner.val_loop.run()
+
+
 def leave_processes() -> None:
     """Leaves the process group, all at once.
 
@@ -75,7 +89,7 @@ def set_dataloader_defaults(cfg: Config, accelerator: bool) -> None:
         if not isinstance(loader, dict):
             continue
         # mmpretrain's tools add its defaults, which its configs lack.
-        if cfg.get('default_scope') == 'mmpretrain':
+        if configs.framework(cfg) == 'mmpretrain':
             loader.setdefault('pin_memory', accelerator)
             loader.setdefault('persistent_workers', True)
             loader.setdefault('collate_fn', ConfigDict(type='default_collate'))
@@ -85,12 +99,12 @@ def set_dataloader_defaults(cfg: Config, accelerator: bool) -> None:
 
 def _check_framework(cfg: Config) -> None:
     """Building a model would end in an error that names none of this."""
-    scope = cfg.get('default_scope')
-    if scope in configs.FRAMEWORKS:
+    scope = configs.framework(cfg)
+    if scope in MODULE2PACKAGE:
         if find_spec(scope) is None:
             raise ValueError(
                 f"default_scope='{scope}' needs {scope}, which is not "
-                f'installed; pip install {compatibility.distribution(scope)}')
+                f'installed; pip install {configs.pip_name(scope)}')
         compatibility.check_operations()
 
 
@@ -118,7 +132,8 @@ def _fit_to_cpus(cfg: Config) -> None:
             'find_unused_parameters',
             cfg.get('find_unused_parameters', False)))
     found = [node for node in configs.dicts(cfg.model)
-             if node.get('type') in ('SyncBN', 'MMSyncBN')]
+             if configs.class_name(node.get('type')) in (
+                 'SyncBN', 'MMSyncBN', 'SyncBatchNorm')]
     for node in found:
         node['type'] = 'BN'
     if found and is_main_process():

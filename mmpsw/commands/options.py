@@ -2,11 +2,16 @@
 
 Nothing here imports torch: ``--help``, and a wrong option, cost no time.
 """
-import dis
 import math
 import pickle
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+import traceback
+from argparse import (
+    Action,
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+)
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.error import URLError
@@ -24,7 +29,6 @@ LAUNCHERS = {
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Scripts in tools/ are ours too.
 _OURS = tuple(f'{path}/' for path in (_PACKAGE, _PACKAGE.parent / 'tools'))
-_RAISE = dis.opmap['RAISE_VARARGS']
 
 
 class ConfigOptions(DictAction):
@@ -49,10 +53,62 @@ def add_run_options(parser: ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
-def add_config(parser: ArgumentParser) -> None:
-    """Adds the config's argument."""
-    parser.add_argument('config', help='a path, or a zoo name: mmdet::..., '
-                        'mmseg::..., mmpretrain::...')
+def add_config(parser: ArgumentParser, nargs: str | None = None) -> None:
+    """Adds the config's argument; '?' where :func:`take_config` follows."""
+    parser.add_argument('config', nargs=nargs, help='a path, or a zoo name: '
+                        'mmdet::..., mmseg::..., mmpretrain::...')
+
+
+def take_config(parser: ArgumentParser, args: Namespace,
+                names: list[str]) -> None:
+    """Takes the config from the end of names: ``--with psw CONFIG``."""
+    if args.config is None:
+        known = configs.known_methods()
+        if not names or names[-1].partition(':')[0].lower() in known:
+            parser.error('a CONFIG is required: a path, or a zoo name')
+        args.config = names.pop()
+
+
+class ListMethods(Action):
+    """``--with NAME ...``: collects names; ``list`` shows them all."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if values == ['list']:
+            print(configs.describe_methods())
+            parser.exit()
+        setattr(namespace, self.dest,
+                [*(getattr(namespace, self.dest) or []), *values])
+
+
+def seed(text: str) -> int:
+    """The type of an option that takes a seed."""
+    value = at_least(0)(text)
+    if value >= 2**32:
+        raise ArgumentTypeError(f'{text} is no seed: NumPy takes less than '
+                                '2 ** 32')
+    return value
+
+
+def add_training(parser: ArgumentParser) -> None:
+    """Adds what train.py and compare.py share."""
+    for name, what in {
+            'amp': 'mixed precision',
+            'auto-scale-lr': 'scale the learning rate to the actual batch',
+            'from-zoo': 'begin with the weights that the zoo publishes for '
+            'the config, and validate them first',
+            'validate-first': 'validate before the first step, too',
+    }.items():
+        parser.add_argument(f'--{name}', action='store_true', help=what)
+    add_weights(parser)
+
+
+def add_weights(parser: ArgumentParser) -> None:
+    """Adds the place of weights that a model zoo publishes."""
+    parser.add_argument(
+        '--weights', type=Path, metavar='FOLDER', help='where published '
+        'weights are looked for by their file names, before torch\'s cache '
+        'and the download (default: what MMPSW_WEIGHTS in the environment '
+        'names)')
 
 
 def add_cfg_options(parser: ArgumentParser) -> None:
@@ -152,14 +208,9 @@ def _is_user_error(error: BaseException) -> bool:
 def raised_on_purpose(error: BaseException,
                       files: tuple[str, ...] = ('', )) -> bool:
     """Whether a ``raise`` in one of these files made an exception."""
-    place = error.__traceback__
-    if place is None:
-        return False
-    while place.tb_next is not None:
-        place = place.tb_next
-    code = place.tb_frame.f_code
-    return (code.co_code[place.tb_lasti] == _RAISE
-            and code.co_filename.startswith(files))
+    *_, last = [None, *traceback.extract_tb(error.__traceback__)]
+    return (last is not None and last.filename.startswith(files)
+            and last.line.startswith('raise '))
 
 
 def _one_line(error: BaseException) -> str:

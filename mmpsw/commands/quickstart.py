@@ -1,6 +1,6 @@
 """Trains a small detector with and without PSW, and shows the difference.
 
-It is ``tools/compare.py run --ride-along`` on a data set that needs no
+It is ``tools/compare.py run`` on a data set that needs no
 download, with one seed and three arms: the baseline, what we recommend, and
 PSWA, which trains on from its average.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmpsw import configs
-from mmpsw.commands import compare
+from mmpsw.commands import compare, options
 from mmpsw.compare import grid as grids
 from mmpsw.compare.grid import shipped
 
@@ -32,22 +32,20 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         description='Train a RetinaNet on handwritten digits with and '
         'without PSW, and show the difference. Nothing is downloaded.')
     parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/quickstart'),
-        help='folder of the results. Finished runs in it are used, and an '
-        'interrupted one is gone on with; where its settings are others, a '
-        'numbered folder beside it is taken')
+        '--work-dir', type=Path,
+        help='folder of the results (default: work_dirs/quickstart, or '
+        'quickstart_short). Finished runs in it are used, and an '
+        'interrupted one is gone on with')
     parser.add_argument(
-        '--with', '--psw', dest='method', default='psw', metavar='NAME',
+        '--with', dest='method', default='psw', metavar='NAME',
         help='what is compared: psw (the default), pwalks, pswm, another '
         'file in configs/_base_/methods, or the path of one')
-    parser.add_argument('--seed', type=int, default=0, help='the random seed')
+    parser.add_argument('--seed', type=options.seed, default=0,
+                        help='the random seed')
     parser.add_argument(
         '--short', action='store_true',
         help=f'{_SHORT_EPOCHS} epochs and no third arm: shows that '
         'everything works, and nothing else')
-    parser.add_argument(
-        '--fresh', action='store_true',
-        help='train anew, in another folder, even where results exist')
     return parser.parse_args(argv)
 
 
@@ -58,13 +56,14 @@ def quickstart(args: Namespace) -> None:
         ValueError: An option is wrong.
         TrainingError: A run ended with an error.
     """
+    compare.check_report()
     grid = make_grid(args)
     from mmpsw.datasets.digits import generate
     generate(_DATA)
-    grid = compare.train_grid(grid, fresh=args.fresh)
-    print('\nDrawing the curves and the detections ...', flush=True)
-    compare.report_on(grid)
+    grid = compare.train_grid(grid)
+    print('\nDrawing the detections and the curves ...', flush=True)
     picture = draw_picture(grid)
+    compare.report_on(grid)
     print()
     print('psw evaluates the mean of each epoch\'s weights, beside the '
           'baseline\'s run; pswa\nalso trains on from it.')
@@ -89,21 +88,14 @@ def make_grid(args: Namespace) -> grids.Grid:
     Raises:
         ValueError: There is no such method, or its name is taken.
     """
-    for part in grids.parts(args.method):
-        configs.load_fragment(part)
-    name = grids.arm_name(args.method)
     other = 'psw' if args.method == 'pswa' else 'pswa'
-    if name in ('baseline', other):
-        raise ValueError(
-            f"--with '{args.method}' cannot be used, because another arm is "
-            f"called '{name}'; rename the file")
-    arms = {'baseline': 'baseline', name: args.method}
-    if not args.short:
-        arms[other] = other
+    arms = compare.named_arms(['baseline', args.method]
+                              + [other] * (not args.short))
     return grids.Grid(
         passengers=compare.passengers(arms),
         config=shipped(_CONFIG), arms=arms, seeds=(args.seed, ),
-        work_dir=args.work_dir,
+        work_dir=args.work_dir or Path(
+            f'work_dirs/quickstart{"_short" * args.short}'),
         options=(f'train_cfg.max_epochs={_SHORT_EPOCHS}', )
         if args.short else ())
 

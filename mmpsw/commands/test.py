@@ -5,18 +5,21 @@ from collections.abc import Sequence
 
 from mmengine.config import Config, ConfigDict
 
-from mmpsw import configs
+from mmpsw import configs, zoo
 from mmpsw.commands import options
 
-# The stock tools' test time augmentation: a model, and how an image is packed
-# where the pipeline's own last step does not keep enough.
+# The stock tools' test time augmentation: a model, the flip, and how an image
+# is packed where the pipeline's own last step does not keep enough.
 _TTA = {
-    'mmdet': (dict(type='DetTTAModel', tta_cfg=dict(
-        nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)), dict(
-            type='PackDetInputs',
-            meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                       'scale_factor', 'flip', 'flip_direction'))),
-    'mmpretrain': (dict(type='mmpretrain.AverageClsScoreTTA'), None),
+    'mmdet': (
+        dict(type='DetTTAModel', tta_cfg=dict(
+            nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
+        'mmdet.RandomFlip',
+        dict(type='mmdet.PackDetInputs',
+             meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                        'scale_factor', 'flip', 'flip_direction'))),
+    'mmpretrain': (
+        dict(type='mmpretrain.AverageClsScoreTTA'), 'RandomFlip', None),
 }
 
 
@@ -29,10 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Reads the command line (``sys.argv`` by default)."""
     parser = ArgumentParser(
-        prog='test.py', description='Test a checkpoint, trained with PSW or '
-        'not: the checkpoints of both are alike.')
+        description='Test a checkpoint, trained with PSW or not: the '
+        'checkpoints of both are alike.')
     options.add_config(parser)
-    parser.add_argument('checkpoint', help='path or address of a .pth file')
+    parser.add_argument('checkpoint', help='path or address of a .pth '
+                        "file; zoo: the weights published for the config")
     parser.add_argument('--out', help='where the predictions go: a .pkl file; '
                         'with mmseg a folder')
     parser.add_argument('--show', action='store_true',
@@ -43,6 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
                         help='seconds that an image is shown')
     parser.add_argument('--tta', action='store_true',
                         help='test time augmentation')
+    options.add_weights(parser)
     options.add_run_options(parser)
     return parser.parse_args(argv)
 
@@ -54,14 +59,17 @@ def test(args: Namespace) -> dict:
         ValueError, FileNotFoundError: Before anything is built, where an
             option, the config, the checkpoint or the data is wrong.
     """
-    from mmpsw.commands import checks, launch
+    from mmpsw.commands import checks, data, launch
     cfg = build_config(args)
-    checks.check_checkpoint(args.checkpoint)
-    checks.check_data(cfg, 'test')
+    cfg.load_from = zoo.checkpoint(args.checkpoint, args.config, args.weights)
+    checks.check_checkpoint(cfg.load_from)
+    data.check_topk(cfg)
+    data.check_data(cfg, 'test')
     checks.make_work_dir(cfg, hold=False)
     runner = launch.build_runner(cfg)
     checks.check_fit(cfg, runner.model, whole=True)
-    metrics = runner.test()
+    with data.explained():
+        metrics = runner.test()
     launch.leave_processes()
     return metrics
 
@@ -94,7 +102,7 @@ def _set_visualization(cfg: Config, args: Namespace) -> None:
             '--show and --show-dir need default_hooks.visualization, which '
             'the config lacks; set --cfg-options '
             'default_hooks.visualization.type=VisualizationHook')
-    scope = cfg.get('default_scope')
+    scope = configs.framework(cfg)
     hook['enable' if scope == 'mmpretrain' else 'draw'] = True
     if args.show:
         hook.update(show=True, wait_time=args.wait_time)
@@ -108,14 +116,14 @@ def _set_visualization(cfg: Config, args: Namespace) -> None:
 
 def _set_tta(cfg: Config) -> None:
     """Wraps the model for test time augmentation, as the stock tools do."""
-    scope = cfg.get('default_scope')
+    scope = configs.framework(cfg)
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset['dataset']
     if scope in _TTA:  # those of mmseg's configs are complete
-        model, pack = _TTA[scope]
+        model, flip, pack = _TTA[scope]
         cfg.setdefault('tta_model', model)
-        cfg.setdefault('tta_pipeline', _flips(dataset.pipeline, pack))
+        cfg.setdefault('tta_pipeline', _flips(dataset.pipeline, flip, pack))
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise ValueError('--tta cannot be used, because the config has no '
                          'tta_model and tta_pipeline; add them, or test '
@@ -124,17 +132,17 @@ def _set_tta(cfg: Config) -> None:
     dataset.pipeline = cfg.tta_pipeline
 
 
-def _flips(pipeline: list, pack: dict | None) -> list:
+def _flips(pipeline: list, flip: str, pack: dict | None) -> list:
     """A test pipeline, ended by packing the image and its mirror image."""
     *steps, last = copy.deepcopy(pipeline)
-    flips = [dict(type='RandomFlip', prob=prob) for prob in (1., 0.)]
+    flips = [dict(type=flip, prob=prob) for prob in (1., 0.)]
     augment = dict(type='TestTimeAug', transforms=[flips, [pack or last]])
     return [*steps, augment]
 
 
 def _set_out(cfg: Config, out: str) -> None:
     """Adds a metric that writes the predictions; mmseg's own does it."""
-    scope = cfg.get('default_scope')
+    scope = configs.framework(cfg)
     if scope == 'mmseg':
         cfg.test_evaluator.update(output_dir=out, keep_results=True)
         return

@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from mmpsw import configs
 from mmpsw.commands import options
+from mmpsw.zoo import FROM_ZOO
 
 if TYPE_CHECKING:  # torch comes with it
     from mmpsw.engine import RideAlongHook
@@ -25,52 +26,52 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Reads the command line (``sys.argv`` by default)."""
     parser = ArgumentParser(
-        prog='train.py',
         description='Train a stock or own config, as it is or with a method.')
-    options.add_config(parser)
+    options.add_config(parser, '?')
     parser.add_argument(
-        '--with', nargs='+', action='extend', default=[], dest='methods',
-        metavar='NAME', help='methods that are added to the config: '
-        f'{", ".join(configs.known_methods())}, or the path of a file with '
-        'settings such as theirs')
-    parser.add_argument('--psw', nargs=1, action='extend', dest='methods',
-                        metavar='NAME', help='the same, for one method')
+        '--with', nargs='+', action=options.ListMethods, default=[],
+        dest='methods', metavar='NAME', help='methods that are added to the '
+        'config, with settings or without (pwalks:last=0.5): list shows them '
+        'all; or the path of a file with settings such as theirs')
     parser.add_argument(
-        '--ride-along', nargs='+', action=options.ConfigOptions, default={},
-        metavar='NAME=FOLDER', help='averages that are evaluated beside the '
-        'run, which they do not change (control, ema, swa, lawa, ...): their '
+        '--ride-along', nargs=2, action='append', default=[],
+        metavar=('NAME', 'FOLDER'), help='an average that is evaluated beside '
+        'the run, which it does not change (psw, ema, swa, lawa, ...): its '
         'validations and final weights go to the folder')
-    parser.add_argument('--seed', type=int, help='the random seed')
+    parser.add_argument('--seed', type=options.seed, help='the random seed')
     parser.add_argument(
         '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
         help='continue from a checkpoint; without one, from the newest '
         'readable one of the work dir, by iteration')
-    for name, what in {
-            'overwrite': 'allow overwriting the checkpoints of an earlier run',
-            'amp': 'mixed precision',
-            'auto-scale-lr': 'scale the learning rate to the actual batch size'
-    }.items():
-        parser.add_argument(f'--{name}', action='store_true', help=what)
+    parser.add_argument('--overwrite', action='store_true', help='allow '
+                        'overwriting the checkpoints of an earlier run')
+    options.add_training(parser)
     options.add_run_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    options.take_config(parser, args, args.methods)
+    args.validate_first |= args.from_zoo
+    args.methods = [part for name in args.methods
+                    for part in configs.split_arm(name)]
+    return args
 
 
 def train(args: Namespace) -> None:
     """Trains what the command line says.
 
     Raises:
-        ValueError, FileNotFoundError: Before anything is downloaded or
-            built, where an option, the config or the data is wrong.
+        ValueError, FileNotFoundError: Before anything is built, where an
+            option, the config or the data is wrong.
         KeyboardInterrupt: Ctrl-C was pressed; it says when.
     """
-    from mmpsw.commands import checks, launch
+    from mmpsw.commands import checks, data, launch
     from mmpsw.runtime.random_state import RandomStateHook
     from mmpsw.runtime.saving import save_safely
-    cfg = build_config(args)
-    notes = verify(cfg, args)
+    notes: list[str] = []
+    cfg = build_config(args, notes)
+    notes += verify(cfg, args)
     passengers = ride_along(args)
     runner = launch.build_runner(cfg)
-    checks.check_fit(cfg, runner.model)
+    checks.check_fit(cfg, runner.model, whole=args.from_zoo)
     for note in notes:
         runner.logger.warning(note)
     # Not in the config, which stays what the user wrote.
@@ -78,26 +79,38 @@ def train(args: Namespace) -> None:
     save_safely(runner)
     if passengers is not None:
         runner.register_hook(passengers)
+    if args.validate_first:
+        runner.register_hook(launch.ValidateFirstHook())
     try:
-        runner.train()
+        with data.explained():
+            runner.train()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f'interrupted at iteration {runner.iter}; '
                                 '--resume goes on') from None
     launch.leave_processes()
 
 
-def build_config(args: Namespace) -> Config:
-    """Loads and transforms the config; a ValueError where one is wrong."""
-    from mmpsw.commands import launch
+def build_config(args: Namespace, notes: list[str] | None = None) -> Config:
+    """Loads and transforms the config; a ValueError where one is wrong.
+
+    ``notes`` takes sentences on what was left out, for the log.
+    """
+    from mmpsw.commands import checks, launch
     cfg = configs.load_config(args.config)
     fragments = [configs.load_fragment(name) for name in args.methods]
-    configs.apply_fragments(cfg, fragments, args.amp, args.cfg_options)
+    left_out = configs.apply_fragments(cfg, fragments, args.amp,
+                                       args.cfg_options)
+    if notes is not None:
+        notes += left_out
     launch.set_up(cfg, args)
     if args.seed is not None:
-        cfg.randomness = {**cfg.get('randomness', {}), 'seed': args.seed}
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': args.seed}
+    if args.from_zoo:
+        cfg.load_from = FROM_ZOO
+    if args.resume == 'auto':
+        cfg.resume = checks.NEWEST
+    elif args.resume is not None:
+        cfg.resume, cfg.load_from = True, args.resume
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise ValueError(
@@ -118,20 +131,26 @@ def ride_along(args: Namespace) -> 'RideAlongHook | None':
     if not args.ride_along:
         return None
     from mmpsw.engine import RideAlongHook
+    folders = {configs.method_name(name): folder
+               for name, folder in args.ride_along}
+    if len(folders) < len(args.ride_along):
+        raise ValueError('--ride-along names an average twice, and keeps its '
+                         'state by its name; leave one out, or rename a file')
     return RideAlongHook({
-        str(folder): configs.load_fragment(name).to_dict()
-        for name, folder in args.ride_along.items()})
+        configs.method_name(name): configs.load_fragment(name).to_dict()
+        for name, _ in args.ride_along}, folders)
 
 
 def verify(cfg: Config, args: Namespace) -> list[str]:
     """Runs all checks; returns what the log should say of resuming."""
     from mmpsw.commands import checks
     checks.check_work_dir(cfg, args.overwrite)
-    folders = [Path(str(folder)) for folder in args.ride_along.values()]
-    checks.check_ride_along(cfg, folders,
-                            args.overwrite or cfg.get('resume'))
+    checks.check_ride_along(cfg, [Path(folder) for _, folder
+                                  in args.ride_along],
+                            args.overwrite or bool(cfg.get('resume')))
     notes = checks.find_start(cfg)
     checks.check_training(cfg, args.amp)
+    checks.check_weights(cfg, args.config, args.weights)
     checks.make_work_dir(cfg)
     return notes
 

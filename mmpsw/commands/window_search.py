@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 from mmengine.config import Config
 from torch import nn
@@ -30,8 +29,10 @@ def windows(most: int) -> list[int]:
     return sorted({2**i for i in range(most.bit_length())} | {most})
 
 
-def check(cfg: Config) -> None:
-    """A ValueError where a config does not validate, or has no data."""
+def check(cfg: Config, picture: Path, overwrite: bool) -> None:
+    """A ValueError where a config does not validate, or has no data, or the
+    picture exists."""
+    plots.check_format(picture, overwrite)
     for key in ('val_dataloader', 'val_evaluator'):
         if not cfg.get(key):
             raise ValueError(
@@ -101,18 +102,15 @@ def _load(model: nn.Module, weights: dict, meta: dict, cfg: Config) -> None:
             'trained with') from error
 
 
-@matplotlib.rc_context(plots.STYLE)
 def _draw(values: dict[int, float], best: int, label: str) -> Figure:
     figure = Figure(figsize=(5, 3), dpi=150, layout='constrained')
     axes = figure.subplots()
-    color, marker = plots.LOOKS[1]
-    axes.plot(values.keys(), values.values(), color=color, marker=marker,
-              markersize=4)
-    axes.plot(best, values[best], 'o', color=plots.LOOKS[0][0])
+    axes.plot(values.keys(), values.values(), 'o-', markersize=4)
     axes.annotate('the best', (best, values[best]), (0, -14), ha='center',
-                  textcoords='offset points', color=plots.LOOKS[0][0])
+                  textcoords='offset points')
     axes.set_xscale('log', base=2)
     axes.set_xticks([*values], [f'{last}' for last in values])
+    axes.margins(y=0.2)
     axes.set_xlabel('how many of the last checkpoints are averaged')
     axes.set_ylabel(label)
     return figure

@@ -9,6 +9,7 @@ Any other work directory of mmengine is an arm of one run, and a folder of
 such is a grid without seeds.
 """
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from mmpsw.compare.runs import (
     primary_metric,
     read_run,
 )
+from mmpsw.configs import folder_name
 
 __all__ = ['Comparison', 'name_of', 'read', 'read_plan']
 
@@ -36,8 +38,10 @@ class Comparison:
     Attributes:
         runs: A row for each run, by its number: arm, seed, repeat (of the
             seed in its arm, from 0), last (step), time (s per iteration),
-            memory (MB) and source, the :class:`Run` itself.
-        points: A row for each validation: run, arm, seed, step, value.
+            memory (MB), start (the value before the first step; NaN where
+            it was not validated) and source, the :class:`Run` itself.
+        points: A row for each validation after the first step: run, arm,
+            seed, step, value.
         metric: What the values are.
         unit: What a step counts, 'epoch' or 'iteration'.
         better: Which values are better, 'higher' or 'lower'.
@@ -77,7 +81,8 @@ def read(paths: Sequence[str | Path],
     """Read the runs that work directories hold.
 
     A run that did not reach its end is left out where its arm has others
-    that did; the notes say so, and what is missing.
+    that did, and so is one that cannot be read; the notes say so, and what
+    is missing.
 
     Args:
         paths: Grids and work directories. One may be given a name,
@@ -97,11 +102,14 @@ def read(paths: Sequence[str | Path],
     found = _find(paths)
     logged = [run for run in found.source if run and run.logged]
     if not logged:
+        broken = next(filter(None, found.problem), None)
+        if broken:
+            raise ValueError(broken)
         raise ValueError(
             f'there is no curve in {", ".join(paths)}, because no TIMESTAMP/'
-            'vis_data/scalars.json with a validation metric is there yet '
-            '(mmdet logs none while a detector finds no box); give the '
-            '--work-dir of runs that validate, or wait for one')
+            'vis_data/scalars.json with a validation metric is there yet; '
+            'give the --work-dir of runs that validate, or wait for one'
+            + ''.join(map(_see_log, found.folder)))
     folders = [_named(path)[1] for path in paths]
     plans = {path: plan for path in folders if (plan := read_plan(path))}
     told = {(plan.get('metric'), plan.get('rule')) for plan in plans.values()}
@@ -174,7 +182,16 @@ def _find(paths: Sequence[str]) -> pd.DataFrame:
             # By its folder, so that a run counts once.
             places.setdefault(folder.resolve(), (arm, folder))
     found = pd.DataFrame(places.values(), columns=['arm', 'folder'])
-    return found.assign(source=[read_run(folder) for folder in found.folder])
+    sources, problems = zip(*map(_read, found.folder))
+    return found.assign(source=sources, problem=problems)
+
+
+def _read(folder: Path) -> tuple[Run | None, str]:
+    """A run, or else what is wrong with it."""
+    try:
+        return read_run(folder), ''
+    except ValueError as error:
+        return None, str(error)
 
 
 def _named(path: str) -> tuple[str, str]:
@@ -192,7 +209,7 @@ def _places(folder: Path) -> list[tuple[str, Path]]:
                          'several')
     plan = read_plan(folder)
     if plan:
-        return [(arm, folder / arm / f'seed_{seed}')
+        return [(arm, folder / folder_name(arm) / f'seed_{seed}')
                 for arm in plan['arms'] for seed in plan['seeds']]
     own = _runs(folder)
     arms = [] if own else sorted(
@@ -230,12 +247,25 @@ def _missing(found: pd.DataFrame, metric: str) -> list[str]:
         lacking = {folder.name: run for folder, run in zip(
             places.folder, places.source)
             if run is None or metric not in run.logged}
+        broken = {folder.name: problem for folder, problem in zip(
+            places.folder, places.problem) if problem}
         if len(lacking) == len(places):
             notes.append(f'{arm} has no curve yet, and is not in the table.')
-        notes += [f'{arm}: {name} was not trained yet.' if run is None else
-                  f'{arm}: {name} is left out, as it logged no {metric}.'
-                  for name, run in lacking.items()]
+        logs = {folder.name: _see_log(folder) for folder in places.folder}
+        notes += [f'{arm}: {name} is left out, as it logged no {metric}.'
+                  if run else f'{arm}: {name} has no curve{logs[name]}.'
+                  if logs[name] else f'{arm}: {name} was not trained yet.'
+                  for name, run in lacking.items()
+                  if name not in broken]
+        notes += [f'{arm}: {name} is left out, because {problem}.'
+                  for name, problem in broken.items()]
     return notes
+
+
+def _see_log(folder: Path) -> str:
+    """Where a run that ``compare.py run`` has begun says what became of it."""
+    log = folder.with_suffix('.log')
+    return f'; see {log}' if log.exists() else ''
 
 
 def _with_curve(found: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -243,6 +273,7 @@ def _with_curve(found: pd.DataFrame, metric: str) -> pd.DataFrame:
     runs = pd.DataFrame([
         dict(arm=arm, source=run, seed=run.seed, time=run.time,
              memory=run.memory, end=run.max_steps,
+             start=run.validations.get(0, {}).get(metric, math.nan),
              last=max(step for step, metrics in run.validations.items()
                       if metric in metrics))
         for arm, run in zip(found.arm, found.source)
@@ -253,13 +284,13 @@ def _with_curve(found: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def _points(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A validation without the metric (no box found, say) is no point."""
+    """A validation without the metric is no point, nor is the start."""
     return pd.DataFrame([
         dict(run=number, arm=run.arm, seed=run.seed, step=step,
              value=metrics[metric])
         for number, run in runs.iterrows()
         for step, metrics in run.source.validations.items()
-        if metric in metrics
+        if metric in metrics and step
     ]).astype(dict(seed='Int64'))
 
 

@@ -20,7 +20,7 @@ from mmengine.structures import InstanceData
 
 from mmpsw.compare.plots import save
 
-__all__ = ['plot_detections']
+__all__ = ['narrow', 'plot_detections']
 
 # Pixels of a panel in a picture: small scenes are enlarged to this, so that
 # the boxes' labels can be read.
@@ -38,7 +38,8 @@ def plot_detections(config: Config,
     """Draw what detectors find in the same validation images.
 
     A row for the annotations and one for each detector, a column for each
-    image, and the same score threshold for all.
+    image, and the same score threshold for all. Beside it, ``..._narrow``
+    has the first image only: on a telephone its lettering can be read.
 
     Args:
         config: A mmdet config, its validation set in the COCO manner.
@@ -56,19 +57,35 @@ def plot_detections(config: Config,
     rows = {'annotated': [_annotations(info) for info in infos]}
     rows |= {name: _detections(config, checkpoint, infos, score_thr)
              for name, checkpoint in checkpoints.items()}
-    figure = Figure(figsize=(2.6 * len(scenes), 2.65 * len(rows) + 0.4),
+    classes = dataset.metainfo['classes']
+    drawn = {name: [_draw_boxes(image, boxes, classes, color)
+                    for image, boxes in zip(images, row)]
+             for (name, row), color in zip(rows.items(), cycle(_BOX_COLORS))}
+    save(_figure({name: row[:1] for name, row in drawn.items()}, 3.5),
+         narrow(path))
+    return save(_figure(drawn, 2.6, title), path)
+
+
+def narrow(path: Path) -> Path:
+    """The file beside a picture for what is narrow."""
+    return path.with_stem(f'{path.stem}_narrow')
+
+
+def _figure(rows: Mapping[str, Sequence[np.ndarray]], size: float,
+            title: str = '') -> Figure:
+    """Images in rows that have a name, each ``size`` inches wide."""
+    columns = len(next(iter(rows.values())))
+    figure = Figure(figsize=(size * columns, (size + .05) * len(rows) + .4),
                     dpi=150, layout='constrained')
-    grid = figure.subplots(len(rows), len(scenes), squeeze=False)
-    for axes_row, (name, row), color in zip(grid, rows.items(),
-                                            cycle(_BOX_COLORS)):
-        for axes, image, boxes in zip(axes_row, images, row):
-            axes.imshow(_draw_boxes(image, boxes, dataset.metainfo['classes'],
-                                    color))
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes_row, (name, images) in zip(grid, rows.items()):
+        for axes, image in zip(axes_row, images):
+            axes.imshow(image)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-        axes_row[0].set_ylabel(name, fontsize=12)
+        axes_row[0].set_ylabel(name, fontsize=12, parse_math=False)
     figure.suptitle(title, x=0.01, ha='left', fontweight='bold')
-    return save(figure, path)
+    return figure
 
 
 def _annotations(info: dict) -> InstanceData:

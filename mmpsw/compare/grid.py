@@ -6,16 +6,19 @@ N``, in a work directory of its own::
     WORK/comparison.json        what is compared
     WORK/ARM/seed_N/            mmengine's work directory
     WORK/ARM/seed_N.log         all that the run printed
-    WORK/ARM/seed_N.lock        held by the run's process
 
 What is finished is not trained again, and what was interrupted goes on from
-its newest validated checkpoint.
+its newest validated checkpoint. An arm that only evaluates rides along in the
+baseline's run: it has a folder, and no log.
 """
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,13 +31,16 @@ from mmpsw.compare.runs import (
     higher_is_better,
     hook_of,
     is_by_epoch,
+    logged_by,
     read_run,
 )
+from mmpsw.configs import folder_name, split_arm
 
-__all__ = ['Cell', 'Grid', 'arm_name', 'claim', 'parts', 'resume_point',
+__all__ = ['BASELINE', 'Cell', 'Grid', 'hold', 'record', 'resume_point',
            'shipped', 'steps_done']
 
 SETTINGS = 'comparison.json'
+BASELINE = 'baseline'
 
 
 @dataclass(frozen=True)
@@ -53,15 +59,17 @@ class Grid:
     """What is compared, and where the results go."""
 
     config: str  # as tools/train.py takes it
-    # By the arm's name, what it adds to the config: a fragment's name or
-    # path, or several joined by +.
+    # By its name, what an arm adds to the config: a fragment's name or path,
+    # with settings or without, or several joined by +.
     arms: dict[str, str]
     seeds: tuple[int, ...]
     work_dir: Path
     options: tuple[str, ...] = ()  # key=value, for all the runs
+    flags: tuple[str, ...] = ()  # other options of tools/train.py
+    processes: int = 1  # of each run
     metric: str | None = None  # or its last part
     rule: str | None = None  # 'greater' or 'less'
-    # Arms that are evaluated in the baseline's runs, which they leave alone.
+    # Arms that only evaluate. What the baseline is, no other arm's name says.
     passengers: tuple[str, ...] = ()
 
     @property
@@ -69,86 +77,110 @@ class Grid:
         """All runs, a seed of every arm before the next seed."""
         return [Cell(arm, seed) for seed in self.seeds for arm in self.arms]
 
+    @property
+    def first(self) -> str:
+        """The arm that the others are compared with."""
+        return BASELINE if BASELINE in self.arms else next(iter(self.arms))
+
     def run_dir(self, cell: Cell) -> Path:
         """The work directory of a run."""
-        return self.work_dir / cell.arm / f'seed_{cell.seed}'
+        return (self.work_dir / folder_name(cell.arm)
+                / f'seed_{cell.seed}')
 
     def log(self, cell: Cell) -> Path:
-        """The file that takes what a run prints."""
+        """The file that takes what a run of its own prints."""
         return self.run_dir(cell).with_suffix('.log')
 
     def host(self, cell: Cell) -> Cell | None:
-        """The run in which this one rides along; None for one of its own."""
-        if cell.arm in self.passengers:
-            return Cell('baseline', cell.seed)
-        return None
+        """The run in which this one rides along; None for one of its own.
 
-    def _ride_along(self, cell: Cell) -> list[str]:
-        """A run that was begun without a passenger goes on without it."""
-        guests = [Cell(arm, cell.seed) for arm in self.passengers
-                  if self.host(Cell(arm, cell.seed)) == cell]
-        if self.run_dir(cell).exists():
-            guests = [g for g in guests if self.run_dir(g).exists()]
-        folders = [f'{self.arms[g.arm]}={self.run_dir(g)}' for g in guests]
-        return ['--ride-along', *folders] if folders else []
+        One that has a run of its own goes on with that, and one that comes
+        after the baseline's run was begun needs one.
+        """
+        host = Cell(BASELINE, cell.seed)
+        if (cell.arm not in self.passengers or BASELINE not in self.arms
+                or self.log(cell).exists()):
+            return None
+        begun = resume_point(self.run_dir(host)) is not None
+        return None if begun and not self.run_dir(cell).exists() else host
 
-    def command(self, cell: Cell) -> list[str]:
-        """The command that trains a run, or goes on with it."""
+    def arguments(self, cell: Cell) -> list[str]:
+        """What tools/train.py is given to train a run, or go on with it."""
         hook = 'default_hooks.checkpoint'
         begin = []
         if self.run_dir(cell).exists():
             checkpoint = resume_point(self.run_dir(cell))
             begin = (['--resume', str(checkpoint)] if checkpoint
                      else ['--overwrite'])
+        guests = [Cell(arm, cell.seed) for arm in self.passengers
+                  if self.host(Cell(arm, cell.seed)) == cell]
         return [
-            'python', shipped('tools/train.py'), self.config,
-            '--with', *parts(self.arms[cell.arm]), '--seed', str(cell.seed),
-            '--work-dir', str(self.run_dir(cell)), *begin,
-            *self._ride_along(cell),
+            self.config, '--with', *split_arm(self.arms[cell.arm]),
+            '--seed', str(cell.seed), '--work-dir', str(self.run_dir(cell)),
+            *begin, *self.flags,
+            *(word for guest in guests for word in (
+                '--ride-along', self.arms[guest.arm],
+                str(self.run_dir(guest)))),
             '--cfg-options',
-            f'{hook}.interval={self.interval()}',
-            f'{hook}.by_epoch={self.by_epoch()}',
+            f'{hook}.interval={self.interval(cell.arm)}',
+            f'{hook}.by_epoch={self.by_epoch(cell.arm)}',
             # The newest may have been saved just before its validation.
             f'{hook}.max_keep_ckpts=2',
             f'{hook}.save_best=None',
             # Workers that persist have random states that nobody can save.
-            'train_dataloader.persistent_workers=False', *self._log_options(),
-            *self.options
+            'train_dataloader.persistent_workers=False',
+            *self._log_options(cell.arm), *self.options
         ]
 
-    def _log_options(self) -> list[str]:
+    def command(self, cell: Cell) -> list[str]:
+        """The command that does so, in as many processes as a run has."""
+        several = self.processes > 1
+        launch = ['-m', 'torch.distributed.run', '--standalone',
+                  '--nproc-per-node', str(self.processes)]
+        return ['python', *(launch if several else []),
+                shipped('tools/train.py'), *self.arguments(cell),
+                *(['--launcher', 'pytorch'] if several else [])]
+
+    def _log_options(self, arm: str) -> list[str]:
         """Logs count what the loop counts, and training is in them.
 
         mmseg's schedules log iterations, also where a config that inherits
         them counts epochs.
         """
-        options = [f'log_processor.by_epoch={self.by_epoch()}']
-        logger = hook_of(self.load(), 'logger')
+        by_epoch, steps = self.by_epoch(arm), self.max_steps(arm)
+        options = [f'log_processor.by_epoch={by_epoch}']
+        logger = hook_of(self.load(arm), 'logger')
         if 'type' in logger:
             key = 'default_hooks.logger'
-            options.append(f'{key}.log_metric_by_epoch={self.by_epoch()}')
-            if (not self.by_epoch()
-                    and logger.get('interval', 10) > self.max_steps()):
-                options.append(f'{key}.interval={self.max_steps()}')
+            options.append(f'{key}.log_metric_by_epoch={by_epoch}')
+            if not by_epoch and logger.get('interval', 10) > steps:
+                options.append(f'{key}.interval={steps}')
         return options
 
-    def load(self) -> Config:
-        """The config, with the options."""
-        return _load(self.config, self.options)
+    def load(self, arm: str | None = None) -> Config:
+        """The config with the options, and with what an arm adds."""
+        return _load(self.config, self.options, self.arms.get(arm),
+                     '--amp' in self.flags)
 
-    def by_epoch(self) -> bool:
-        """Whether its steps are epochs, and not iterations."""
-        return is_by_epoch(self.load())
+    def by_epoch(self, arm: str | None = None) -> bool:
+        """Whether the steps of an arm are epochs, and not iterations."""
+        return is_by_epoch(self.load(arm))
 
-    def max_steps(self) -> int:
-        """How long each run trains, in epochs or iterations."""
-        cfg = self.load().train_cfg
-        return cfg.max_epochs if 'max_epochs' in cfg else cfg.max_iters
+    def max_steps(self, arm: str | None = None) -> int:
+        """How long an arm trains, in epochs or iterations."""
+        loop = self.load(arm).get('train_cfg') or {}
+        steps = loop.get('max_epochs', loop.get('max_iters'))
+        if steps is None:
+            raise ValueError(
+                f"config '{self.config}' does not say how long to train, as "
+                'its train_cfg has no max_epochs and no max_iters; give one '
+                'that trains')
+        return steps
 
-    def interval(self) -> int:
+    def interval(self, arm: str | None = None) -> int:
         """How many steps lie between two validations."""
-        return self.load().train_cfg.get('val_interval',
-                                         1 if self.by_epoch() else 1000)
+        return self.load(arm).train_cfg.get(
+            'val_interval', 1 if self.by_epoch(arm) else 1000)
 
     def with_metric(self) -> 'Grid':
         """The same, with a metric and a rule, which the config may name.
@@ -174,56 +206,115 @@ class Grid:
                 f"'{self.config}' has no save_best and its val_evaluator is "
                 'none of the zoos\'; give --metric, and --rule greater or '
                 '--rule less where mmengine has no rule for its name')
+        names = logged_by(cfg)
+        if self.metric and names and not any(
+                name == metric or name.endswith(f'/{metric}')
+                for name in names):
+            raise ValueError(f"--metric '{metric}' is not what the config's "
+                             f'val_evaluator logs; give one of '
+                             f'{", ".join(names)}')
         higher = higher_is_better(metric, self.rule, hook_of(cfg))
         return replace(self, metric=metric,
                        rule='greater' if higher else 'less')
 
 
-def parts(arm: str) -> list[str]:
-    """The fragments of an arm: ``pwalks+ema``, or a path."""
-    return [arm] if Path(arm).is_file() else arm.split('+')
+@contextmanager
+def hold(work_dir: Path) -> Iterator[int]:
+    """Let no other comparison write to a folder, which is made.
+
+    Gives the descriptor that a run must inherit, so that one which outlives
+    a killed comparison still holds the folder.
+
+    Raises:
+        ValueError: Another comparison, or such a run, is at work there.
+    """
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        lock = os.open(work_dir, os.O_RDONLY)
+    except OSError as error:
+        raise ValueError(f"--work-dir '{work_dir}' cannot be used, because "
+                         f"the system says '{error.strerror}'; give another "
+                         'folder') from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise ValueError(
+            f"'{work_dir}' is in use: a comparison is being trained there, or "
+            'a run that outlived a killed one; wait for it, end it, or give '
+            'another --work-dir') from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield lock
+    finally:
+        os.close(lock)
 
 
-def arm_name(arm: str) -> str:
-    """What an arm's folder is called."""
-    return '+'.join(Path(part).stem.lower() for part in parts(arm))
+def record(grid: Grid, remarks: Sequence[str] = ()) -> None:
+    """Write what is compared into a grid's folder.
 
-
-def claim(grid: Grid, fresh: bool = False) -> Grid:
-    """Take a grid's folder, or a numbered one beside it.
-
-    A folder that holds the same experiment is used, with the arms and seeds
-    that it has and those that are asked for.
+    A folder that holds the same experiment keeps the arms and seeds that it
+    has, besides those that are asked for.
 
     Args:
         grid: What is to be compared.
-        fresh: Whether to pass by an equal experiment.
+        remarks: How it differs from what the model zoo published.
+
+    Raises:
+        ValueError: The folder holds something else.
     """
     from mmpsw.checkpoints import whole_file  # torch comes with it
-    fragments = {name: [configs.load_fragment(part).pretty_text
-                        for part in parts(arm)]
-                 for name, arm in grid.arms.items()}
-    wanted = dict(
+    plan = dict(
         config=grid.config,
-        config_sha256=_sha256(grid.load().pretty_text),
+        config_sha256=hashlib.sha256(
+            grid.load().pretty_text.encode()).hexdigest(),
         cfg_options=dict(pair.split('=', 1) for pair in grid.options),
-        arms=grid.arms,
-        arms_sha256={name: _sha256(*texts)
-                     for name, texts in fragments.items()},
+        flags=[flag for flag in grid.flags if flag.startswith('--')
+               and flag != '--weights'],
+        processes=grid.processes, arms=grid.arms,
+        settings={arm: '\n'.join(
+            configs.load_fragment(part).pretty_text
+            for part in split_arm(text)) for arm, text in grid.arms.items()},
         seeds=list(grid.seeds), metric=grid.metric, rule=grid.rule,
-        passengers=list(grid.passengers))
-    number, folder = 1, grid.work_dir
-    while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        joined = None if fresh else _joined(folder, wanted)
-        if joined:
-            wanted = joined
-            break
-        number += 1
-        folder = Path(f'{grid.work_dir}_{number}')
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / SETTINGS) as path:
-        path.write_text(json.dumps(wanted, indent=1) + '\n')
-    return replace(grid, work_dir=folder)
+        passengers=[arm for arm in grid.arms if any(
+            grid.host(Cell(arm, seed)) for seed in grid.seeds)],
+        published=list(remarks))
+    with whole_file(grid.work_dir / SETTINGS) as path:
+        path.write_text(json.dumps(joined(grid.work_dir, plan), indent=1)
+                        + '\n')
+
+
+def joined(folder: Path, plan: dict) -> dict:
+    """A plan with the arms and seeds that a folder's plan has besides.
+
+    Raises:
+        ValueError: The folder holds something else.
+    """
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return plan
+    try:
+        saved = json.loads((folder / SETTINGS).read_text(encoding='utf-8'))
+        both = {*saved['settings']} & {*plan['settings']}
+        others = [*(key for key in ('cfg_options', 'flags', 'processes')
+                    if saved[key] != plan[key]),
+                  *(f'the arm {arm}' for arm in sorted(both)
+                    if saved['settings'][arm] != plan['settings'][arm])]
+        if saved['config_sha256'] != plan['config_sha256']:
+            others = others or ['config']
+        known = {key: {**saved[key], **plan[key]}
+                 for key in ('arms', 'settings')}
+        lists = {key: list(dict.fromkeys([*saved[key], *plan[key]]))
+                 for key in ('seeds', 'passengers')}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"--work-dir '{folder}' holds something else than a comparison of "
+            f'this version; give another folder, or remove it') from error
+    if others:
+        raise ValueError(
+            f"--work-dir '{folder}' holds another comparison, in which "
+            f'{" and ".join(others)} differ; give another folder')
+    return {**plan, **known, **lists, 'seeds': sorted(lists['seeds'])}
 
 
 def steps_done(run_dir: Path) -> int:
@@ -238,10 +329,10 @@ def resume_point(run_dir: Path) -> Path | None:
     Not simply the last checkpoint: it may have been written just before a
     validation that was interrupted, whose point would be missing.
     """
-    done = steps_done(run_dir)
     steps = {path: int(path.stem.rpartition('_')[2])
              for path in run_dir.glob('*_*.pth')
              if re.fullmatch(r'(epoch|iter)_\d+', path.stem)}
+    done = steps_done(run_dir) if steps else 0
     usable = [path for path in steps if steps[path] <= done]
     return max(usable, key=steps.get, default=None)
 
@@ -254,35 +345,15 @@ def shipped(name: str) -> str:
     return str(path) if relative.startswith('..') else relative
 
 
-def _joined(folder: Path, wanted: dict) -> dict | None:
-    """A folder's settings and ours together; None where they disagree."""
-    try:
-        saved = json.loads((folder / SETTINGS).read_text())
-        hashes = {**wanted['arms_sha256'], **saved['arms_sha256']}
-        if (saved['config_sha256'] != wanted['config_sha256']
-                or not wanted['arms_sha256'].items() <= hashes.items()):
-            return None
-        return {**wanted, 'arms': {**saved['arms'], **wanted['arms']},
-                'arms_sha256': hashes,
-                'passengers': sorted({*saved.get('passengers', []),
-                                      *wanted['passengers']}),
-                'seeds': sorted({*saved['seeds'], *wanted['seeds']})}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
 @functools.cache
-def _load(config: str, options: tuple[str, ...]) -> Config:
+def _load(config: str, options: tuple[str, ...], arm: str | None,
+          amp: bool) -> Config:
     cfg = configs.load_config(config)
     pairs = (pair.split('=', 1) for pair in options)
-    try:
-        cfg.merge_from_dict({key: DictAction._parse_iterable(text)
-                             for key, text in pairs})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError('--cfg-options does not fit the config: '
-                         f'{error}') from error
+    values = {key: DictAction._parse_iterable(text) for key, text in pairs}
+    if arm is None:
+        configs.merge(cfg, values, '--cfg-options')
+    else:
+        fragments = [configs.load_fragment(part) for part in split_arm(arm)]
+        configs.apply_fragments(cfg, fragments, amp, values)
     return cfg
-
-
-def _sha256(*texts: str) -> str:
-    return hashlib.sha256('\n'.join(texts).encode()).hexdigest()

@@ -1,15 +1,21 @@
 """What a reader of a comparison must know besides its numbers."""
+import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.config import Config
 
 from mmpsw.compare import differences
 from mmpsw.compare.comparison import Comparison, name_of
-from mmpsw.compare.differences import listed
+from mmpsw.compare.differences import listed, plain
 from mmpsw.compare.runs import Run
-from mmpsw.compare.table import time_note
 
-__all__ = ['environment', 'notes']
+__all__ = ['environment', 'notes', 'title']
 
+# Types of models that say nothing but the task.
+_GENERIC = ('EncoderDecoder', 'ImageClassifier')
+_TASKS = ('cls', 'det', 'seg')  # folders of a data set
 # Lines of mmengine's environment block that say nothing about the machine.
 _NOT_MACHINE = re.compile(r'\n\s*(?:numpy_random_)?seed:[^\n]*')
 _ENVIRONMENT = re.compile(
@@ -18,8 +24,29 @@ _ENVIRONMENT = re.compile(
 
 def notes(c: Comparison) -> list[str]:
     """Sentences on whatever makes the arms less comparable than they look."""
-    checks = (_runs, _points, _seeds, _configs, _environments, time_note)
+    checks = (_runs, _points, _losses, _seeds, _configs, _environments,
+              _times)
     return c.notes + [note for check in checks for note in check(c)]
+
+
+def title(config: Config) -> str | None:
+    """What is trained on what: 'RetinaNet (ResNet-50) on coco'."""
+    model = plain(config.get('model') or {})
+    data = (config.get('val_dataloader') or {}).get('dataset') or {}
+    while 'dataset' in data:  # a wrapper
+        data = data['dataset']
+    # Of data/digits/det it is the second.
+    root = next((part for part in reversed(Path(str(
+        data.get('data_root') or '')).parts) if part not in _TASKS), '')
+    backbone = model.get('backbone') or {}
+    names = [name for name in (
+        model.get('type'), (model.get('decode_head') or {}).get('type'),
+        '-'.join(str(backbone[key]) for key in ('type', 'depth')
+                 if key in backbone)) if name and name not in _GENERIC]
+    if not names or not (root or data.get('type')):
+        return None
+    more = f' ({", ".join(names[1:])})' if names[1:] else ''
+    return f'{names[0]}{more} on {root or plain(data)["type"]}'
 
 
 def environment(run: Run) -> str | None:
@@ -67,6 +94,17 @@ def _points(c: Comparison) -> Iterator[str]:
                f'{listed(list(shared))}.')
 
 
+def _losses(c: Comparison) -> Iterator[str]:
+    for _, run in c.runs.iterrows():
+        logged = [line for line in run.source.training if 'loss' in line]
+        bad = [line['iter'] for line in logged
+               if not math.isfinite(line['loss'])]
+        if bad:
+            yield (f'{name_of(run)} has a loss that is not finite from '
+                   f'iteration {bad[0]} on: {len(bad)} of the {len(logged)} '
+                   'that were logged.')
+
+
 def _seeds(c: Comparison) -> Iterator[str]:
     unknown = c.runs.arm[c.runs.seed.isna()].unique()
     if len(unknown):
@@ -83,13 +121,10 @@ def _seeds(c: Comparison) -> Iterator[str]:
         if arm not in unknown and ours != theirs:
             both = sorted({*ours} & {*theirs})
             what = (f'differences are over the shared seeds {listed(both)}'
-                    if both else 'no seed is shared, so that there are no '
-                    'paired differences')
+                    if both else 'no seed is shared, so that differences are '
+                    'those of the means')
             yield (f'{arm} has the seeds {listed(ours)}, {c.baseline} '
                    f'{listed(theirs)}; {what}.')
-    if not c.runs.arm.duplicated().any():
-        yield ('There is one run an arm: nothing is known of the spread over '
-               'seeds, and a difference may be chance.')
 
 
 def _configs(c: Comparison) -> Iterator[str]:
@@ -120,3 +155,11 @@ def _environments(c: Comparison) -> Iterator[str]:
         shown = ' | '.join('; '.join(names) for names in groups.values())
         yield (f'The runs come from different environments ({shown}): compare '
                'their times with care.')
+
+
+def _times(c: Comparison) -> Iterator[str]:
+    carried = [arm for plan in c.plans.values()
+               for arm in plan.get('passengers', ())]
+    if carried and c.of_arm(c.baseline).time.notna().any():
+        yield (f"s/iter of {c.baseline} includes what {', '.join(carried)} "
+               'took, which rode along.')

@@ -1,6 +1,6 @@
 """One self-contained page, and files, on the arms of a comparison."""
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,32 +13,38 @@ from mmpsw.compare.zoo_results import Published
 __all__ = ['FILES', 'PAGE', 'write_report']
 
 PAGE = 'index.html'
-FILES = ('table.md', 'table.csv', 'points.csv', 'curves.png', 'curves.svg')
-_ADDED = ('equal_time.png', 'step_seconds.csv')  # by tools/analysis
+FILES = ('table.md', table.FILE, 'curves.png', 'differences.png')
+_KEYS = ('final', 'area')  # whose differences are drawn
 _TEMPLATE = Path(__file__).with_name('report.html')
 # In the page's head: what tells an earlier report from a user's own page.
 _GENERATOR = '<meta name="generator" content="mmpsw compare report">'
-_TYPES = {'.csv': 'text/csv', '.svg': 'image/svg+xml'}
 
 
-def write_report(c: Comparison,
+def write_report(found: pd.DataFrame,
+                 baseline: str,
                  out_dir: Path,
                  title: str = 'Comparison',
                  remarks: Sequence[str] = (),
                  zoo: Published | None = None,
-                 commands: Sequence[str] = ()) -> pd.DataFrame:
-    """Write a page, and its table and curves as files.
+                 commands: Sequence[str] = (),
+                 pictures: Mapping[str, Sequence[Path]] | None = None,
+                 c: Comparison | None = None) -> pd.DataFrame:
+    """Write a page, and its table and pictures as files.
 
     Args:
-        c: What is compared.
+        found: The :func:`mmpsw.compare.table.long` of one comparison.
+        baseline: The arm that the others are compared with.
         out_dir: A folder that is new, empty, or holds an earlier report.
         title: Above it all.
         remarks: The sentences of :func:`mmpsw.compare.notes.notes`.
         zoo: What the model zoo publishes for the baseline.
         commands: How to do all of it again.
+        pictures: More of them, by what they show: for a wide page, and for
+            a narrow one.
+        c: The runs, where they are at hand, for their configs.
 
     Returns:
-        The numbers, as in ``table.csv``.
+        The :func:`mmpsw.compare.table.statistics`.
 
     Raises:
         ValueError: If ``out_dir`` holds anything else.
@@ -48,20 +54,31 @@ def write_report(c: Comparison,
     page = out_dir / PAGE
     if not page.exists():  # marks the folder, should this be interrupted
         page.write_text(_GENERATOR, encoding='utf-8')
-    numbers = table.numbers(c, zoo.value if zoo else None)
-    numbers.to_csv(out_dir / 'table.csv', index=False)
-    c.points[['arm', 'seed', 'step', 'value']].astype(
-        dict(seed=object)).fillna(dict(seed='')).to_csv(
-            out_dir / 'points.csv', index=False, na_rep='nan')
-    (out_dir / 'table.md').write_text(table.as_markdown(c, numbers) + '\n',
+    numbers = table.statistics(found, baseline)
+    found.drop(columns='comparison').to_csv(
+        out_dir / table.FILE, index=False, lineterminator='\n')
+    frame = table.shown(numbers, found, baseline, zoo and zoo.value)
+    (out_dir / 'table.md').write_text(table.as_markdown(frame) + '\n',
                                       encoding='utf-8')
-    for name in ('curves.png', 'curves.svg'):
-        plots.save(plots.plot_curves(c, title), out_dir / name)
-    html = _render(c, numbers, files={
-        name: _data_uri(out_dir / name) for name in FILES
-        if Path(name).suffix in _TYPES
-    }, title=title, remarks=remarks, zoo=zoo, commands=commands)
-    page.write_text(html, encoding='utf-8')
+    drawn = []
+    if numbers.difference.notna().any():
+        drawn.append(('differences', lambda width: plots.plot_differences(
+            numbers, baseline, _KEYS, width)))
+    drawn.append(('curves', lambda width: plots.plot_curves(
+        found, baseline, width=width)))
+    for name, plot in drawn:
+        plots.save(plot(plots.WIDE), out_dir / f'{name}.png')
+    page.write_text(_render(
+        found, numbers, baseline, c, title=title, remarks=remarks, zoo=zoo,
+        commands=commands, frame=frame,
+        plots=[(name, *(_data_uri(plots.drawn(plot(width), 'svg'), 'svg+xml')
+                        for width in (plots.WIDE, plots.NARROW)))
+               for name, plot in drawn],
+        csv=_data_uri((out_dir / table.FILE).read_bytes(), 'csv', 'text'),
+        pictures=[(text, *(_data_uri(path.read_bytes(), 'png')
+                           for path in paths))
+                  for text, paths in (pictures or {}).items()]),
+                    encoding='utf-8')
     return numbers
 
 
@@ -72,37 +89,50 @@ def _check_out_dir(out_dir: Path) -> None:
     if not out_dir.is_dir():
         raise ValueError(f"the report cannot be written to '{out_dir}', "
                          'because that is a file; give a folder')
-    found = sorted(path.name for path in out_dir.iterdir())
-    others = sorted({*found} - {PAGE, *FILES, *_ADDED})
-    page, csv = out_dir / PAGE, out_dir / 'table.csv'
-    is_report = page.is_file() and _GENERATOR in page.read_text(
+    files = sorted(path.name for path in out_dir.iterdir())
+    others = sorted({*files} - {PAGE, *FILES})
+    marks = ((PAGE, _GENERATOR), (table.FILE, 'arm,run,seed,'))
+    is_report = any(mark in (out_dir / name).read_text(
         encoding='utf-8', errors='replace')
-    is_report |= csv.is_file() and csv.read_text(
-        encoding='utf-8', errors='replace').startswith('arm,seeds,metric,')
-    if found and (others or not is_report):
+        for name, mark in marks if (out_dir / name).is_file())
+    if files and (others or not is_report):
         raise ValueError(
             f"the report cannot be written to '{out_dir}', because something "
-            f'else than an earlier report is there ({[*others, *found][0]}); '
+            f'else than an earlier report is there ({[*others, *files][0]}); '
             'give another folder with --out')
 
 
-def _render(c: Comparison, numbers: pd.DataFrame, **others) -> str:
+def _render(found: pd.DataFrame, numbers: pd.DataFrame, baseline: str,
+            c: Comparison | None, **others) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding='utf-8'))
-    kinds = {(arm, f'{key} - baseline'): kind for key in table.KEYS
-             for value, kind in ((1, 'better'), (-1, 'worse'))
-             for arm in numbers.arm[table.verdicts(numbers, key) == value]}
+    kinds = {(row.arm, f'{row.key} - {baseline}'):
+             'better' if row.verdict > 0 else 'worse'
+             for row in numbers[numbers.verdict.abs() == 1].itertuples()}
     return template.render(
-        c=c, kinds=kinds, tables=table.shown(c, numbers),
-        explanations=table.explain(c), environment=notes.environment(c.first),
-        differences={
-            arm: differences.changed_lines(
-                c.of_arm(arm).source.iloc[0].config, c.first.config)
-            for arm in c.arms if arm != c.baseline
-        }, **others)
+        arms=list(found.arm.unique()), baseline=baseline, kinds=kinds,
+        finding=table.finding(numbers, baseline),
+        explanations=table.explain(numbers, found, baseline),
+        intervals=bool((numbers.pairs > 1).any()),
+        runs=c.runs if c else None, unit=found.unit.iloc[0],
+        environment=notes.environment(c.first) if c else None,
+        differences={arm: _change(c, arm) for arm in c.arms
+                     if arm != baseline} if c else {}, **others)
 
 
-def _data_uri(path: Path) -> str:
-    content = base64.b64encode(path.read_bytes()).decode()
-    return f'data:{_TYPES[path.suffix]};base64,{content}'
+def _change(c: Comparison, arm: str) -> tuple[str, list[str]]:
+    """How an arm's config differs, in words and lines."""
+    for plan in c.plans.values():
+        if arm in plan.get('passengers', ()):
+            settings = plan.get('settings', {}).get(arm, '')
+            return (": evaluated beside the baseline's run",
+                    [f'+{line}' for line in settings.splitlines() if line])
+    lines = differences.changed_lines(c.of_arm(arm).source.iloc[0].config,
+                                      c.first.config)
+    return '' if lines else ': nothing', lines
+
+
+def _data_uri(content: bytes, kind: str, group: str = 'image') -> str:
+    return (f'data:{group}/{kind};base64,'
+            f'{base64.b64encode(content).decode()}')

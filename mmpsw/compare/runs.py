@@ -19,11 +19,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
 __all__ = ['Run', 'expected_metric', 'full_name', 'higher_is_better',
-           'hook_of', 'is_by_epoch', 'primary_metric', 'read_run']
+           'hook_of', 'is_by_epoch', 'logged_by', 'measured', 'parse_line',
+           'primary_metric', 'read_run']
 
 # What the zoos rank models by, by the evaluator that logs it. It is often
 # not the first thing logged: mmseg begins with aAcc, and mmdet with the
@@ -63,9 +65,10 @@ class Run:
 
     @property
     def logged(self) -> list[str]:
-        """All the metrics that its validations logged."""
+        """All the metrics that its validations logged, after the start."""
         return list(dict.fromkeys(
-            key for metrics in self.validations.values() for key in metrics))
+            key for step, metrics in self.validations.items() if step
+            for key in metrics))
 
     @property
     def unit(self) -> str:
@@ -116,14 +119,40 @@ def primary_metric(logged: Sequence[str], checkpoint_hook: Mapping) -> str:
 
 def expected_metric(config: Config) -> str | None:
     """The same before anything is logged; None where the config is silent."""
-    evaluators = config.get('val_evaluator') or []
-    if isinstance(evaluators, Mapping):
-        evaluators = [evaluators]
-    kinds = [re.findall(r'\w+', str(item.get('type')))[-1]
-             for item in evaluators]
     named = [name for name in _save_best(hook_of(config)) if name != 'auto']
-    known = [RANKED_BY[kind] for kind in kinds if kind in RANKED_BY]
+    known = [RANKED_BY[kind] for kind, _ in _evaluators(config)
+             if kind in RANKED_BY]
     return next(iter([*named, *known]), None)
+
+
+def logged_by(config: Config) -> list[str]:
+    """The metrics that a config's evaluators will log.
+
+    Empty where one of them is none of the three that most configs have, or
+    logs a number for each class or threshold too.
+    """
+    names: list[str] = []
+    for kind, item in _evaluators(config):
+        if kind == 'CocoMetric' and not item.get('classwise'):
+            kinds = _listed(item.get('metric', 'bbox'))
+            items = item.get('metric_items') or (
+                'mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+            if not {*kinds} <= {'bbox', 'segm'}:
+                return []
+            found = [f'{kind}_{name}' for kind in kinds for name in items]
+        elif kind == 'IoUMetric':
+            more = dict(mIoU=['mIoU', 'mAcc'], mDice=['mDice', 'mAcc'],
+                        mFscore=['mFscore', 'mPrecision', 'mRecall'])
+            found = ['aAcc', *(name for key in _listed(
+                item.get('iou_metrics', 'mIoU')) for name in more[key])]
+        elif kind == 'Accuracy' and 'thrs' not in item:
+            found = [f'top{k}' for k in _listed(item.get('topk', 1))]
+        else:
+            return []
+        prefix = item.get('prefix') or dict(
+            CocoMetric='coco', Accuracy='accuracy').get(kind)
+        names += [f'{prefix}/{name}' if prefix else name for name in found]
+    return names
 
 
 def higher_is_better(metric: str, rule: str | None,
@@ -163,6 +192,31 @@ def full_name(metric: str, logged: Sequence[str]) -> str | None:
     return metric if metric in logged else next(iter(found), None)
 
 
+def measured(metrics: Mapping, config: Config) -> dict[str, float]:
+    """The metrics in a validation's line.
+
+    mmdet logs none while a detector finds no box at all: COCO's mean average
+    precision is 0 then.
+    """
+    found = {key: float(value) for key, value in metrics.items()
+             if key not in ('step', 'time', 'data_time')
+             and isinstance(value, Real)}
+    if not found and 'CocoMetric' in dict(_evaluators(config)):
+        names = logged_by(config) or [RANKED_BY['CocoMetric']]
+        found = dict.fromkeys(names, 0.)
+    return found
+
+
+def parse_line(text: str | bytes) -> dict:
+    """A line of the log; a ValueError where it is broken."""
+    line = json.loads(text)
+    if not isinstance(line, dict):
+        raise ValueError('it is no object')
+    # `LogProcessor(log_with_hierarchy=True)` writes such prefixes.
+    return {re.sub('^(train|val)/', '', key): value
+            for key, value in line.items()}
+
+
 def read_run(work_dir: str | Path) -> Run | None:
     """Read the newest run of a mmengine work directory; None without one.
 
@@ -170,14 +224,20 @@ def read_run(work_dir: str | Path) -> Run | None:
     two of them have the same step, the later one counts.
 
     Raises:
-        ValueError: A line of its log is broken.
+        ValueError: A line of its log, or its config, is broken.
     """
     sessions = []
     files = Path(work_dir).glob('*/vis_data/scalars.json')
     for path in sorted(files, reverse=True):
         # What a config imports is of no use here, and may not be installed.
-        config = Config.fromfile(path.with_name('config.py'),
-                                 import_custom_modules=False)
+        try:
+            config = Config.fromfile(path.with_name('config.py'),
+                                     import_custom_modules=False)
+        except Exception as error:  # a config is a program
+            raise ValueError(
+                f"'{path.with_name('config.py')}' cannot be read "
+                f'({type(error).__name__}: {error}); remove '
+                f"'{path.parents[1]}', or train again") from error
         lines = _read_lines(path, config)
         train = [line for line in lines if 'iter' in line]
         # `Runner.val` alone writes such a file too, but it trains nothing.
@@ -198,19 +258,17 @@ def read_run(work_dir: str | Path) -> Run | None:
     memory = [line['memory'] for line in training if 'memory' in line]
     log_dir, config, *_ = sessions[-1]
     return Run(Path(work_dir), config, log_dir, training,
-               _join([val for *_, val in sessions]),
+               _join([val for *_, val in sessions], config),
                time=statistics.median(times or [math.nan]),
                memory=max(memory, default=math.nan))
 
 
 def _read_lines(path: Path, config: Config) -> list[dict]:
-    texts = path.read_text(encoding='utf-8').splitlines()
+    texts = path.read_text(encoding='utf-8', errors='replace').splitlines()
     lines = []
     for number, text in enumerate(texts, start=1):
         try:
-            # `LogProcessor(log_with_hierarchy=True)` writes such prefixes.
-            lines.append({re.sub('^(train|val)/', '', key): value
-                          for key, value in json.loads(text).items()})
+            lines.append(parse_line(text))
         except ValueError as error:
             # A run that is killed, or still writing, may leave half a line.
             if number < len(texts):
@@ -241,8 +299,9 @@ def _number_validations(lines: list[dict], train_cfg: Mapping) -> None:
                 train_cfg['max_iters'], max(due, validated + interval))
 
 
-def _join(sessions: Sequence[list[dict]]) -> dict[int, dict]:
-    """Metrics by step; mmdet logs none while a detector finds no box.
+def _join(sessions: Sequence[list[dict]],
+          config: Config) -> dict[int, dict]:
+    """Metrics by step.
 
     What a session begins with is what it was resumed to: whatever an earlier
     one has from that step on did not lead to the final weights.
@@ -251,11 +310,14 @@ def _join(sessions: Sequence[list[dict]]) -> dict[int, dict]:
     for lines in sessions:
         first = lines[0]['step'] if lines else math.inf
         joined = {step: line for step, line in joined.items() if step < first}
-        joined |= {
-            line['step']: {key: float(value) for key, value in line.items()
-                           if key not in ('step', 'time', 'data_time')
-                           and isinstance(value, Real)} for line in lines}
+        joined |= {line['step']: measured(line, config) for line in lines}
     return joined
+
+
+def _evaluators(config: Config) -> list[tuple[str, Mapping]]:
+    """The class names and settings of what validates."""
+    return [(re.findall(r'\w+', str(item.get('type')))[-1], item)
+            for item in _listed(config.get('val_evaluator') or [])]
 
 
 def _logs_epochs(config: Config) -> bool:
@@ -263,5 +325,10 @@ def _logs_epochs(config: Config) -> bool:
 
 
 def _save_best(checkpoint_hook: Mapping) -> list[str]:
-    names = checkpoint_hook.get('save_best') or []
-    return [names] if isinstance(names, str) else list(names)
+    return _listed(checkpoint_hook.get('save_best') or [])
+
+
+def _listed(value: Any) -> list:
+    """A setting that may be one of something, or several."""
+    return (list(value) if isinstance(value, Sequence)
+            and not isinstance(value, str) else [value])

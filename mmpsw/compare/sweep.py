@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from mmpsw.compare import comparison
-from mmpsw.compare.comparison import Comparison
+from mmpsw.compare import comparison, table
 
 __all__ = ['read', 'robustness']
 
 
 def read(paths: Sequence[str | Path], key: str, metric: str | None = None,
-         rule: str | None = None) -> tuple[pd.DataFrame, Comparison]:
+         rule: str | None = None) -> tuple[pd.DataFrame, str, str]:
     """Read comparisons that differ in one setting.
 
     Args:
@@ -23,34 +22,30 @@ def read(paths: Sequence[str | Path], key: str, metric: str | None = None,
 
     Returns:
         A row for each run: arm, seed, setting, and value, the metric of its
-        last validation; and the first of the comparisons.
+        last validation; which values are better, and the metric's name.
 
     Raises:
         ValueError: A run's config has no such number, or two folders have
             the same arm with the same one.
     """
-    found = [comparison.read([path], metric, rule) for path in paths]
-    rows = []
-    for path, c in zip(paths, found):
-        last = c.points.loc[c.points.groupby('run').step.idxmax()]
-        for row in last.itertuples():
-            setting = c.runs.source[row.run].config
-            for part in key.split('.'):
-                setting = getattr(setting, 'get', {}.get)(part)
-            if not isinstance(setting, (int, float)):
-                raise ValueError(
-                    f"'{path}' has no number at --key {key}; give the key of "
-                    'a number that these runs differ in')
-            rows.append(dict(folder=str(path), arm=row.arm, seed=row.seed,
-                             setting=setting, value=row.value))
-    runs = pd.DataFrame(rows)
-    for (arm, setting), same in runs.groupby(['arm', 'setting']).folder:
+    read = [(str(path), comparison.read([path], metric, rule))
+            for path in paths]
+    settings = {(path, number): _setting(run.config, key, path)
+                for path, c in read
+                for number, run in c.runs.source.items()}
+    runs = table.measures(pd.concat(table.long(c, path) for path, c in read))
+    runs = runs[runs.key == 'final']
+    runs = runs.assign(setting=[
+        settings[place] for place in zip(runs.comparison, runs.run)])
+    for (arm, setting), same in runs.groupby(['arm', 'setting']).comparison:
         one, *others = same.unique()
         if others:
             raise ValueError(
                 f"'{one}' and '{others[0]}' both have the arm {arm} with "
                 f'{key}={setting:g}; give one of them, or names: NAME=DIR')
-    return runs.drop(columns='folder').sort_values('setting'), found[0]
+    first = read[0][1]
+    return (runs.sort_values('setting', kind='stable')[
+        ['arm', 'seed', 'setting', 'value']], first.better, first.metric)
 
 
 def robustness(runs: pd.DataFrame, within: float,
@@ -82,3 +77,12 @@ def robustness(runs: pd.DataFrame, within: float,
         near[arm] = dict(best=sign * row.iloc[best],
                          lowest=row.index[first], highest=row.index[last])
     return means.join(pd.DataFrame(near).T)
+
+
+def _setting(config, key: str, path: str) -> float:
+    for part in key.split('.'):
+        config = getattr(config, 'get', {}.get)(part)
+    if not isinstance(config, (int, float)):
+        raise ValueError(f"'{path}' has no number at --key {key}; give the "
+                         'key of a number that these runs differ in')
+    return config

@@ -1,270 +1,363 @@
-"""Arms in numbers, and as a table of text.
+"""The one long table under every report, its statistics, and both as text.
 
-Of a run's validations m_1..m_E: *best*; *final*, m_E; *area*, the mean over
-the points that all runs have (how good the model is whenever one stops); and
+A row is a number that a run logged::
+
+    comparison  arm   run  seed  unit   step  key       better  value
+    lr_0.1      pswa  3    0     epoch  1     mIoU      higher  70.4
+    lr_0.1      pswa  3    0     epoch        time      lower   0.21
+
+Without a step are its costs, ``time`` (s per iteration) and ``memory`` (MB);
+step 0 is a validation before the training. Of a run's other validations
+m_1..m_E at the steps t_1..t_E: *best*; *final*, m_E; *area*, their mean, in
+which each counts for the steps since the one before it (how good the model is
+whenever one stops), over the steps that all runs of a comparison have; and
 *drop*, the mean of max(0, m_{e-1} - m_e) (how volatile it is).
 """
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 from tabulate import tabulate
 
-from mmpsw.compare.comparison import Comparison
+from mmpsw.compare.comparison import BASELINE, Comparison
 
-__all__ = ['KEYS', 'as_markdown', 'as_text', 'curve', 'explain', 'numbers',
-           'shown', 'time_note', 'verdicts']
+__all__ = ['FILE', 'KEYS', 'as_markdown', 'as_text', 'baseline_of', 'curve',
+           'explain', 'finding', 'in_points', 'load', 'long', 'measures',
+           'misses', 'shown', 'statistics']
 
-KEYS = ('best', 'final', 'area', 'drop')
+FILE = 'points.csv'
+KEYS = {'final': 'final value', 'best': 'best value',
+        'area': 'mean over the training', 'drop': 'drop per validation'}
+_COLUMNS = ['comparison', 'arm', 'run', 'seed', 'unit', 'step', 'key',
+            'better', 'value']
+_TYPES = dict(seed='Int64', step='Int64')
 _TEXT_WIDTH = 120
 
 
-def numbers(c: Comparison, zoo: float | None = None) -> pd.DataFrame:
-    """The rows of ``table.csv``, one for each arm.
+def long(c: Comparison, name: str = '') -> pd.DataFrame:
+    """The table of runs that were read; ``name`` is the comparison's."""
+    rows = [dict(arm=p.arm, run=p.run, seed=p.seed, step=p.step, key=c.metric,
+                 better=c.better, value=p.value)
+            for p in c.points.itertuples()]
+    for number, run in c.runs.iterrows():
+        own = dict(arm=run.arm, run=number, seed=run.seed)
+        if not np.isnan(start := run.get('start', np.nan)):
+            rows.append(dict(own, step=0, key=c.metric, better=c.better,
+                             value=start))
+        rows += [dict(own, step=pd.NA, key=key, better='lower',
+                      value=run[key]) for key in ('time', 'memory')
+                 if not np.isnan(run[key])]
+    table = pd.DataFrame(rows).assign(comparison=name, unit=c.unit)
+    return table[_COLUMNS].astype(_TYPES).sort_values(
+        ['run', 'step'], kind='stable', ignore_index=True)
 
-    best, final, area and drop have the columns ``_mean``, ``_std`` (over the
-    seeds), ``_difference`` (to the baseline), ``_half_width`` (of its 95 %
-    interval, Student's t) and ``_n`` (pairs of equal seeds). What nothing is
-    known of is NaN.
 
-    Args:
-        c: The runs.
-        zoo: The value that the model zoo publishes for the baseline.
+def load(paths: Sequence[str | Path]) -> pd.DataFrame:
+    """The table of earlier reports, from their folders or files.
+
+    A comparison's name is its folder's.
+
+    Raises:
+        ValueError: A file is missing, is none of these, or two comparisons
+            have one name.
     """
-    runs = c.runs.join(_by_run(c))
-    match = {arm: _match(c, arm) for arm in c.arms}
+    tables: dict[str, pd.DataFrame] = {}
+    for path in map(Path, paths):
+        file = path / FILE if path.is_dir() else path
+        if not file.is_file():
+            raise ValueError(f"'{file}' does not exist; give the {FILE} that "
+                             'compare.py report has written, or its folder')
+        folder = file.resolve().parent
+        if folder.name == 'report':  # of a grid, in its folder
+            folder = folder.parent
+        if folder.name in tables:
+            raise ValueError(f"two comparisons are called '{folder.name}', "
+                             'after their folders; rename one')
+        try:
+            table = pd.read_csv(file, converters=dict(arm=str))
+            tables[folder.name] = table.assign(comparison=folder.name)[
+                _COLUMNS].astype(_TYPES)
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"'{file}' is no table of a comparison ({error}); give the "
+                f'{FILE} that compare.py report has written') from error
+    return pd.concat(tables.values(), ignore_index=True)
+
+
+def baseline_of(table: pd.DataFrame, name: str | None = None) -> str:
+    """The arm that others are compared with: the one of that name.
+
+    By default the one called 'baseline', else the first.
+    """
+    arms = list(table.arm.unique())
+    if name and name not in arms:
+        raise ValueError(f"--baseline '{name}' is not an arm; give one of "
+                         f'{", ".join(arms)}')
+    return name or (BASELINE if BASELINE in arms else arms[0])
+
+
+def measures(table: pd.DataFrame) -> pd.DataFrame:
+    """best, final, area, drop, time and memory of each run, as ``key``."""
     rows = []
-    for arm in c.arms:
-        of_arm = runs[runs.arm == arm]
-        row = dict(arm=arm, seeds=len(of_arm), metric=c.metric, unit=c.unit,
-                   better=c.better, **_over_seeds(c, runs, arm),
-                   match_step=match[arm],
-                   match_ratio=match[arm] / match[c.baseline],
-                   zoo=zoo if arm == c.baseline else None)
-        for name, key in (('time_per_iter', 'time'), ('memory_mb', 'memory')):
-            row |= {f'{name}_mean': of_arm[key].mean(skipna=False),
-                    f'{name}_std': of_arm[key].std(skipna=False),
-                    f'{key}_ratio': _ratio(c, key, arm)}
-        rows.append(row)
-    return pd.DataFrame(rows).astype(
-        {'match_step': 'Int64', 'zoo': float,
-         **{f'{key}_n': 'Int64' for key in KEYS}})
+    for _, points in table[table.step > 0].groupby('comparison', sort=False):
+        runs_at = points.groupby('step').run.nunique()
+        shared = runs_at.index[runs_at == points.run.nunique()]
+        for _, run in points.groupby('run', sort=False):
+            first = run.iloc[0]
+            sign = 1 if first.better == 'higher' else -1
+            values = run.value.to_numpy() * sign
+            inside = run.step.isin(shared).to_numpy()
+            area = np.average(values[inside], weights=np.diff(
+                run.step[inside].to_numpy(float), prepend=0.)
+                ) if inside.any() else np.nan
+            lost = np.maximum(0, -np.diff(values))
+            rows += [
+                first.to_dict() | dict(key=key, value=value, better=better)
+                for key, value, better in (
+                    ('final', sign * values[-1], first.better),
+                    ('best', sign * run.value.mul(sign).max(), first.better),
+                    ('area', sign * area, first.better),
+                    ('drop', lost.mean() if len(lost) else np.nan, 'lower'))]
+    costs = table[table.step.isna()]
+    return pd.concat([pd.DataFrame(rows).astype(_TYPES), costs],
+                     ignore_index=True).drop(columns='step')
 
 
-def verdicts(table: pd.DataFrame, key: str) -> pd.Series:
-    """1 better, -1 worse, 0 undecided: where the interval holds 0, or is NaN.
+def statistics(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Each measure of each arm over its runs, and against the baseline.
 
-    NaN where there are no two pairs of runs, so that there is no interval.
+    Runs of equal seeds are pairs, the first with the first; those whose seed
+    is not known are paired with none.
+
+    Returns:
+        Rows by comparison, arm and key: better, runs, mean, std; difference,
+        the mean over the pairs (of the means, where there is no pair);
+        half_width of its 95 % interval (Student's t) and pairs; verdict: 1
+        better, -1 worse, 0 undecided, where the interval holds 0 or is NaN,
+        and NaN itself where fewer than two pairs make no interval.
     """
-    difference = table[f'{key}_difference']
-    good = np.where((table.better == 'higher') & (key != 'drop'), 1, -1)
-    decided = difference.abs() > table[f'{key}_half_width']
-    return (np.sign(difference) * good).where(decided, 0).where(
-        table[f'{key}_n'].fillna(0).astype(int) > 1)
+    by = ['comparison', 'arm', 'key']
+    found = measures(table)
+    found['repeat'] = found.groupby([*by, 'seed']).cumcount()
+    known = found[found.seed.notna()]
+    pairs = known.merge(known[known.arm == baseline], on=[
+        'comparison', 'key', 'seed', 'repeat'], suffixes=('', '_base'))
+    pairs = pairs[pairs.arm != baseline].set_index(by)
+    own = found.groupby(by, sort=False)
+    change = (pairs.value - pairs.value_base).groupby(by)
+    numbers = pd.DataFrame(dict(
+        better=own.better.first(), runs=own.size(),
+        mean=own.value.agg(_mean), std=own.value.agg(_std))).join(
+            pd.DataFrame(dict(
+                pairs=change.size(), difference=change.agg(_mean),
+                half_width=change.agg(lambda values: stats.t.ppf(
+                    .975, len(values) - 1) * values.sem(skipna=False))))
+    ).reset_index().fillna(dict(pairs=0))
+    base = numbers[numbers.arm == baseline].set_index(['comparison', 'key'])
+    unpaired = (numbers.pairs == 0) & (numbers.arm != baseline)
+    numbers.loc[unpaired, 'difference'] = numbers['mean'] - [
+        base['mean'].get(key, np.nan)
+        for key in zip(numbers.comparison, numbers.key)]
+    sign = np.sign(numbers.difference) * np.where(
+        numbers.better == 'higher', 1, -1)
+    decided = numbers.difference.abs() > numbers.half_width
+    numbers['verdict'] = sign.where(decided, 0.).where(numbers.pairs > 1)
+    return numbers
 
 
-def curve(c: Comparison, arm: str) -> pd.DataFrame:
+def curve(table: pd.DataFrame, arm: str) -> pd.DataFrame:
     """Mean and standard deviation (NaN for one run) of an arm, by step.
 
     At the steps that all of its runs have.
     """
-    values = c.points[c.points.arm == arm].groupby('step').value
+    points = table[(table.arm == arm) & table.step.notna()]
+    values = points.groupby('step').value
     found = pd.DataFrame(dict(mean=values.mean(skipna=False),
                               std=values.std(skipna=False)))
-    return found[values.size() == len(c.of_arm(arm))]
+    return found[values.size() == points.run.nunique()]
 
 
-def as_text(c: Comparison, table: pd.DataFrame) -> str:
-    """An aligned table in ASCII.
+def in_points(numbers: pd.DataFrame) -> int:
+    """100 where a metric is a share of one, whose hundredths are points."""
+    own = numbers[numbers.key == 'best']
+    return 100 if own['mean'].max() <= 1 and own.better.iloc[
+        0] == 'higher' else 1
+
+
+def finding(numbers: pd.DataFrame, baseline: str) -> str:
+    """Sentences on what one comparison says, at the end and on the whole."""
+    better = numbers.better[numbers.key == 'final'].iloc[0]
+    found = [_finding(numbers[numbers.key == key], baseline, when,
+                      in_points(numbers)) for key, when in
+             (('final', 'At the end'), ('area', 'Over the training'))]
+    text = ' '.join(filter(None, found))
+    if (numbers.pairs < 2)[numbers.arm != baseline].all():
+        text += ' With one seed, any of it may be chance.'
+    return text + (' Lower is better.' if better == 'lower' else '')
+
+
+def _finding(rows: pd.DataFrame, baseline: str, when: str,
+             scale: int) -> str:
+    base = 'the baseline' if baseline == BASELINE else baseline
+    rows = rows[(rows.arm != baseline) & rows.difference.notna()]
+    if rows.empty:
+        return ''
+    largest = rows.difference.abs().max() * scale
+    digits = 1 + max(0, int(np.ceil(-np.log10(largest or 1))))
+    unit = ' points' if rows.better.iloc[0] == 'higher' else ''
+    parts: list[str] = []
+    side = ''
+    for row in rows[rows.verdict != 0].itertuples():
+        before, side = side, 'above' if row.difference > 0 else 'below'
+        half = '' if np.isnan(row.half_width) else (
+            f' +- {row.half_width * scale:.{digits}f}')
+        amount = f'{abs(row.difference) * scale:.{digits}f}{half}'
+        parts.append(
+            f'{row.arm} {amount}{f" {side}" if side != before else ""}'
+            if parts else
+            f'{row.arm} is {amount}{unit} {side} {base}')
+    undecided = list(rows.arm[rows.verdict == 0])
+    if undecided:
+        listed = ' and '.join(filter(None, [', '.join(undecided[:-1]),
+                                            undecided[-1]]))
+        parts.append(f'{listed} {"are" if undecided[1:] else "is"} undecided'
+                     + ('' if parts else f' against {base}'))
+    return f'{when}, {"; ".join(parts)}.'
+
+
+def misses(numbers: pd.DataFrame) -> str:
+    """How many of the intervals err by chance; '' for a few."""
+    count = numbers.half_width[numbers.key.isin(KEYS)].notna().sum()
+    return '' if count < 10 else (
+        f'{count} intervals at 95 %: about {count / 20:.1f} of them miss the '
+        'true difference by chance alone.')
+
+
+def as_text(frame: pd.DataFrame) -> str:
+    """What :func:`shown` returns as an aligned table in ASCII.
 
     Where it would be wider than 120 columns it is two: the arms' own numbers,
     and those against the baseline.
     """
-    own, against = shown(c, table)
-    text = _tabulate([own, against], 'simple')
-    if len(text.splitlines()[0]) <= _TEXT_WIDTH or against.empty:
+    text = _tabulate(frame, 'simple')
+    if len(text.splitlines()[0]) <= _TEXT_WIDTH:
         return text
-    return (f'{_tabulate([own], "simple")}\n\nagainst {c.baseline}:\n\n'
-            f'{_tabulate([against], "simple")}')
+    against = [' - ' in title or 'to match' in title for title in frame]
+    return '\n\n'.join(_tabulate(frame.loc[:, columns], 'simple') for columns
+                       in (np.invert(against), against))
 
 
-def as_markdown(c: Comparison, table: pd.DataFrame) -> str:
+def as_markdown(frame: pd.DataFrame) -> str:
     """The same as one table in Markdown."""
-    return _tabulate(shown(c, table), 'github')
+    return _tabulate(frame, 'github')
 
 
-def shown(c: Comparison,
-          table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What of the numbers is shown, by arm: its own, and to the baseline.
+def shown(numbers: pd.DataFrame, table: pd.DataFrame, baseline: str,
+          zoo: float | None = None) -> pd.DataFrame:
+    """What of one comparison's numbers is shown, as text, by arm.
 
     Without the columns that have nothing to say.
+
+    Args:
+        numbers: Its :func:`statistics`.
+        table: Its long table.
+        baseline: The arm that the others are compared with.
+        zoo: The value that the model zoo publishes for it.
     """
     # Three for a fraction (COCO's mAP), two for a percentage.
-    digits = 2 if c.points.value.abs().max() > 1 else 3
-    several = (table.seeds > 1).any()
-    own = pd.DataFrame(index=pd.Index(table.arm, name=None))
-    against = own.copy()
-    if several:
-        own['seeds'] = table.seeds.astype(str).to_list()
-    titles = KEYS[:3] + ('drop/epoch' if c.unit == 'epoch' else
-                         'drop/validation', )
-    for key, title in zip(KEYS, titles):
-        own[title] = _cells(table[f'{key}_mean'], table[f'{key}_std'],
-                            digits + (key == 'drop'))
-    against[f'{c.unit}s to match'] = [
-        '-' if pd.isna(step) else f'{step} ({ratio:.2f})'
-        for step, ratio in zip(table.match_step, table.match_ratio)]
-    if table.zoo.notna().any():
-        own['model zoo'] = _cells(table.zoo, None, digits)
-    if table.time_per_iter_mean.notna().any():
-        own['s/iter'] = [_time(c.of_arm(arm).time) for arm in table.arm]
-    if table.memory_mb_mean.notna().any():
-        own['memory (MB)'] = _cells(table.memory_mb_mean, table.memory_mb_std,
-                                    0)
-    for key in KEYS[:3]:
-        if several and table[f'{key}_difference'].notna().any():
-            against[f'{key} - baseline'] = _cells(
-                table[f'{key}_difference'], table[f'{key}_half_width'],
-                digits, sign='+')
-    for key in ('time', 'memory'):
-        if table[f'{key}_ratio'].count() > 1:  # the baseline's is 1
-            against[f'rel. {key}'] = _cells(table[f'{key}_ratio'], None, 2,
-                                            end='x')
-    return own, against
+    digits = 2 if table.value[table.step > 0].abs().max() > 1 else 3
+    by_key = {key: rows.set_index('arm') for key, rows
+              in numbers.groupby('key', sort=False)}
+    frame = pd.DataFrame(index=pd.Index(table.arm.unique()))
+    if (by_key['final'].runs > 1).any():
+        frame['seeds'] = by_key['final'].runs.astype(str)
+    for key in KEYS:
+        rows = by_key[key]
+        if key == 'drop':
+            frame['drop/validation'] = _cells(rows['mean'], rows['std'],
+                                              digits + 1)
+            continue
+        frame[key] = _cells(rows['mean'], rows['std'], digits)
+        if rows.difference.notna().any():
+            frame[f'{key} - {baseline}'] = _cells(
+                rows.difference, rows.half_width, digits, '+')
+        if key == 'final' and zoo is not None:
+            frame['arm - zoo'] = _cells(rows['mean'] - zoo, None, digits, '+')
+    unit, matches = table.unit.iloc[0], _matches(table, baseline)
+    frame[f'{unit}s to match'] = [
+        '-' if pd.isna(step) else f'{step} ({step / matches[baseline]:.2f})'
+        for step in matches]
+    for key, title, places in (('time', 's/iter', 3),
+                               ('memory', 'memory (MB)', 0)):
+        costs = table[table.key == key].groupby('arm').value
+        if len(costs):
+            frame[title] = costs.agg(_range, places)
+    return frame.fillna('-')
 
 
-def explain(c: Comparison) -> list[str]:
+def explain(numbers: pd.DataFrame, table: pd.DataFrame,
+            baseline: str) -> list[str]:
     """A sentence on each kind of column, for those who see the table."""
-    points = 'epochs' if c.unit == 'epoch' else 'validations'
+    first = table[table.step.notna()].iloc[0]
     found = [
-        f'{c.metric}: {c.better} is better. best: the best validation; final: '
-        f'the last one; area: the mean over all {points}; drop: what is lost '
-        'on average from one to the next.',
-        f'{c.unit}s to match: the first {c.unit} at which an arm, in the mean '
-        f'over its seeds, is as good as {c.baseline} ever is, and in '
-        'parentheses that by the one at which the baseline itself is.',
+        f'{first.key}: {first.better} is better. final: the last validation; '
+        f'best: the best one; area: the mean over all validations, each '
+        f'counted for the {first.unit}s since the one before; drop: what is '
+        'lost on average from one validation to the next.',
+        f'{first.unit}s to match: the first {first.unit} at which an arm, in '
+        f'the mean over its seeds, is as good as {baseline} ever is, and in '
+        'parentheses that by the one at which that is reached by '
+        f'{baseline} itself.',
     ]
-    if c.runs.arm.duplicated().any():
+    if (numbers.pairs > 1).any():
         found.append(
             'a +- b: mean and standard deviation over the seeds. Differences: '
-            f'arm - {c.baseline}, the mean over the seeds that both have, and '
-            "half the width of its 95 % interval (Student's t).")
-        if c.runs.time.notna().any():
-            found.append('s/iter: the median over the runs, each of which is '
-                         'a median over its iterations, and the least and '
-                         'greatest.')
-    return found
+            f'arm - {baseline}, the mean over the seeds that both have, and '
+            "half the width of its 95 % interval (Student's t). "
+            + misses(numbers[numbers.key != 'drop']))
+    if (table.key == 'time').any():
+        found.append('s/iter: of each run the median over its iterations; of '
+                     'several runs their median, and the least and greatest.')
+    return [line.strip() for line in found]
 
 
-def time_note(c: Comparison) -> Iterator[str]:
-    """Why the ratio of times is left out, where it is."""
-    times = c.of_arm(c.baseline).time
-    silent = [arm for arm in c.arms if arm != c.baseline
-              and not c.of_arm(arm).time.isna().any()
-              and np.isnan(_ratio(c, 'time', arm))]
-    if _carried(c):
-        yield ("rel. time is left out: the baseline's runs carried "
-               f'{", ".join(_carried(c))} along.')
-    elif silent and times.notna().all():
-        yield (
-            'rel. time is left out, as one run of the baseline does not say '
-            'how much its time varies.' if len(times) == 1 else
-            f'rel. time is left out for {", ".join(silent)}: the '
-            f"baseline's own runs take {times.min():.3f} to "
-            f'{times.max():.3f} s/iter, which differ by more than the arms '
-            'do.')
+def _mean(values: pd.Series) -> float:
+    return values.mean(skipna=False)
 
 
-def _by_run(c: Comparison) -> pd.DataFrame:
-    """best, final, area and drop of each run."""
-    steps = c.points.groupby('step').run.nunique()
-    shared = steps.index[steps == len(c.runs)]
-
-    def of_run(points: pd.DataFrame) -> pd.Series:
-        values = points.value
-        lost = -_sign(c) * np.diff(values)
-        return pd.Series(dict(
-            best=(values * _sign(c)).max() * _sign(c), final=values.iloc[-1],
-            area=values[points.step.isin(shared)].mean(skipna=False),
-            drop=np.maximum(0, lost).mean() if len(lost) else np.nan))
-
-    return c.points.groupby('run')[['step', 'value']].apply(of_run)
+def _std(values: pd.Series) -> float:
+    return values.std(skipna=False)
 
 
-def _over_seeds(c: Comparison, runs: pd.DataFrame, arm: str) -> dict:
-    """Mean and spread of an arm, and its paired difference.
-
-    Runs of equal seeds are pairs, the first with the first; those whose seed
-    is not known are paired with none.
-    """
-    keyed = runs[runs.seed.notna()].set_index(['seed', 'repeat'])
-    ours, theirs = (keyed.loc[keyed.arm == name, [*KEYS]]
-                    for name in (arm, c.baseline))
-    pairs = ours.index.intersection(theirs.index)
-    n = len(pairs) if arm != c.baseline else 0
-    change = (ours - theirs).loc[pairs[:n]]
-    half = stats.t.ppf(0.975, n - 1) * change.sem(skipna=False)
-    row = {}
-    for key in KEYS:
-        values = runs[key][runs.arm == arm]
-        row |= {f'{key}_mean': values.mean(skipna=False),
-                f'{key}_std': values.std(skipna=False),
-                f'{key}_difference': change[key].mean(skipna=False),
-                f'{key}_half_width': half[key], f'{key}_n': n or None}
-    return row
-
-
-def _sign(c: Comparison) -> int:
-    return 1 if c.better == 'higher' else -1
-
-
-def _match(c: Comparison, arm: str) -> float:
+def _matches(table: pd.DataFrame, baseline: str) -> pd.Series:
     """The first step at which an arm is as good as the baseline ever is."""
-    ours, theirs = (curve(c, name)['mean'] * _sign(c)
-                    for name in (arm, c.baseline))
-    reached = ours >= theirs.max()
-    return reached.idxmax() if reached.any() else np.nan
-
-
-def _ratio(c: Comparison, key: str, arm: str) -> float:
-    """An arm's median cost by the baseline's; NaN where one was not logged.
-
-    And where the baseline's own times differ by more than the arms do.
-    """
-    ours, theirs = (c.of_arm(name)[key] for name in (arm, c.baseline))
-    if key == 'time' and _carried(c):
-        return np.nan
-    if key == 'time' and arm != c.baseline:
-        change = abs(ours.median() - theirs.median())
-        if len(theirs) == 1 or change < theirs.max() - theirs.min():
-            return np.nan
-    return ours.median(skipna=False) / theirs.median(skipna=False)
-
-
-def _carried(c: Comparison) -> list[str]:
-    """The arms whose time is in that of the baseline's runs."""
-    return [arm for plan in c.plans.values()
-            for arm in plan.get('passengers', [])]
+    table = table[table.step > 0]
+    sign = 1 if (table.better == 'higher').any() else -1
+    best = (curve(table, baseline)['mean'] * sign).max()
+    found = {}
+    for arm in table.arm.unique():
+        reached = curve(table, arm)['mean'] * sign >= best
+        found[arm] = reached.idxmax() if reached.any() else pd.NA
+    return pd.Series(found, dtype=object)
 
 
 def _cells(means: pd.Series, spreads: pd.Series | None, digits: int,
-           sign: str = '', end: str = '') -> list[str]:
+           sign: str = '') -> pd.Series:
     spreads = means * np.nan if spreads is None else spreads
-    return ['-' if pd.isna(mean) else f'{mean:{sign}.{digits}f}{end}' + (
+    return pd.Series(['-' if pd.isna(mean) else f'{mean:{sign}.{digits}f}' + (
         '' if pd.isna(spread) else f' +- {spread:.{digits}f}')
-            for mean, spread in zip(means, spreads)]
+            for mean, spread in zip(means, spreads)], means.index)
 
 
-def _time(times: pd.Series) -> str:
-    if times.isna().any():
-        return '-'
-    spread = f' ({times.min():.3f} to {times.max():.3f})'
-    return f'{times.median():.3f}{spread if len(times) > 1 else ""}'
+def _range(values: pd.Series, digits: int) -> str:
+    spread = f' ({values.min():.{digits}f} to {values.max():.{digits}f})'
+    return f'{values.median():.{digits}f}' + (
+        spread if len(values) > 1 and digits else '')
 
 
-def _tabulate(frames: Sequence[pd.DataFrame], style: str) -> str:
-    frame = pd.concat(frames, axis=1)
+def _tabulate(frame: pd.DataFrame, style: str) -> str:
     text = tabulate(frame, ['arm', *frame], style, disable_numparse=True,
                     colalign=['left', *['right'] * len(frame.columns)])
     return '\n'.join(line.rstrip() for line in text.splitlines())

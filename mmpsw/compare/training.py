@@ -1,104 +1,122 @@
 """Trains the runs of a grid side by side, and shows how far they are.
 
-A run that fails does not stop the others. One whose process has outlived a
-killed comparison, or belongs to another one, is waited for.
+A run that fails does not stop the others, unless it is the first one that
+the others are compared with, before anything was validated.
 """
-import fcntl
 import os
-import re
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from mmpsw.compare.grid import Cell, Grid, steps_done
-from mmpsw.compare.runs import full_name
+from mmpsw.compare.runs import full_name, measured, parse_line
 
-__all__ = ['Board', 'Training', 'TrainingError', 'default_jobs', 'train']
+__all__ = ['Board', 'Training', 'TrainingError', 'explain', 'slots', 'train']
 
-# mmengine's log: "Epoch(train)  [1][50/80]  lr: ..." and "Iter(val) [16/16]
-# mIoU: 70.1 ..."
-_LOG_LINE = re.compile(r'(?:Epoch|Iter)\((train|val)\)\s*(?:\[\s*(\d+)\])?'
-                       r'\[\s*(\d+)/(\d+)\](.*)')
-_PAIR = re.compile(r'(?:val/)?(\S+): (-?[\d.]+(?:e[+-]?\d+)?|nan)(?!\S)')
 _TAIL_LINES = 15
 _POLL = 0.5  # seconds
+_AN_HOUR = 3600.  # over which a pace is measured
 
 
 class TrainingError(Exception):
     """Runs did not end well; the message has the ends of their logs."""
 
 
-def default_jobs(gpus: Sequence[str]) -> int:
-    """How many runs at once: one for each GPU, else for each free core.
+def slots(gpus: Sequence[str], processes: int = 1,
+          jobs: int | None = None) -> list[dict[str, str]]:
+    """The environments of the runs that are trained at once.
 
-    Two OpenMP threads of one process spin against anything else that runs,
-    which makes it up to sixty times slower. So on a CPU a run has one thread,
-    unless OMP_NUM_THREADS says otherwise.
+    Each has as many GPUs as processes, or on a CPU as many cores. Two OpenMP
+    threads of one process spin against anything else that runs, which makes
+    it up to sixty times slower: so on a CPU a process has one thread, unless
+    OMP_NUM_THREADS says otherwise.
+
+    Args:
+        gpus: As CUDA_VISIBLE_DEVICES names them; empty for CPU runs.
+        processes: Of each run.
+        jobs: How many, if not as many as there is room for.
+
+    Raises:
+        ValueError: There are fewer GPUs than processes.
     """
-    threads = os.environ.get('OMP_NUM_THREADS', '')
-    cores = len(os.sched_getaffinity(0))
-    return len(gpus) or max(
-        1, cores // max(1, int(threads) if threads.isdecimal() else 1))
-
-
-def environment(slot: int, gpus: Sequence[str]) -> dict[str, str]:
-    """The environment of the runs in a slot: a GPU, or one thread."""
+    if gpus and len(gpus) < processes:
+        raise ValueError(f'--gpus-per-run {processes} is not possible, because'
+                         f' torch sees {len(gpus)}; give {len(gpus)} or less')
     if gpus:
-        return {**os.environ, 'CUDA_VISIBLE_DEVICES': gpus[slot % len(gpus)]}
-    return {'OMP_NUM_THREADS': '1', **os.environ}
+        room = [dict(os.environ, CUDA_VISIBLE_DEVICES=','.join(
+            gpus[first:first + processes])) for first in range(
+                0, len(gpus) - processes + 1, processes)]
+    else:
+        threads = os.environ.get('OMP_NUM_THREADS', '')
+        threads = max(1, int(threads) if threads.isdecimal() else 1)
+        cores = len(os.sched_getaffinity(0))
+        room = max(1, cores // (threads * processes)) * [
+            {'OMP_NUM_THREADS': '1', **os.environ}]
+    return [room[slot % len(room)] for slot in range(jobs or len(room))]
 
 
-def train(grid: Grid, jobs: int = 1, gpus: Sequence[str] = ()) -> list[Cell]:
+def train(grid: Grid, room: Sequence[dict[str, str]],
+          lock: int | None = None) -> list[Cell]:
     """Train what is not finished, with the progress on the terminal.
 
     Args:
         grid: What is to be trained; with a metric.
-        jobs: How many runs are trained at once.
-        gpus: The devices, of which each run gets one; empty for CPU runs.
+        room: The environments of the runs that are trained at once.
+        lock: See :func:`mmpsw.compare.grid.hold`.
 
     Returns:
-        list[Cell]: The runs that ended with an error.
+        list[Cell]: The runs that ended with an error, and what rode along.
 
     Raises:
         ValueError: The first validation did not log the metric.
         KeyboardInterrupt: It was interrupted; its runs have ended.
     """
-    failed = []
-    slots = list(range(jobs))
-    with Board(grid) as board:
-        runs = [Training(grid, cell, board) for cell in grid.cells]
-        waiting = [run for run in runs if not run.is_over()]
-        running: dict[int, Training] = {}
+    hosts = {cell: grid.host(cell) for cell in grid.cells}
+    own = [cell for cell in grid.cells if hosts[cell] is None]
+    failed: list[Cell] = []
+    free = list(room)
+    running: list[Training] = []
+    with Board(grid, own) as board:
+        waiting = [cell for cell in own if not board.is_over(cell)]
+        validated = len(waiting) < len(own)
         try:
             while waiting or running:
-                for run in waiting[:]:
-                    host = grid.host(run.cell)
-                    if host in [other.cell for other in
-                                [*waiting, *running.values()]]:
-                        continue  # it rides along, and is over then
-                    if slots and run.start(environment(slots[0], gpus)):
-                        waiting.remove(run)
-                        if run.process:
-                            running[slots.pop(0)] = run
-                for slot, run in list(running.items()):
+                while waiting and free:
+                    running.append(Training(grid, waiting.pop(0), board,
+                                            free.pop(0), lock))
+                for run in running[:]:
                     status = run.follow()
-                    if status is not None:
-                        slots.append(slot)
-                        del running[slot]
+                    validated |= run.validated > 0
+                    if status is None:
+                        continue
+                    running.remove(run)
+                    free.append(run.env)
                     if status:
-                        failed.append(run.cell)
+                        failed += [cell for cell, host in hosts.items()
+                                   if run.cell in (cell, host)]
+                    if status and run.cell.arm == grid.first and not validated:
+                        board.say('Nothing else is begun, because it would '
+                                  'fail in the same way')
+                        return failed
                 time.sleep(_POLL)
         except KeyboardInterrupt:
             raise KeyboardInterrupt('interrupted; the same command goes on '
                                     'where this one stopped') from None
         finally:  # nobody would see what an orphan does
-            for run in running.values():
+            for run in running:
                 run.process.terminate()
                 run.process.wait()
     return failed
@@ -108,127 +126,105 @@ def explain(grid: Grid, failed: Sequence[Cell]) -> str:
     """Names the runs that failed, with the ends of their logs."""
     text = ''
     for cell in failed:
-        lines = grid.log(cell).read_text(errors='replace').splitlines()
-        text += f'{cell} failed; the last lines of {grid.log(cell)}:\n'
-        text += ''.join(f'    {line}\n' for line in lines[-_TAIL_LINES:])
+        if grid.log(cell).exists():
+            lines = _lines(grid.log(cell))[-_TAIL_LINES:]
+            text += f'{cell} failed; the last lines of {grid.log(cell)}:\n'
+            text += ''.join(f'    {line}\n' for line in lines)
     return (f'{text}These runs failed: {"; ".join(map(str, failed))}. Mend '
             'what the lines above name and give the same command again: what '
             'is finished is kept.')
 
 
 class Training:
-    """The process of one run, and what it writes to its log."""
+    """The process of one run, and what it writes to scalars.json."""
 
-    def __init__(self, grid: Grid, cell: Cell, board: 'Board'):
-        self.grid, self.cell, self.board = grid, cell, board
-        self.log = grid.log(cell)
-        self.process: subprocess.Popen | None = None
-        self.validated = self.read_to = 0  # steps, and bytes of the log
-        self.told = False
-
-    def is_over(self) -> bool:
-        """Whether nothing is left to train."""
-        self.validated = steps_done(self.grid.run_dir(self.cell))
-        if self.validated < self.grid.max_steps():
-            return False
-        self.board.say(f'\n{self.cell}: finished already, its results in '
-                       f'{self.grid.run_dir(self.cell)}/ are used')
-        self.board.skip(self.cell, self.validated)
-        return True
-
-    def start(self, env: dict[str, str]) -> bool:
-        """Start it, unless it is over; False while another process is at it.
-
-        The process inherits the lock, and holds it by itself.
-        """
+    def __init__(self, grid: Grid, cell: Cell, board: 'Board',
+                 env: dict[str, str], lock: int | None = None):
+        self.grid, self.cell, self.board, self.env = grid, cell, board, env
+        self.folder, self.log = grid.run_dir(cell), grid.log(cell)
+        self.iteration = self.read_to = 0  # the last, and bytes of the file
+        self.validated = steps_done(self.folder)
+        self.before = {*self._files()}
+        command = grid.command(cell)
+        board.say(f'\n[{board.begin(cell)}] {cell}\n$ {shlex.join(command)}\n'
+                  f'  its output: {self.log}')
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.log.with_suffix('.lock'), 'w') as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not self.told:
-                    self.board.say(f'\n{self.cell}: this run is being trained '
-                                   'already, and is waited for')
-                self.told = True
-                return False
-            if self.is_over():  # meanwhile
-                return True
-            command = self.grid.command(self.cell)
-            number = self.grid.cells.index(self.cell) + 1
-            self.board.skip(self.cell, self.validated)
-            self.board.say(f'\n[{number}/{len(self.grid.cells)}] {self.cell}\n'
-                           f'$ {shlex.join(command)}\n  its output: '
-                           f'{self.log}')
-            # To a file, not a pipe: the run outlives a killed comparison, and
-            # its log is whole.
-            with open(self.log, 'ab') as file:
-                self.read_to = file.tell()
-                self.process = subprocess.Popen(
-                    [sys.executable, *command[1:]], env=env,
-                    pass_fds=[lock.fileno()], stdin=subprocess.DEVNULL,
-                    stdout=file, stderr=subprocess.STDOUT)
-        return True
+        # To a file, not a pipe: the run's log is whole, whatever happens.
+        with open(self.log, 'ab') as file:
+            self.process = subprocess.Popen(
+                [sys.executable, *command[1:]], env=env,
+                pass_fds=[] if lock is None else [lock],
+                stdin=subprocess.DEVNULL, stdout=file,
+                stderr=subprocess.STDOUT)
 
     def follow(self) -> int | None:
-        """Read what is new in the log; the exit status, at the end."""
+        """Read what is new in its log; the exit status, at the end."""
         status = self.process.poll()
-        with open(self.log, 'rb') as file:
+        for line in self._new_lines():
+            if 'iter' in line:
+                self.iteration = line['iter']
+            else:
+                self.validated = line['step']
+                if self.validated:  # so many iterations are an epoch
+                    self.board.pace = self.iteration / self.validated
+            self.board.progress(self.cell, self._steps())
+            if 'iter' not in line:
+                self.board.value(self.cell, self.validated, self._value(line))
+        if status:
+            last = next(filter(str.strip, reversed(_lines(self.log))), '')
+            self.board.say(f'{self.cell} failed: {last.strip()}')
+            self.board.give_up(self.cell)
+        return status
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob('*/vis_data/scalars.json'))
+
+    def _new_lines(self) -> list[dict]:
+        """The whole lines that this session has written since."""
+        new = [path for path in self._files() if path not in self.before]
+        if not new:
+            return []
+        with open(new[-1], 'rb') as file:
             file.seek(self.read_to)
             *lines, rest = file.read().split(b'\n')
             self.read_to = file.tell() - len(rest)
-        for line in lines:
-            self.read(line.decode(errors='replace'))
-        if status:
-            self.board.say(f'{self.cell}: ended with an error')
-            self.board.skip(self.cell, self.grid.max_steps())
-        return status
+        return [parse_line(line) for line in lines]
 
-    def read(self, line: str) -> None:
-        """Turn a line of the log into progress."""
-        match = _LOG_LINE.search(line)
-        if match is None:
-            return
-        phase, epoch, step, steps, rest = match.groups()
-        if phase == 'train':
-            self.board.progress(
-                self.cell, int(epoch) - 1 + int(step) / int(steps)
-                if self.grid.by_epoch() else int(step))
-        elif step == steps:
-            self.validated = min(self.grid.max_steps(), int(epoch) if epoch
-                                 else self.validated + self.grid.interval())
-            self.board.progress(self.cell, self.validated)
-            self.board.value(self.cell, self.validated, self._value(rest))
+    def _steps(self) -> float:
+        """How far it is: an epoch's length is known when one is over."""
+        pace = self.board.pace if self.grid.by_epoch(self.cell.arm) else 1
+        until = self.validated + self.grid.interval(self.cell.arm)
+        return min(until, max(self.validated, self.iteration / pace
+                              if pace else 0))
 
-    def _value(self, rest: str) -> str:
-        pairs = {key: value for key, value in _PAIR.findall(rest)
-                 if key not in ('data_time', 'time')}
-        if not pairs:
-            return 'nothing was measured'
-        name = full_name(self.grid.metric, list(pairs))
-        if name is None:
+    def _value(self, line: dict) -> str:
+        cfg = self.grid.load(self.cell.arm)
+        found = measured(line, cfg)
+        name = full_name(self.grid.metric, list(found))
+        if found and name is None:
             raise ValueError(
                 f"{self.cell}, was not validated by '{self.grid.metric}', but "
-                f'by {", ".join(pairs)}; give --metric one of these')
-        return f'{name} {pairs[name]}'
+                f'by {", ".join(found)}; give --metric one of these')
+        return f'{name} {found[name]:.4g}' if found else 'nothing was measured'
 
 
 class Board:
-    """One bar over all runs; plain lines where there is no terminal."""
+    """One bar over the runs; plain lines where there is no terminal."""
 
-    def __init__(self, grid: Grid):
-        self.steps = grid.max_steps()
-        self.unit = 'epoch' if grid.by_epoch() else 'iteration'
-        self.done = dict.fromkeys(grid.cells, 0.0)
-        self.before = 0.0  # steps that cost no time now
-        self.begun = time.monotonic()
+    def __init__(self, grid: Grid, cells: Sequence[Cell]):
+        self.grid, self.cells = grid, cells
+        self.pace = 0.  # iterations an epoch
+        self.steps = {cell: grid.max_steps(cell.arm) for cell in cells}
+        self.done = {cell: min(float(steps_done(grid.run_dir(cell))), steps)
+                     for cell, steps in self.steps.items()}
         console = Console(highlight=False, markup=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn('{task.description}'), BarColumn(),
-            TaskProgressColumn(), TextColumn('{task.fields[left]}'),
-            console=console, disable=not console.is_terminal)
+            TaskProgressColumn(), TimeRemainingColumn(), console=console,
+            disable=not console.is_terminal, speed_estimate_period=_AN_HOUR)
         self.task = self.bar.add_task(
-            f'{len(self.done)} runs', total=self.steps * len(self.done),
-            left='')
+            f'{len(cells)} runs', total=sum(self.steps.values()),
+            completed=sum(self.done.values()))
 
     def __enter__(self) -> 'Board':
         self.bar.start()
@@ -242,26 +238,37 @@ class Board:
         self.bar.console.print(text)
         self.bar.console.file.flush()
 
-    def skip(self, cell: Cell, done: float) -> None:
-        """A run has this behind it, without having been trained now."""
-        self.before += done - self.done[cell]
-        self.progress(cell, done)
+    def is_over(self, cell: Cell) -> bool:
+        """Whether nothing of a run is left to train, which is said."""
+        if self.done[cell] < self.steps[cell]:
+            return False
+        self.say(f'\n{cell}: finished already, its results in '
+                 f'{self.grid.run_dir(cell)}/ are used')
+        return True
+
+    def begin(self, cell: Cell) -> str:
+        """The number of a run that begins, of how many."""
+        return f'{self.cells.index(cell) + 1}/{len(self.cells)}'
 
     def progress(self, cell: Cell, done: float) -> None:
         """How many steps a run has behind it."""
         self.done[cell] = max(done, self.done[cell])
-        self.bar.update(self.task, completed=sum(self.done.values()),
-                        left=self._left())
+        self.bar.update(self.task, completed=sum(self.done.values()))
+
+    def give_up(self, cell: Cell) -> None:
+        """A run failed: nothing of it is to come."""
+        self.steps[cell] = self.done[cell]
+        self.bar.update(self.task, total=sum(self.steps.values()))
 
     def value(self, cell: Cell, step: int, value: str) -> None:
         """A validation was logged."""
-        self.say(f'  {cell}: {self.unit} {step}/{self.steps}  {value}  '
-                 f'{self._left()}')
+        unit = 'epoch' if self.grid.by_epoch(cell.arm) else 'iteration'
+        left = self.bar.tasks[0].time_remaining
+        shown = ('' if left is None else
+                 f'  ({timedelta(seconds=round(left))} left)')
+        self.say(f'  {cell}: {unit} {step}/{self.steps[cell]:g}  {value}'
+                 f'{shown}')
 
-    def _left(self) -> str:
-        done = sum(self.done.values())
-        if done <= self.before:
-            return ''
-        pace = (time.monotonic() - self.begun) / (done - self.before)
-        left = self.steps * len(self.done) - done
-        return f'({timedelta(seconds=round(pace * left))} left)'
+
+def _lines(log: Path) -> list[str]:
+    return log.read_text(errors='replace').splitlines()

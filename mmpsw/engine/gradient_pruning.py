@@ -1,10 +1,10 @@
 """Pruning activation gradients: where mmengine and autograd call it."""
-import functools
 import logging
 import math
 import re
 from collections import deque
 from collections.abc import Sequence
+from importlib.util import find_spec
 from statistics import fmean
 from typing import Any
 
@@ -20,11 +20,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from mmpsw.methods.averaging.numbers import check_integer
 from mmpsw.methods.gradient_pruning import (
-    build_kernels,
+    Pruner,
     factor_of_rate,
     factor_of_sparsity,
-    prune,
-    sparse_conv2d,
 )
 from mmpsw.models import unwrapped
 from mmpsw.registry import HOOKS
@@ -60,13 +58,11 @@ class GradientPruningHook(Hook):
     Logged are ``gradient_pruning/zeros``, the share of zeros in the gradients
     at the outputs of the convolutions, which are what their backward passes
     work on. At the end of the run it is said for each layer, and by how much
-    the predicted tau was off, as the mean of ``|predicted / true - 1|``.
+    the predicted tau was off, as the mean of ``|predicted / true - 1|``; and
+    how many multiply-adds of their backward passes have a zero for a factor.
 
-    Zeros do not make torch's own kernels any faster. With ``sparse=True`` the
-    backward pass of what is chosen skips them, by kernels of ours for float32
-    on one CPU thread, wherever a gradient has enough of them; what they
-    cannot do (groups, a number of input channels that is no multiple of 16)
-    torch does. What that gains: configs/gradient_pruning/README.md.
+    Zeros do not make torch's kernels any faster: what is gained, for hardware
+    that skips them, are multiply-adds: configs/gradient_pruning/README.md.
 
     Args:
         rate (float, optional): The share of normal gradients that lie below
@@ -80,13 +76,11 @@ class GradientPruningHook(Hook):
             ``'backbone.layer4'``. Defaults to all convolutions.
         exclude (str or Sequence[str]): Those of which none may be found.
         seed (int): Of the draws. Defaults to 0.
-        sparse (bool): Whether backward passes skip the zeros. Defaults to
-            False.
 
     Raises:
         ValueError: A setting is out of its range, a pattern finds no
-            convolution, the model has none, or it is compiled; or with
-            ``sparse`` it is not on a CPU, or there is no g++.
+            convolution, the model has none, it is compiled, or another such
+            hook prunes the same layer.
     """
 
     def __init__(self,
@@ -95,8 +89,7 @@ class GradientPruningHook(Hook):
                  window: int = 5,
                  include: str | Sequence[str] = (),
                  exclude: str | Sequence[str] = (),
-                 seed: int = 0,
-                 sparse: bool = False):
+                 seed: int = 0):
         if rate is not None and sparsity is not None:
             raise ValueError(f'rate={rate!r} and sparsity={sparsity!r} cannot '
                              'be used together, because each says how large '
@@ -112,7 +105,6 @@ class GradientPruningHook(Hook):
         self.include = _patterns('include', include)
         self.exclude = _patterns('exclude', exclude)
         self.seed = seed
-        self.sparse = sparse
         self.layers: list[_Layer] = []
         self.handles: list[Any] = []
         self.means: dict[str, list[float]] = {}
@@ -123,11 +115,9 @@ class GradientPruningHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict) -> None:
-        """Add them, as plain numbers."""
-        checkpoint['gradient_pruning'] = {
-            layer.name: list(layer.means)
-            for layer in self.layers
-        }
+        """Add them, as plain numbers, to those of other such hooks."""
+        checkpoint.setdefault('gradient_pruning', {}).update(
+            (layer.name, list(layer.means)) for layer in self.layers)
 
     def before_train(self, runner: Runner) -> None:
         """Put hooks into the model."""
@@ -138,24 +128,18 @@ class GradientPruningHook(Hook):
                 'compiled anew whenever tau changes: set compile=False.')
         model = unwrapped(runner.model)
         device = next(model.parameters()).device
-        if self.sparse:
-            _check_sparse(device)
-        self.generator = torch.Generator(device)
         means = self.means if runner.iter else {}  # of a run that goes on
+        names = self._chosen(runner)
+        self.pruner = _pruner(len(names), device)
         self.layers = [
-            _Layer(name, self.factor, self.generator,
+            _Layer(name, index, self.factor, self.pruner,
                    deque(means.get(name, ()), self.window))
-            for name in self._chosen(model)
+            for index, name in enumerate(names)
         ]
         for layer in self.layers:
-            module = model.get_submodule(layer.name)
-            self.handles += layer.attach(module)
-            if self.sparse and _can_be_sparse(module):
-                # Its weights' channels lie as its gradients' will.
-                module.to(memory_format=torch.channels_last)
-                module._conv_forward = functools.partial(_forward, module)
+            self.handles += layer.attach(model.get_submodule(layer.name))
         self.handles += [
-            module.register_forward_pre_hook(_note_norm)
+            module.register_forward_pre_hook(_note_norm, with_kwargs=True)
             for module in model.modules() if isinstance(module, NORMS)
         ]
         if self.sparsity is not None:
@@ -165,34 +149,38 @@ class GradientPruningHook(Hook):
                           **kwargs: Any) -> None:
         """Begin the draws of this iteration."""
         numbers = np.random.SeedSequence((self.seed, runner.iter, get_rank()))
-        self.generator.manual_seed(int(numbers.generate_state(1)[0]))
+        self.pruner.begin(int(numbers.generate_state(1)[0]))
 
     def after_train_iter(self, runner: Runner, *args: Any,
                          **kwargs: Any) -> None:
         """Predict the next tau of each layer, and log."""
-        sums = torch.stack([layer.sums for layer in self.layers])
+        sums = self.pruner.take()
+        numbers = sums.new_tensor([layer.numbers for layer in self.layers])
+        sums = torch.cat([sums, numbers], dim=1)
         all_reduce(sums)
         found = sums.tolist()
         for layer, of_layer in zip(self.layers, found):
             layer.finish_iteration(*of_layer)
-        _, _, zeros, count = map(sum, zip(*found))
-        runner.message_hub.update_scalar('train/gradient_pruning/zeros',
-                                         _share(zeros, count))
+        _, *self.counts, _ = map(sum, zip(*found))
+        hooks = _hooks(runner)
+        if self is hooks[-1]:  # what is logged is that of all
+            zeros, count = map(sum, zip(*(hook.counts for hook in hooks)))
+            runner.message_hub.update_scalar('train/gradient_pruning/zeros',
+                                             _share(zeros, count))
 
     def after_train(self, runner: Runner) -> None:
         """Take the hooks out of the model, and log what each layer did."""
         for handle in self.handles:
             handle.remove()
-        for module in unwrapped(runner.model).modules():
-            vars(module).pop('_conv_forward', None)
         lines = '\n'.join(layer.summary() for layer in self.layers)
         print_log(
             'gradient_pruning: the share of zeros in the gradient at each '
             "convolution's output, where the gradient was pruned, and by how "
-            f'much the predicted tau was off, since this run began:\n{lines}',
-            logger='current')
+            f'much the predicted tau was off, since this run began:\n{lines}'
+            f'\n{_saved(self.layers)}', logger='current')
 
-    def _chosen(self, model: nn.Module) -> list[str]:
+    def _chosen(self, runner: Runner) -> list[str]:
+        model = unwrapped(runner.model)
         names = [name for name, module in model.named_modules()
                  if isinstance(module, _ConvNd)]
         if not names:
@@ -214,20 +202,30 @@ class GradientPruningHook(Hook):
         if not chosen:
             raise ValueError('exclude leaves no convolution to be pruned: '
                              'leave out a pattern, or this hook.')
+        taken = {layer.name for hook in _hooks(runner) if hook is not self
+                 for layer in hook.layers}
+        twice = [name for name in chosen if name in taken]
+        if twice:
+            raise ValueError(
+                f'Two GradientPruningHooks prune {", ".join(twice)}, but a '
+                'layer has one tau: give each hook include or exclude, so '
+                'that no layer is in both.')
         return chosen
 
 
 class _Layer:
     """A convolution: its tau, its part in the backward pass, its numbers."""
 
-    def __init__(self, name: str, factor: float, generator: torch.Generator,
+    def __init__(self, name: str, index: int, factor: float, pruner: Pruner,
                  means: deque[float]):
         self.name = name
+        self.index = index
         self.factor = factor
-        self.generator = generator
+        self.pruner = pruner
         self.means = means
         self.normalised = False
-        self.sums = torch.zeros(4, device=generator.device)
+        self.cost = 0.  # multiply-adds for a number of the output's gradient
+        self.numbers = [0, 0]  # at its output, and of what was pruned
         self.zeros = self.count = 0.
         self.errors: list[float] = []
 
@@ -237,13 +235,14 @@ class _Layer:
         return self.factor * fmean(self.means) if self.means else 0.
 
     def attach(self, module: nn.Module) -> list[Any]:
-        return [module.register_forward_pre_hook(self._before_forward),
+        return [module.register_forward_pre_hook(self._before_forward,
+                                                 with_kwargs=True),
                 module.register_forward_hook(self._after_forward)]
 
-    def finish_iteration(self, size: float, pruned: float, zeros: float,
-                         count: float) -> None:
+    def finish_iteration(self, size: float, zeros: float, count: float,
+                         pruned: float) -> None:
         """Take the sums of |g| and their number, over all processes."""
-        self.sums.zero_()
+        self.numbers = [0, 0]
         self.zeros += zeros
         self.count += count
         mean = _share(size, pruned)
@@ -261,14 +260,19 @@ class _Layer:
                 f'at its {"output" if self.normalised else "input"}, tau '
                 f'{self.tau:.3g}, off by {off}')
 
-    def _before_forward(self, module: nn.Module, args: tuple) -> tuple | None:
-        x, *rest = args
-        if not (torch.is_grad_enabled() and x.requires_grad):
+    def _before_forward(self, module: nn.Module, args: tuple,
+                        kwargs: dict) -> tuple[tuple, dict] | None:
+        key, x = _input(args, kwargs)
+        if not torch.is_grad_enabled():
+            return None
+        self.cost = _cost(module) * (
+            module.weight.requires_grad + x.requires_grad)
+        if not x.requires_grad:
             return None
         # Its own name for the input, whose gradient is this layer's alone.
         x = x.view_as(x)
         x.register_hook(self._prune_input)
-        return (x, *rest)
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, key: x})
 
     def _after_forward(self, module: nn.Module, args: tuple,
                        output: Tensor) -> None:
@@ -277,59 +281,60 @@ class _Layer:
             output.register_hook(self._prune_output)
 
     def _prune_input(self, grad: Tensor) -> Tensor:
-        return grad if self.normalised else self._prune(grad)
+        return grad if self.normalised else self._prune(grad, zeros=False)
 
     def _prune_output(self, grad: Tensor) -> Tensor:
-        grad = self._prune(grad) if self.normalised else grad
-        self.sums[2] += grad.numel() - grad.count_nonzero()
-        self.sums[3] += grad.numel()
+        self.numbers[0] += grad.numel()
+        if self.normalised:
+            return self._prune(grad, zeros=True)
+        self.pruner.count(grad, self.index)
         return grad
 
-    def _prune(self, grad: Tensor) -> Tensor:
-        wide = torch.promote_types(grad.dtype, torch.float32)
-        self.sums[0] += torch.linalg.vector_norm(grad, 1, dtype=wide)
-        self.sums[1] += grad.numel()
-        return prune(grad, self.tau, self.generator)
+    def _prune(self, grad: Tensor, zeros: bool) -> Tensor:
+        self.numbers[1] += grad.numel()
+        return self.pruner.prune(grad, self.tau, self.index, zeros)
 
 
-def _note_norm(module: nn.Module, args: tuple) -> None:
+def _cost(module: _ConvNd) -> float:
+    """Multiply-adds for each number at the output, in one product."""
+    cost = module.weight.numel() / module.out_channels
+    return cost / math.prod(module.stride) if module.transposed else cost
+
+
+def _saved(layers: list[_Layer]) -> str:
+    whole = sum(layer.cost * layer.count for layer in layers)
+    saved = _share(sum(layer.cost * layer.zeros for layer in layers), whole)
+    return (f'{saved:.1%} of the multiply-adds of these backward passes have '
+            f'a zero: hardware that skips them needs {1 / (1 - saved):.2f} '
+            'times fewer' if saved < 1 else 'no gradient was left')
+
+
+def _pruner(layers: int, device: torch.device) -> Pruner:
+    if device.type == 'cuda' and find_spec('triton'):
+        from mmpsw.methods.gradient_pruning.kernel import KernelPruner
+        return KernelPruner(layers, device)
+    return Pruner(layers, device)
+
+
+def _hooks(runner: Runner) -> list[GradientPruningHook]:
+    return [hook for hook in runner.hooks
+            if isinstance(hook, GradientPruningHook)]
+
+
+def _input(args: tuple, kwargs: dict) -> tuple[str | None, Tensor]:
+    """What a layer is called with, and its name where it was given by one."""
+    if args:
+        return None, args[0]
+    return next((key, value) for key, value in kwargs.items()
+                if isinstance(value, Tensor))
+
+
+def _note_norm(module: nn.Module, args: tuple, kwargs: dict) -> None:
     """Tell a convolution that a normalisation layer takes its output."""
-    node = args[0].grad_fn
+    node = _input(args, kwargs)[1].grad_fn
     layer = node and node.metadata.get(_Layer)
     if layer:
         layer.normalised = True
-
-
-def _check_sparse(device: torch.device) -> None:
-    if device.type != 'cpu':
-        raise ValueError('sparse=True is not possible on this device, because '
-                         'its kernels are for a CPU: leave it out.')
-    build_kernels()
-    if torch.get_num_threads() > 1:
-        print_log(
-            'gradient_pruning: the kernels of sparse=True use one thread, and '
-            f"torch's own {torch.get_num_threads()}: a run may become slower "
-            'with them; it pays with OMP_NUM_THREADS=1',
-            logger='current',
-            level=logging.WARNING)
-
-
-def _can_be_sparse(module: nn.Module) -> bool:
-    return (isinstance(module, nn.Conv2d)
-            and type(module)._conv_forward is nn.Conv2d._conv_forward
-            and module.groups == 1 and module.padding_mode == 'zeros'
-            and not isinstance(module.padding, str)
-            and module.in_channels % 16 == 0)
-
-
-def _forward(module: nn.Conv2d, x: Tensor, weight: Tensor,
-             bias: Tensor | None) -> Tensor:
-    """In the place of ``nn.Conv2d._conv_forward``."""
-    if (torch.is_grad_enabled() and x.dtype == torch.float32
-            and not torch.is_autocast_enabled('cpu')):
-        return sparse_conv2d(x, weight, bias, module.stride, module.padding,
-                             module.dilation)
-    return nn.Conv2d._conv_forward(module, x, weight, bias)
 
 
 def _patterns(key: str, patterns: str | Sequence[str]) -> list[re.Pattern]:

@@ -31,8 +31,8 @@ _PLAIN = ('torch.nn.modules.linear.Linear', 'torch.nn.modules.conv.Conv2d',
 
 
 @MODELS.register_module()
-def fix_classifiers(model: nn.Module, kind: str = 'hadamard',
-                    seed: int = 0) -> None:
+def fix_classifiers(model: nn.Module, kind: str = 'hadamard', seed: int = 0,
+                    **rows: Any) -> None:
     """Replaces a model's classification layers by fixed ones, in place.
 
     These are the linear layers of a classifier's ``head`` that end in its
@@ -44,6 +44,8 @@ def fix_classifiers(model: nn.Module, kind: str = 'hadamard',
         model (nn.Module): Built, its optimizer not yet.
         kind (str): 'hadamard' or 'orthogonal'. Defaults to 'hadamard'.
         seed (int): Draws columns, or the orthogonal matrix.
+        **rows: ``columns`` and ``first_row`` of a
+            :class:`~mmpsw.methods.hadamard.HadamardLinear`.
 
     Raises:
         ValueError: There is no such layer, or it is of a kind that cannot be
@@ -52,6 +54,10 @@ def fix_classifiers(model: nn.Module, kind: str = 'hadamard',
     if kind not in _KINDS:
         raise ValueError(f"kind='{kind}' is not known: use 'hadamard' or "
                          "'orthogonal'.")
+    if rows and kind != 'hadamard':
+        raise ValueError(f"{', '.join(rows)} cannot be used with kind="
+                         f"'{kind}', because only Hadamard's matrix has rows "
+                         'to choose from: leave it out.')
     layers = _classification_layers(model)
     if not layers:
         raise ValueError(
@@ -65,7 +71,8 @@ def fix_classifiers(model: nn.Module, kind: str = 'hadamard',
     # What is initialised later begins as it would with the stock layers.
     with torch.random.fork_rng(devices=[]):
         for name, layer in layers.items():
-            model.set_submodule(name, _replacement(name, layer, kind, seed))
+            model.set_submodule(
+                name, _replacement(name, layer, kind, seed=seed, **rows))
     print_log(f'hadamard: {fixed:,} of {count:,} parameters '
               f'({fixed / count:.2%}) are no longer trained, the weights of '
               f'{", ".join(layers)}', 'current')
@@ -76,11 +83,27 @@ def _classification_layers(model: nn.Module) -> dict[str, nn.Module]:
               if name.rpartition('.')[2] in ('fc_cls', 'conv_seg')}
     head = getattr(model, 'head', None)
     if hasattr(head, 'num_classes'):
-        layers.update(
-            (name, layer) for name, layer in head.named_modules(prefix='head')
-            if isinstance(layer, nn.Linear)
-            and layer.out_features == head.num_classes)
+        layers.update(_linear_classifiers(head))
     return layers
+
+
+def _linear_classifiers(head: nn.Module) -> dict[str, nn.Module]:
+    """Those that end in the classes, without hidden layers of that width.
+
+    A hidden layer is one that another follows, after an activation or so:
+    classifiers side by side, as those of distillation, have none between.
+    """
+    found: dict[str, nn.Module] = {}
+    between = False
+    for name, layer in head.named_modules(prefix='head'):
+        if (isinstance(layer, nn.Linear)
+                and layer.out_features == head.num_classes):
+            if between and layer.in_features == head.num_classes:
+                found.clear()
+            found[name], between = layer, False
+        elif not list(layer.children()):
+            between = bool(found)
+    return found
 
 
 def _checked(model: nn.Module, layers: dict) -> list[nn.Module]:
@@ -106,9 +129,9 @@ def _checked(model: nn.Module, layers: dict) -> list[nn.Module]:
 
 
 def _replacement(name: str, layer: nn.Module, kind: str,
-                 seed: int) -> nn.Module:
+                 **settings: Any) -> nn.Module:
     linear, conv = _KINDS[kind]
-    settings = dict(bias=layer.bias is not None, seed=seed)
+    settings['bias'] = layer.bias is not None
     try:
         if isinstance(layer, nn.Linear):
             fixed = linear(layer.in_features, layer.out_features, **settings)
@@ -127,12 +150,14 @@ def _log_rows(name: str, layer: nn.Module) -> None:
     """Says so where the classes' rows are not orthogonal."""
     coherence = getattr(layer, 'coherence', 0)
     if coherence:
+        how = ('the first columns are taken, as was asked for'
+               if layer.official else
+               'of some draws of its columns the best was taken')
         print_log(
             f'hadamard: {name} has {layer.classes} classes and '
-            f'{layer.features} features, so that its rows cannot be the '
-            "first of Hadamard's matrix, which would repeat or not be "
-            'orthogonal: of some draws of its columns the best was taken, '
-            'and the largest absolute cosine of two classes is '
+            f'{layer.features} features, so that rows of the first columns '
+            f"of Hadamard's matrix repeat or are not orthogonal: {how}, and "
+            'the largest absolute cosine of two classes is '
             f'{coherence:.3f}', 'current')
 
 

@@ -5,6 +5,7 @@ a small change of its EMAHook each, so that they validate, save and resume as
 that does, and count iterations as that does. The fifth, schedule-free
 training, is an optimizer of a library, with a hook.
 """
+import math
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -17,12 +18,14 @@ from mmengine.runner.checkpoint import weights_to_cpu
 from torch import nn
 from torch.optim import Optimizer
 
-from mmpsw.methods.averaging import recalibrate
+from mmpsw.methods.averaging import recalibrate, running_statistics
 from mmpsw.models import losses, unwrapped
 from mmpsw.registry import HOOKS, MODELS, OPTIMIZERS
 from mmpsw.runtime.epochs import epoch_length
+from mmpsw.runtime.resume import LIVE
 
 from .averaging.hook import random_batches
+from .swapping import check_one_average, swapping_hooks
 
 __all__ = [
     'EpochAverageHook', 'LatestWeightAverage', 'LookaheadHook',
@@ -61,13 +64,53 @@ class EpochAverageHook(EMAHook):
                 'the training: use a number in [0, 1).')
         super().__init__(**kwargs)
         self.begin = begin
+        self.saved_first: int | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Turn shares and epochs into iterations."""
+        check_one_average(swapping_hooks(runner.hooks))
         self.epoch_length = _epoch_length(runner, self)
         self.begin_iter = round(self.begin * runner.max_iters)
+        # The first epoch, from 1, whose end counts.
+        self.first = max(1, math.ceil(self.begin_iter / self.epoch_length))
         super().before_train(runner)
         _begin(self, runner)
+        if runner.iter and self.saved_first is not None:
+            self.begin_elsewhere(runner, self.saved_first)
+
+    def begin_elsewhere(self, runner: Runner, first: int) -> None:
+        """Go on where an average began with another epoch than it does here.
+
+        Args:
+            runner (Runner): A run that is resumed with another length.
+            first (int): The first epoch, from 1, that was to be averaged.
+
+        Raises:
+            ValueError: Epoch ends were averaged that do not count here, or
+                were not that do.
+        """
+        epochs = runner.iter // self.epoch_length
+        if first == self.first or epochs < min(first, self.first):
+            return
+        if epochs >= self.first:
+            raise ValueError(
+                'The checkpoint cannot be resumed from with EpochAverageHook, '
+                f'because its average begins with epoch {first}, and in a run '
+                f'of this length with epoch {self.first}: resume with the '
+                'length that was saved, or begin anew.')
+        self.ema_model.steps.zero_()
+        self.ema_model.module.load_state_dict(self.src_model.state_dict())
+
+    def before_save_checkpoint(self, runner: Runner,
+                               checkpoint: dict) -> None:
+        """Also save where the average begins."""
+        super().before_save_checkpoint(runner, checkpoint)
+        checkpoint['epoch_average_begin'] = self.first
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Remember it."""
+        super().after_load_checkpoint(runner, checkpoint)
+        self.saved_first = checkpoint.get('epoch_average_begin')
 
     def after_train_iter(self, runner: Runner, *args: Any,
                          **kwargs: Any) -> None:
@@ -92,6 +135,7 @@ class SwitchEMAHook(EMAHook):
 
     def before_train(self, runner: Runner) -> None:
         """Learn how long an epoch is."""
+        check_one_average(swapping_hooks(runner.hooks))
         self.interval = _epoch_length(runner, self)
         super().before_train(runner)
 
@@ -124,6 +168,7 @@ class LookaheadHook(EMAHook):
 
     def before_train(self, runner: Runner) -> None:
         """The weights at the beginning are the first slow ones."""
+        check_one_average(swapping_hooks(runner.hooks))
         super().before_train(runner)
         _begin(self, runner)
         # mmengine's average takes those after its first step instead.
@@ -206,8 +251,10 @@ class ScheduleFreeHook(Hook):
 
         Raises:
             ValueError: There are several processes. The first alone saves,
-                and would recalibrate without the others.
+                and would recalibrate without the others. Or something else
+                shows an average too.
         """
+        check_one_average(swapping_hooks(runner.hooks))
         if get_world_size() > 1:
             raise ValueError(
                 'ScheduleFreeHook needs a single process, because it '
@@ -234,7 +281,7 @@ class ScheduleFreeHook(Hook):
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict) -> None:
         """x is what a user deploys; y is for a resume."""
-        checkpoint['schedule_free'] = checkpoint['state_dict']
+        checkpoint[LIVE] = checkpoint['state_dict']
         self.before_val_epoch(runner)
         checkpoint['state_dict'] = weights_to_cpu(deepcopy(
             unwrapped(runner.model).state_dict()))
@@ -243,7 +290,7 @@ class ScheduleFreeHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Go on at y."""
         if runner._resume:
-            checkpoint['state_dict'] = checkpoint['schedule_free']
+            checkpoint['state_dict'] = checkpoint[LIVE]
 
 
 @OPTIMIZERS.register_module()
@@ -266,12 +313,17 @@ def _begin(hook: EMAHook, runner: Runner) -> None:
         hook.ema_model.module.load_state_dict(hook.src_model.state_dict())
 
 
+@torch.no_grad()
 def _switch(hook: EMAHook) -> None:
-    """Train on from the average."""
+    """Train on from the average of the weights and running statistics.
+
+    All other buffers keep their live values: the mean of a memory is none.
+    """
     averaged = hook.ema_model.module.state_dict()
-    for name, live in hook.src_model.state_dict().items():
-        if live.is_floating_point():
-            live.copy_(averaged[name])
+    for name, param in hook.src_model.named_parameters():
+        param.copy_(averaged[name])
+    for name, (module, own) in running_statistics(hook.src_model).items():
+        module._buffers[own].copy_(averaged[name])
 
 
 def _epoch_length(runner: Runner, hook: EMAHook) -> int:

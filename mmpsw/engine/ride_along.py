@@ -4,8 +4,7 @@ An average that is never written back needs no run of its own: it follows the
 weights of another run, and is validated whenever that is.
 """
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -14,59 +13,55 @@ import torch
 from mmengine.dist import is_main_process, master_only
 from mmengine.fileio import dump
 from mmengine.hooks import EMAHook, Hook, LoggerHook
-from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner, autocast
 from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
-from torch.optim import Optimizer
 
 from mmpsw.checkpoints import whole_file
 from mmpsw.models import unwrapped
 from mmpsw.registry import HOOKS
-from mmpsw.runtime.epochs import epoch_length
 from mmpsw.runtime.random_state import random_state, set_random_state
-from mmpsw.runtime.ranks import mean_over_ranks
 
-from .averaging.buffers import owned_buffers
-from .averaging.optim_wrapper import happened
-from .averaging.settings import Settings
-from .peers import LookaheadHook, SwitchEMAHook
+from .averaging.follower import follow, optim_wrappers
+from .averaging.settings import PSWSettings
+from .peers import EpochAverageHook, LookaheadHook, SwitchEMAHook
 from .sparsity import mask_hooks
 
 __all__ = ['RideAlongHook', 'passenger']
 
 
-class _Control:
-    """PSW's average with ``write_back=False``, without its OptimWrapper."""
+class _Followed:
+    """PSW's average with ``write_back=False``, of each optimizer."""
 
     def __init__(self, psw: Mapping):
-        self.settings = Settings.from_config(psw)
-        self.updated = False
+        self.settings = PSWSettings.from_config(psw)
 
     def begin(self, runner: Runner) -> None:
-        wrapper = runner.optim_wrapper
-        owned = owned_buffers(unwrapped(runner.model), [('', wrapper)])['']
-        self.resampler = self.settings.build(
-            wrapper.optimizer, 1, epoch_length(runner.train_loop),
-            owned.tensors, reduce_buffers=mean_over_ranks)
-        self.resampler.schedule = replace(
-            self.resampler.schedule, total=runner.max_iters)
-        wrapper.optimizer.register_step_post_hook(self._note_update)
+        self.followers = follow(
+            runner, dict.fromkeys(optim_wrappers(runner), self.settings))
 
     def follow(self, runner: Runner) -> None:
-        self.resampler.step(runner.iter + 1, self.updated)
-        self.updated = False
+        for follower in self.followers.values():
+            follower.after_iteration(runner.iter + 1)
 
-    def shown(self) -> AbstractContextManager:
-        return self.resampler.averaged()
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for follower in self.followers.values():
+                stack.enter_context(follower.resampler.averaged())
+            yield
 
     def state_dict(self) -> dict[str, Any]:
-        return self.resampler.state_dict()
+        return {name: follower.state_dict()
+                for name, follower in self.followers.items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.resampler.load_state_dict(state)
-
-    def _note_update(self, optimizer: Optimizer, *_: Any) -> None:
-        self.updated = happened(optimizer)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, follower in self.followers.items():
+            others = follower.load_state_dict(state[name])
+            if others:
+                raise ValueError(
+                    'An average cannot ride along with other settings than '
+                    f'those of the checkpoint ({others}): resume with the '
+                    'same, or give it another name.')
 
 
 class _Averaged:
@@ -76,6 +71,7 @@ class _Averaged:
         self.hook = HOOKS.build(dict(hook))
 
     def begin(self, runner: Runner) -> None:
+        self.runner = runner
         self.hook.before_run(runner)
         self.hook.before_train(runner)
 
@@ -93,13 +89,16 @@ class _Averaged:
             self.hook._swap_ema_parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        return self.hook.ema_model.state_dict()
+        return dict(average=self.hook.ema_model.state_dict(),
+                    first=getattr(self.hook, 'first', None))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.hook.ema_model.load_state_dict(state)
+        self.hook.ema_model.load_state_dict(state['average'])
+        if isinstance(self.hook, EpochAverageHook):
+            self.hook.begin_elsewhere(self.runner, state['first'])
 
 
-def passenger(fragment: Mapping) -> _Control | _Averaged | None:
+def passenger(fragment: Mapping) -> _Followed | _Averaged | None:
     """What a fragment evaluates beside a run; None if it needs its own.
 
     Args:
@@ -111,7 +110,7 @@ def passenger(fragment: Mapping) -> _Control | _Averaged | None:
     psw = fragment.get('psw') or {}
     if (set(fragment) == {'psw'} and psw.get('write_back') is False
             and psw.get('buffers') != 'recalibrate'):
-        return _Control(psw)
+        return _Followed(psw)
     if set(fragment) == {'custom_hooks'} and len(hooks) == 1:
         average = _Averaged(hooks[0])
         if isinstance(average.hook, EMAHook) and not isinstance(
@@ -129,47 +128,39 @@ class RideAlongHook(Hook):
     metrics, and the averaged weights at the run's end, as a checkpoint.
 
     Args:
-        averages (Dict[str, dict]): By their folder, the settings of a
-            fragment that only evaluates (see :func:`passenger`).
+        averages (Dict[str, dict]): By their names, the settings of a fragment
+            that only evaluates (see :func:`passenger`).
+        folders (Dict[str, str]): Where each one's results go. A run is
+            resumed by the names, so that a folder may have moved.
 
     Raises:
-        ValueError: A fragment needs a run of its own, gradients are
-            accumulated, there are several optimizers, or a run is resumed in
+        ValueError: A fragment needs a run of its own, or a run is resumed in
             which an average was not there.
     """
 
     priority = 'NORMAL'
 
-    def __init__(self, averages: dict[str, dict]):
-        self.averages = {
-            Path(folder): passenger(fragment)
-            for folder, fragment in averages.items()
-        }
-        for folder, average in self.averages.items():
+    def __init__(self, averages: dict[str, dict], folders: dict[str, str]):
+        self.averages = {name: passenger(fragment)
+                         for name, fragment in averages.items()}
+        self.folders = {name: Path(folders[name]) for name in averages}
+        for name, average in self.averages.items():
             if average is None:
                 raise ValueError(
-                    f"'{folder}' cannot ride along, because its settings "
+                    f"'{name}' cannot ride along, because its settings "
                     'change the run, or recalibrate: train it as a run of its '
                     'own.')
         self.loaded: dict[str, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Begin to follow the run, or go on with it."""
-        if isinstance(runner.optim_wrapper, OptimWrapperDict):
-            raise ValueError(
-                'RideAlongHook needs one optimizer, but the config has '
-                'several: train without it.')
-        if runner.optim_wrapper._accumulative_counts > 1:
-            raise ValueError(
-                'Averages cannot ride along where gradients are accumulated, '
-                'because they sample after each iteration: set '
-                'accumulative_counts=1, or train them as runs of their own.')
-        for folder, average in self.averages.items():
+        for name, average in self.averages.items():
             average.begin(runner)
             if runner.iter:
-                average.load_state_dict(self._state_of(folder))
+                average.load_state_dict(self._state_of(name))
             if is_main_process():
-                runner.cfg.dump(_log_dir(runner, folder) / 'config.py')
+                runner.cfg.dump(
+                    _log_dir(runner, self.folders[name]) / 'config.py')
 
     def after_train_iter(self, runner: Runner, *args: Any,
                          **kwargs: Any) -> None:
@@ -180,41 +171,41 @@ class RideAlongHook(Hook):
     def after_val(self, runner: Runner) -> None:
         """Validate the averages, as the run itself was."""
         before = random_state()
-        for folder, average in self.averages.items():
+        for name, average in self.averages.items():
             with _shown(runner, average):
-                _log(runner, folder, _validate(runner))
+                _log(runner, name, self.folders[name], _validate(runner))
         set_random_state(before)
 
     def after_train(self, runner: Runner) -> None:
         """Save the averages."""
-        for folder, average in self.averages.items():
+        for name, average in self.averages.items():
             with _shown(runner, average):
-                _save(runner, folder)
+                _save(runner, self.folders[name])
 
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict) -> None:
         """Save what a resume needs."""
         if 'optimizer' in checkpoint:  # not with the averaged weights
             checkpoint['ride_along'] = {
-                str(folder): average.state_dict()
-                for folder, average in self.averages.items()
+                name: average.state_dict()
+                for name, average in self.averages.items()
             }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep it until the averages are built."""
         self.loaded = checkpoint.get('ride_along', {})
 
-    def _state_of(self, folder: Path) -> dict[str, Any]:
-        if str(folder) not in self.loaded:
+    def _state_of(self, name: str) -> dict[str, Any]:
+        if name not in self.loaded:
             raise ValueError(
-                f"'{folder}' cannot ride along from here, because the "
+                f"'{name}' cannot ride along from here, because the "
                 'checkpoint was saved without it: begin anew, or train it as '
                 'a run of its own.')
-        return self.loaded.pop(str(folder))
+        return self.loaded.pop(name)
 
 
 @contextmanager
-def _shown(runner: Runner, average: _Control | _Averaged) -> Iterator[None]:
+def _shown(runner: Runner, average: _Followed | _Averaged) -> Iterator[None]:
     """The average is in the model meanwhile, masked as the run's weights."""
     with average.shown():
         for hook in mask_hooks(runner):
@@ -223,7 +214,8 @@ def _shown(runner: Runner, average: _Control | _Averaged) -> Iterator[None]:
 
 
 @master_only
-def _log(runner: Runner, folder: Path, metrics: dict[str, Any]) -> None:
+def _log(runner: Runner, name: str, folder: Path,
+         metrics: dict[str, Any]) -> None:
     """Write what mmengine's LoggerHook would."""
     logger = next(h for h in runner.hooks if isinstance(h, LoggerHook))
     step = runner.epoch if logger.log_metric_by_epoch else runner.iter
@@ -236,7 +228,7 @@ def _log(runner: Runner, folder: Path, metrics: dict[str, Any]) -> None:
                         for line in lines)
     shown = '  '.join(f'{k}: {v:.4f}' if isinstance(v, Real) else f'{k}: {v}'
                       for k, v in metrics.items())
-    runner.logger.info(f'rides along, {folder}: {shown}')
+    runner.logger.info(f'{name} rides along: {shown}')
 
 
 @torch.no_grad()

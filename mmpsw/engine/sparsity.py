@@ -22,7 +22,7 @@ from mmpsw.methods.sparsity import (
 from mmpsw.models import saved_tensors, unwrapped
 from mmpsw.registry import HOOKS
 
-from .averaging.optim_wrapper import happened
+from .averaging.follower import happened
 from .orthogonal import OrthogonalHook
 
 __all__ = ['MagnitudePruningHook', 'SparsityHook']
@@ -107,7 +107,7 @@ class _MaskHook(Hook):
         if len(mask_hooks(runner)) > 1:
             raise ValueError(
                 'Two hooks cannot mask the same weights: leave one out of '
-                "--with (lp_sgd has one, 'variants/lp_sgd_dense' has none), "
+                "--with (lp_sgd has one, lp_sgd_dense has none), "
                 'or of custom_hooks.')
         if any(isinstance(hook, OrthogonalHook) for hook in runner.hooks):
             raise ValueError(

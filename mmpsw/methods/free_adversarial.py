@@ -12,7 +12,9 @@ gradient also gives the images' gradient, for the next of m replays::
         delta <- clamp(delta + tau sign(dx_adv), -eps, eps)
 
 Losses are those of the official code, julightzhong10/fastgan: hinge, and an
-auxiliary classifier's terms where the discriminator has one.
+auxiliary classifier's terms where the discriminator has one. Beside it is the
+attack of Rob-GAN (Liu and Hsieh, arXiv 1807.10454), which pays for each step
+of the perturbation with a pass of its own.
 """
 import math
 from collections.abc import Callable
@@ -22,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ['FreePerturbation', 'Scores', 'discriminator_loss',
-           'generator_loss', 'replay']
+__all__ = ['FreePerturbation', 'Scores', 'fake_loss', 'generator_loss',
+           'pgd_attack', 'real_loss', 'replay']
 
 
 class FreePerturbation:
@@ -51,10 +53,13 @@ class FreePerturbation:
         self.generator = torch.Generator().manual_seed(seed)
         self.delta: Tensor | None = None
         self.replays = 0
+        self.checked = False
 
     @torch.no_grad()
     def apply(self, images: Tensor) -> Tensor:
         """Perturbs images, and asks for their gradient.
+
+        The range is looked at once, as a GPU has to be waited for.
 
         Args:
             images (Tensor): A minibatch in [-1, 1], always of one shape.
@@ -63,8 +68,10 @@ class FreePerturbation:
             Tensor: A leaf, in [-1, 1].
 
         Raises:
-            ValueError: The shape is another one than before.
+            ValueError: The first images are outside of [-1, 1], or the shape
+                is another one than before.
         """
+        self.check_range(images)
         if self.delta is None:
             noise = torch.randn(images.shape, generator=self.generator,
                                 device=self.generator.device)
@@ -79,6 +86,12 @@ class FreePerturbation:
                 'train_dataloader.drop_last=True.')
         self.delta = self.delta.to(images)  # after a resume
         return (images + self.delta).clamp_(-1, 1).requires_grad_()
+
+    def check_range(self, images: Tensor) -> None:
+        """Refuses images outside of [-1, 1], the first time."""
+        if not self.checked:
+            _check_range(images)
+            self.checked = True
 
     @torch.no_grad()
     def update(self, grad: Tensor) -> None:
@@ -126,19 +139,54 @@ def replay(images: Tensor, perturbation: FreePerturbation, replays: int,
         update (Callable): Does one backward pass of a loss, and a step.
 
     Raises:
-        ValueError: The images are outside of [-1, 1], or of another shape
-            than those before.
+        ValueError: See :meth:`FreePerturbation.apply`.
     """
+    for _ in range(replays):
+        perturbed = perturbation.apply(images)
+        update(loss(perturbed))
+        perturbation.update(perturbed.grad)
+
+
+def pgd_attack(images: Tensor, loss: Callable[[Tensor], Tensor], steps: int,
+               perturbation: FreePerturbation) -> Tensor:
+    """Perturbs images by projected gradient descent from a random start.
+
+    As Rob-GAN's: uniform in the ball, then ``steps`` of length ``tau`` along
+    the gradient's sign, each followed by a projection into the ball.
+
+    Args:
+        images (Tensor): Real images, (N, C, H, W) in [-1, 1].
+        loss (Callable): The discriminator's loss of perturbed images.
+        steps (int): Each is a forward and a backward pass.
+        perturbation (FreePerturbation): Of it the radius, the length of a
+            step and the generator.
+
+    Returns:
+        Tensor: The perturbed images, without a gradient.
+
+    Raises:
+        ValueError: The first images are outside of [-1, 1].
+    """
+    perturbation.check_range(images)
+    epsilon, generator = perturbation.epsilon, perturbation.generator
+    start = torch.rand(images.shape, generator=generator,
+                       device=generator.device)
+    delta = start.mul_(2).sub_(1).mul_(epsilon).to(images)
+    for _ in range(steps):
+        perturbed = (images + delta).clamp_(-1, 1).requires_grad_()
+        grad, = torch.autograd.grad(loss(perturbed), perturbed)
+        delta = perturbed.detach() - images + perturbation.tau * grad.sign()
+        delta.clamp_(-epsilon, epsilon)
+    return (images + delta).clamp_(-1, 1)
+
+
+def _check_range(images: Tensor) -> None:
     low, high = images.aminmax()
     if low < -1 or high > 1:
         raise ValueError(
             f'Images are in [{low:.4g}, {high:.4g}], but free adversarial '
             'training needs [-1, 1], because it clamps what it perturbs: '
             'normalise them with mean=[127.5] * 3 and std=[127.5] * 3.')
-    for _ in range(replays):
-        perturbed = perturbation.apply(images)
-        update(loss(perturbed))
-        perturbation.update(perturbed.grad)
 
 
 class Scores(NamedTuple):
@@ -153,25 +201,35 @@ class Scores(NamedTuple):
     classes: Tensor | None = None
 
 
-def discriminator_loss(real: Scores, labels: Tensor, fake: Scores,
-                       real_weight: float = 1.,
-                       fake_weight: float = 1.) -> Tensor:
-    """D's loss: hinge, and what its classifier says of both.
+def real_loss(real: Scores, labels: Tensor, weight: float = 1.) -> Tensor:
+    """D's loss of real images: hinge, and the cross entropy of their classes.
 
     Args:
-        real (Scores): Of real images.
-        labels (Tensor): (N, ), the classes of these.
-        fake (Scores): Of generated images.
-        real_weight (float): Of the cross entropy on real images.
-        fake_weight (float): Of KL(uniform || prediction) on generated ones.
+        real (Scores): Of N real images.
+        labels (Tensor): (N, ), their classes.
+        weight (float): Of the cross entropy.
     """
-    loss = F.relu(1 - real.real).mean() + F.relu(1 + fake.real).mean()
+    loss = F.relu(1 - real.real).mean()
     if real.classes is None:
         return loss
+    return loss + weight * F.cross_entropy(real.classes, labels)
+
+
+def fake_loss(fake: Scores, weight: float = 1.) -> Tensor:
+    """D's loss of generated images: hinge, and KL(uniform || prediction).
+
+    The latter teaches D that they have no class, while G learns to give them
+    one by D: with few steps, 0 conditions G better.
+
+    Args:
+        fake (Scores): Of N generated images.
+        weight (float): Of the divergence.
+    """
+    loss = F.relu(1 + fake.real).mean()
+    if fake.classes is None or not weight:
+        return loss
     log_p = F.log_softmax(fake.classes, dim=1)
-    to_uniform = -log_p.mean() - math.log(log_p.shape[1])
-    return (loss + real_weight * F.cross_entropy(real.classes, labels)
-            + fake_weight * to_uniform)
+    return loss + weight * (-log_p.mean() - math.log(log_p.shape[1]))
 
 
 def generator_loss(fake: Scores, labels: Tensor,

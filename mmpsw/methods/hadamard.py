@@ -14,7 +14,8 @@ where one number, scale, and a bias for each class are learned, and W is not:
 - orthogonal: W = Q, drawn once; scale begins at 10, bias at 0.
 
 Rows of H that are cut to N columns need not be orthogonal, and repeat where C
-is larger than N. Then N columns are drawn instead of the first N.
+is larger than N. Then N columns are drawn instead of the first N, unless the
+official code's are asked for.
 """
 import warnings
 from typing import Any
@@ -90,6 +91,12 @@ class HadamardLinear(_FixedClassifier):
             >= 0 the first class, whose row is -1 everywhere, never has the
             largest logit. Defaults to True.
         seed (int): Draws the columns, where the first N will not do.
+        columns (str): 'best' of the first N and of ten draws, or 'first', as
+            in the official code, also where rows are equal then. Defaults to
+            'best'.
+        first_row (int): The classes have the rows from this one on. 1 leaves
+            out the row of ones, which behind a ReLU tells nothing but how
+            dense the features are. Defaults to 0, as in the official code.
 
     Attributes:
         coherence (float): The largest absolute cosine of two rows: 0 where
@@ -99,16 +106,28 @@ class HadamardLinear(_FixedClassifier):
         Input ``(*, N)``, output ``(*, C)``.
 
     Raises:
-        ValueError: N or C is 1, or N is too small for C different rows.
+        ValueError: N or C is 1, N is too small for C different rows, or there
+            are too few rows from ``first_row`` on.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True,
-                 seed: int = 0):
+                 seed: int = 0, columns: str = 'best', first_row: int = 0):
         bound = max(out_features, 1)**-0.5
         super().__init__(in_features, out_features, bias, bound, bound)
         self.size = 1 << (max(in_features, out_features) - 1).bit_length()
+        if columns not in ('best', 'first'):
+            raise ValueError(f"columns={columns!r} is not possible: use "
+                             "'best' or 'first'.")
+        if not 0 <= first_row <= self.size - out_features:
+            raise ValueError(
+                f'first_row={first_row} is not possible, because '
+                f'{out_features} classes need as many of the {self.size} '
+                f'rows: use 0 to {self.size - out_features}.')
+        self.rows = slice(first_row, first_row + out_features)
+        self.official = columns == 'first'
         columns, self.coherence = _choose_columns(
-            self.size, in_features, out_features, seed)
+            self.size, in_features, self.rows,
+            None if self.official else seed)
         outer, inner = _factors(self.size)
         # Where the transform is faster, as measured in
         # configs/hadamard/README.md: by its multiplications, and where a
@@ -117,7 +136,7 @@ class HadamardLinear(_FixedClassifier):
             2 * self.size * (len(outer) + len(inner)), 1 << 22)
         buffers = dict(
             outer=-outer, inner=inner, columns=columns) if self.fast else dict(
-                matrix=-_hadamard(self.size)[:out_features, columns])
+                matrix=-_hadamard(self.size)[self.rows, columns])
         for name, value in buffers.items():
             self.register_buffer(name, value, persistent=False)
 
@@ -127,7 +146,7 @@ class HadamardLinear(_FixedClassifier):
         if self.features < self.size:
             x = x.new_zeros(*x.shape[:-1], self.size).index_copy(
                 -1, self.columns, x)
-        return _transform(x, self.outer, self.inner)[..., :self.classes]
+        return _transform(x, self.outer, self.inner)[..., self.rows]
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, coherence={self.coherence:.3g}'
@@ -169,7 +188,7 @@ class _Pointwise:
                  stride: int | tuple[int, int] = 1,
                  padding: int | tuple[int, int] = 0,
                  dilation: int | tuple[int, int] = 1, groups: int = 1,
-                 bias: bool = True, seed: int = 0):
+                 bias: bool = True, seed: int = 0, **rows: Any):
         given = dict(kernel_size=kernel_size, stride=stride, padding=padding,
                      dilation=dilation, groups=groups)
         plain = dict(kernel_size=1, stride=1, padding=0, dilation=1, groups=1)
@@ -180,7 +199,7 @@ class _Pointwise:
                     f'{type(self).__name__}, because it classifies each pixel '
                     f'by its own features: use {name}={plain[name]}, or a '
                     'learned convolution.')
-        super().__init__(in_channels, out_channels, bias, seed)
+        super().__init__(in_channels, out_channels, bias, seed, **rows)
 
 
 class HadamardConv2d(_Pointwise, HadamardLinear):
@@ -192,7 +211,7 @@ class HadamardConv2d(_Pointwise, HadamardLinear):
         kernel_size, stride, padding, dilation, groups: 1, 1, 0, 1 and 1; a
             ValueError otherwise.
         bias (bool): Whether there is a bias. Defaults to True.
-        seed (int): Draws the columns, where the first N will not do.
+        seed, columns, first_row: See :class:`HadamardLinear`.
 
     Shape:
         Input ``(B, N, height, width)``, output ``(B, C, height, width)``.
@@ -223,39 +242,50 @@ def _transform(x: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
     return (outer.to(x.dtype) @ (x @ inner.to(x.dtype))).flatten(-2)
 
 
-def _choose_columns(size: int, features: int, classes: int,
-                    seed: int) -> tuple[Tensor, float]:
-    """The columns of H whose first rows are nearest to orthogonal.
+def _choose_columns(size: int, features: int, rows: slice,
+                    seed: int | None) -> tuple[Tensor, float]:
+    """The columns of H in which some rows are nearest to orthogonal.
+
+    Without a seed they are the first ones.
 
     Returns:
         tuple: The columns' indices, and the rows' largest absolute cosine.
     """
-    first = torch.arange(features)
-    # RandomState's numbers stay the same in all versions of NumPy.
-    random = np.random.RandomState(seed)
-    choices = [first, *(torch.as_tensor(np.sort(random.permutation(size)[
-        :features])) for _ in range(_DRAWS))]
-    coherences = [_coherence(columns, size, classes) for columns in choices]
+    choices = [torch.arange(features)]
+    if seed is not None:
+        # RandomState's numbers stay the same in all versions of NumPy.
+        random = np.random.RandomState(seed)
+        choices += [torch.as_tensor(np.sort(random.permutation(size)[
+            :features])) for _ in range(_DRAWS)]
+    coherences = _coherences(choices, size, rows)
     best = min(coherences)
-    if best == 1:
+    if best == 1 and seed is not None:
         raise ValueError(
-            f'{classes} classes cannot be told by {features} features of a '
-            'Hadamard matrix, because no draw of its columns leaves rows '
-            'that differ (in more than the sign): give more features, or '
-            'keep the learned layer.')
+            f'{rows.stop - rows.start} classes cannot be told by {features} '
+            'features of a Hadamard matrix, because no draw of its columns '
+            'leaves rows that differ (in more than the sign): give more '
+            'features, or keep the learned layer.')
     return choices[coherences.index(best)], best
 
 
-def _coherence(columns: Tensor, size: int, classes: int) -> float:
-    """The largest absolute cosine of two of the first rows, cut to columns.
+def _coherences(choices: list[Tensor], size: int,
+                rows: slice) -> list[float]:
+    """The largest absolute cosine of two of the rows, cut to the columns.
 
     The product of the rows i and j of H is its row (i xor j): all cosines are
-    sums over rows, and those are the transform of the columns' indicator.
+    sums over rows, and those are the transform of the columns' indicator. How
+    many of the rows' pairs have an xor is the transform of the square of that
+    of the rows' indicator.
     """
-    chosen = torch.zeros(size, dtype=torch.float64).index_fill(0, columns, 1.)
-    sums = _transform(chosen, *_factors(size))
-    rows = 1 << (classes - 1).bit_length()
-    return (sums[1:rows].abs().max() / len(columns)).item()
+    factors = _factors(size)
+    taken = torch.zeros(size, dtype=torch.float64)
+    taken[rows] = 1
+    pairs = _transform(_transform(taken, *factors).square(), *factors) / size
+    pairs[0] = 0  # a row with itself
+    chosen = torch.stack([torch.zeros_like(taken).index_fill(0, columns, 1.)
+                          for columns in choices])
+    sums = _transform(chosen, *factors)[:, pairs > 0.5].abs().amax(1)
+    return (sums / len(choices[0])).tolist()
 
 
 def _explain_other_kind(module: nn.Module, state_dict: dict, prefix: str,

@@ -1,24 +1,26 @@
 """How long an epoch is."""
 import math
 
-from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_world_size
 from mmengine.runner import BaseLoop
 
 __all__ = ['epoch_length']
 
+# Samplers without an end, of mmengine and of mmdet: their length is that of
+# the whole data set, which all processes share.
+_ENDLESS = {'InfiniteSampler', 'MultiSourceSampler'}
+
 
 def epoch_length(loop: BaseLoop) -> int | None:
-    """Iterations in one pass of the data set's length, or None.
-
-    An InfiniteSampler's length is that of the whole data set, which all
-    processes share.
-    """
+    """Iterations in one pass of the data set's length, or None."""
     loader = loop.dataloader
+    # With a batch sampler, a loader's own sampler is torch's default.
+    batches = loader.batch_sampler
+    sampler = getattr(batches, 'sampler', None) or loader.sampler
     try:
-        if isinstance(loader.sampler, InfiniteSampler):
-            per_iteration = (loader.batch_size or 1) * get_world_size()
-            return math.ceil(len(loader.dataset) / per_iteration)
+        if _ENDLESS & {kind.__name__ for kind in type(sampler).__mro__}:
+            size = loader.batch_size or getattr(batches, 'batch_size', 1)
+            return math.ceil(len(loader.dataset) / (size * get_world_size()))
         return len(loader)
     except TypeError:
         return None

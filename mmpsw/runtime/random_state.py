@@ -10,7 +10,12 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmpsw.registry import HOOKS
 
-from .resume import fit_to_epoch_length, skip_trained_batches
+from .resume import (
+    LIVE,
+    fit_to_epoch_length,
+    restore_live_weights,
+    skip_trained_batches,
+)
 
 __all__ = ['RandomStateHook']
 
@@ -23,7 +28,8 @@ class RandomStateHook(Hook):
     and drops out, otherwise than the run that was not interrupted. And a
     validation draws numbers of its own: here it leaves the training's alone.
 
-    A run that is resumed inside an epoch goes on inside it, as
+    A run that is resumed inside an epoch goes on inside it, and from the
+    weights that were trained where a checkpoint deploys an average, as
     :class:`PSWHook` has it, for stock runs too.
 
     Exact in a single process whose data loader has no persistent workers
@@ -39,6 +45,7 @@ class RandomStateHook(Hook):
     def __init__(self) -> None:
         self.epoch_start = random_state()
         self.loaded: dict[str, Any] = {}
+        self.live: dict[str, torch.Tensor] = {}
         self.before_validation: dict[str, Any] | None = None
 
     def before_save_checkpoint(self, runner: Runner,
@@ -54,12 +61,15 @@ class RandomStateHook(Hook):
         if not getattr(runner, '_resume', False):
             return
         fit_to_epoch_length(checkpoint, runner.train_loop)
+        self.live = checkpoint.get(LIVE, {})
         if get_world_size() == 1:
             self.loaded = checkpoint.get('random_state', {})
 
     def before_train(self, runner: Runner) -> None:
-        """Go on inside the epoch in which the run was interrupted."""
+        """Go on where the run was interrupted."""
         loop = runner.train_loop
+        restore_live_weights(runner.model, self.live)
+        self.live = {}
         if isinstance(loop, EpochBasedTrainLoop):
             if skip_trained_batches(loop, self._restore):
                 set_random_state(self.loaded.get('epoch_start', {}))

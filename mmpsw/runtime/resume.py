@@ -1,13 +1,42 @@
-"""Resuming inside of an epoch, and with epochs of another length."""
+"""Resuming: from the live weights, inside of an epoch, with other epochs."""
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-__all__ = ['fit_to_epoch_length', 'skip_trained_batches']
+from mmpsw.models import unwrapped
+
+__all__ = [
+    'LIVE', 'fit_to_epoch_length', 'named_tensors', 'restore_live_weights',
+    'skip_trained_batches'
+]
+
+# Beside a checkpoint's ``state_dict`` that is an average: the weights from
+# which training continues, by the same names.
+LIVE = 'live_state_dict'
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, by the names that mmengine saves them under."""
+    return unwrapped(model).state_dict(keep_vars=True)
+
+
+@torch.no_grad()
+def restore_live_weights(model: nn.Module, live: dict[str, Tensor]) -> None:
+    """Put the live weights into a model that was loaded with the average.
+
+    Args:
+        model (nn.Module): The model, or what wraps it.
+        live (Dict[str, Tensor]): What a checkpoint held under ``LIVE``.
+    """
+    for name, tensor in named_tensors(model).items():
+        if name in live:
+            tensor.copy_(live[name])
 
 
 def fit_to_epoch_length(checkpoint: dict, loop: BaseLoop) -> None:
@@ -31,24 +60,14 @@ def fit_to_epoch_length(checkpoint: dict, loop: BaseLoop) -> None:
     if then == now:
         return
     info['max_iters'] = now * epochs  # so that a second call changes nothing
-    places = [(checkpoint['meta'], 'iter')]
-    places += [(psw, 'iteration') for psw in _psw_states(checkpoint)]
     before = checkpoint['meta']['iter']
-    for state, key in places:
-        state[key] = state[key] * now // then
+    checkpoint['meta']['iter'] = before * now // then
     print_log(
         f'An epoch had {then} iterations when the checkpoint was saved, and '
         f'has {now} here (another number of processes, batch size or data '
         f'set): iteration {before} becomes {checkpoint["meta"]["iter"]}',
         logger='current',
         level=logging.WARNING)
-
-
-def _psw_states(checkpoint: dict) -> list[dict]:
-    """Of the optimizer wrapper, or of each one in an OptimWrapperDict."""
-    saved = checkpoint.get('optimizer', {})
-    wrappers = [saved, *saved.values()]
-    return [w['psw'] for w in wrappers if isinstance(w, dict) and 'psw' in w]
 
 
 def skip_trained_batches(loop: BaseLoop,

@@ -1,6 +1,7 @@
 """A checkpoint is on the disk whole, before the one in front of it goes."""
 import fcntl
 import functools
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any, TextIO
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from mmpsw.checkpoints import PARTIAL, whole_file
+from mmpsw.checkpoints import PARTIAL, read, whole_file
 from mmpsw.registry import HOOKS
 
 __all__ = ['SafeSavingHook', 'hold_work_dir', 'save_safely']
@@ -43,40 +45,52 @@ class SafeSavingHook(Hook):
 
     priority = 'LOWEST'  # the CheckpointHook has chosen its folder before
 
-    def __init__(self) -> None:
-        self.hooks: list[CheckpointHook] = []
-
     def before_train(self, runner: Runner) -> None:
         """Take over the saving of a Runner (not of a FlexibleRunner)."""
         if not isinstance(runner, Runner):
             return
         hold_work_dir(runner.work_dir)
-        first, self.hooks = not self.hooks, [
-            hook for hook in runner.hooks if isinstance(hook, CheckpointHook)
-        ]
-        for hook in self.hooks:
+        for hook in _checkpoint_hooks(runner):
             hook.file_backend = _RemovesLater(hook.file_backend)
             _remove_partial_files(hook.out_dir)
-        if first:
-            save = functools.partial(self._save, runner,
-                                     runner.save_checkpoint)
+        if 'save_checkpoint' not in vars(runner):
+            save = functools.partial(_save, runner, runner.save_checkpoint)
             runner.save_checkpoint = master_only(save)
 
-    def _save(self, runner: Runner, stock_save: Callable[..., None],
-              out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        path = os.path.join(out_dir, filename)
-        if _is_local(out_dir, kwargs.get('backend_args')):
-            with whole_file(path) as partial:
-                stock_save(out_dir, partial.name, *args, **kwargs)
-        else:  # an object is there whole, or not at all
-            stock_save(out_dir, filename, *args, **kwargs)
-        for hook in self.hooks:
-            if hook.last_ckpt == path:
-                with whole_file(Path(runner.work_dir,
-                                     'last_checkpoint')) as partial:
-                    partial.write_text(path)
-        for hook in self.hooks:
-            hook.file_backend.remove_outdated(path)
+
+def _save(runner: Runner, stock_save: Callable[..., None], out_dir: str,
+          filename: str, *args: Any, **kwargs: Any) -> None:
+    path = os.path.join(out_dir, filename)
+    if _is_local(out_dir, kwargs.get('backend_args')):
+        with whole_file(path) as partial:
+            stock_save(out_dir, partial.name, *args, **kwargs)
+        if not hasattr(runner, 'looked_at_a_checkpoint'):
+            runner.looked_at_a_checkpoint = True
+            _look(path)
+    else:  # an object is there whole, or not at all
+        stock_save(out_dir, filename, *args, **kwargs)
+    for hook in _checkpoint_hooks(runner):
+        if hook.last_ckpt == path:
+            with whole_file(Path(runner.work_dir,
+                                 'last_checkpoint')) as partial:
+                partial.write_text(path)
+    for hook in _checkpoint_hooks(runner):
+        hook.file_backend.remove_outdated(path)
+
+
+def _checkpoint_hooks(runner: Runner) -> list[CheckpointHook]:
+    return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+
+
+def _look(path: str) -> None:
+    """Say of the first checkpoint what a resume would find."""
+    try:
+        read(path, whole=False)
+    except ValueError as error:
+        print_log("This run's checkpoints will be refused by --resume and "
+                  'test.py, unless what goes into them (such as metainfo of '
+                  f'the data set) is plain data: {error}', 'current',
+                  logging.WARNING)
 
 
 def save_safely(runner: Any) -> None:
@@ -103,8 +117,7 @@ def hold_work_dir(work_dir: str | Path) -> None:
     os.makedirs(place, exist_ok=True)
     file = open(os.path.join(place, '.mmpsw.lock'), 'w')
     try:
-        # Of all locks, this one is not inherited by the data's workers.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         file.close()
         raise ValueError(
@@ -114,6 +127,8 @@ def hold_work_dir(work_dir: str | Path) -> None:
     except OSError:  # a file system without locks
         file.close()
         return
+    # The data's workers, which may outlive the process, do not hold it.
+    os.register_at_fork(after_in_child=file.close)
     _held[place] = file
 
 

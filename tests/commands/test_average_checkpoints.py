@@ -1,14 +1,14 @@
 """tools/average_checkpoints.py: the numbers, the order, the refusals."""
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
-from reference import assert_equal
 from torch import nn
 
-from mmpsw import checkpoints
 from mmpsw.commands import average_checkpoints as command
 
 CONFIG = '''
@@ -68,25 +68,28 @@ def test_the_mean_of_many_is_the_direct_mean():
         count=7)
 
 
-def test_a_compressed_file_is_small_and_read_as_any_other(capsys):
-    """Nine of ten zeros: at most 0.1 of the numbers, and a bit for each."""
-    weight = torch.randn(300, 1000)
-    weight[torch.rand(300, 1000) < 0.9] = 0
-    save('epoch_1.pth', weight)
-    plain, size = mean('epoch_1.pth'), Path('out.pth').stat().st_size
-    small = mean('epoch_1.pth', '--compress', '--overwrite')
-    assert_equal(small['state_dict'], plain['state_dict'])
-    assert torch.equal(small['state_dict']['weight'], weight)
-    assert Path('out.pth').stat().st_size < 0.22 * size
-    # Our own commands read it too, with its checksums.
-    assert_equal(checkpoints.read('out.pth')['state_dict'],
-                 plain['state_dict'])
-    assert 'MB' in capsys.readouterr().out
-    with open('out.pth', 'r+b') as file:
-        file.seek(100_000)
-        file.write(b'damage')
-    with pytest.raises(ValueError, match='cannot be read'):
-        checkpoints.read('out.pth')
+@pytest.mark.parametrize('beside', [
+    dict(ema_state_dict={}), dict(psw={}), dict(optimizer=dict(psw={})),
+    dict(meta=dict(count=3))])
+def test_whoever_averages_averages_is_told(beside, capsys):
+    save('epoch_1.pth', [1.])
+    save('epoch_2.pth', [3.])
+    mean('epoch_1.pth', 'epoch_2.pth')
+    assert 'mean of averages' not in capsys.readouterr().out
+    held = torch.load('epoch_2.pth', weights_only=False)
+    torch.save({**held, **beside}, 'epoch_2.pth')
+    mean('epoch_1.pth', 'epoch_2.pth', '--overwrite')
+    assert ('epoch_2.pth: averages already, so that this is a mean of '
+            'averages') in capsys.readouterr().out
+
+
+def test_what_is_no_file_is_not_replaced(capsys):
+    """As root it replaced /dev/full by a checkpoint."""
+    save('epoch_1.pth', [1.])
+    os.mkfifo('pipe')
+    line = refusal(capsys, 'epoch_1.pth', '--out', 'pipe', '--overwrite')
+    assert "--out 'pipe' is no file" in line
+    assert stat.S_ISFIFO(os.stat('pipe').st_mode)
 
 
 def test_the_last_ones_by_number_not_by_name(folder):
@@ -149,7 +152,7 @@ def test_an_existing_file_stays_unless_asked_for(capsys):
     (['empty'], 'neither epoch_*.pth'),
     (['mixed'], 'both epoch_*.pth'),
     (['.', '--recalibrate', 'no.py'], "config 'no.py' does not exist"),
-    (['.', '--weights', 'live'], '--weights live needs --config'),
+    (['.', '--weights', 'live'], "has no 'live' weights beside its"),
 ])
 def test_refusals_write_nothing(argv, message, capsys):
     for name in ('empty', 'mixed'):

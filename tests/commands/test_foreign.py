@@ -44,10 +44,10 @@ def test_two_lines_average_and_resume(folder):
         for run in ('work_dirs/mine', 'again'))
     for name, value in whole['state_dict'].items():
         assert torch.equal(value, resumed['state_dict'][name]), name
-    assert resumed['optimizer']['psw']['resamplings'] == 2
+    assert resumed['psw']['']['resamplings'] == 2
     # Without PSW one import is enough; the averaging's state is left out.
     Path('stock.py').write_text(
         THEIRS + "custom_imports = dict(imports=['mmpsw.runtime'])\n")
     stock_train('stock.py', *resume, 'stock')
     stock = torch.load('stock/epoch_2.pth', weights_only=False)
-    assert stock['meta']['iter'] == 16 and 'psw' not in stock['optimizer']
+    assert stock['meta']['iter'] == 16 and 'psw' not in stock

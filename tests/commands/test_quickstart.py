@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmpsw.commands import compare
 from mmpsw.commands import quickstart as qs
 from mmpsw.compare import grid as grids
+from mmpsw.compare.runs import logged_by, read_run
 from mmpsw.datasets.digits import generate
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -44,7 +45,7 @@ def test_what_we_recommend_rides_along():
 
 
 def test_short_shortens_each_arm_and_leaves_the_third_out():
-    grid = grid_of('--short', '--psw', 'pswm')
+    grid = grid_of('--short', '--with', 'pswm')
     assert list(grid.arms) == ['baseline', 'pswm']
     assert grid.max_steps() == 2
 
@@ -59,7 +60,7 @@ def test_from_another_folder_the_commands_still_lead_to_the_files(
 
 
 def test_an_unknown_technique_is_an_error_of_one_line(capsys):
-    assert qs.main(['--psw', 'pswx']) == 2
+    assert qs.main(['--with', 'pswx']) == 2
     error = capsys.readouterr().err
     assert "'pswx'" in error and 'did you mean' in error
     assert error.count('\n') == 1
@@ -68,8 +69,8 @@ def test_an_unknown_technique_is_an_error_of_one_line(capsys):
 def test_a_fragment_may_not_take_an_arms_name(tmp_path):
     fragment = tmp_path / 'pswa.py'
     fragment.write_text("psw = dict(type='PSWA')")
-    with pytest.raises(ValueError, match="another arm is called 'pswa'"):
-        grid_of('--psw', str(fragment))
+    with pytest.raises(ValueError, match="'pswa' is a known method here"):
+        grid_of('--with', str(fragment))
 
 
 def test_a_small_quickstart_ends_with_table_plot_and_picture(
@@ -83,6 +84,7 @@ def test_a_small_quickstart_ends_with_table_plot_and_picture(
         config[loader].dataset.data_root = f'{tmp_path}/digits/det/'
     config.val_evaluator.ann_file = annotations
     config.test_evaluator.ann_file = annotations
+    metrics = logged_by(config)
     # Untrained scores are about 0.01.
     config.model.test_cfg.score_thr = 0.0
     config.train_cfg.max_epochs = 1
@@ -96,6 +98,7 @@ def test_a_small_quickstart_ends_with_table_plot_and_picture(
             work_dir=tmp_path / 'work'))
     compare.report_on(grid)
     picture = qs.draw_picture(grid)
+    assert metrics == read_run(grid.run_dir(grid.cells[0])).logged
     printed = capsys.readouterr().out
     assert 'baseline, seed 0: epoch 1/1  coco/bbox_mAP' in printed
     assert 'pswa, seed 0: epoch 1/1  coco/bbox_mAP' in printed

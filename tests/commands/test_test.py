@@ -82,7 +82,7 @@ def test_one_line(argv, message, tmp_path, capsys, monkeypatch):
 def test_a_psw_checkpoint_is_tested(config, small, metric, folder):
     path = str(CONFIGS / f'{config}.py')
     assert train.main(
-        [path, '--psw', 'pswa', '--work-dir', 'run', *SMALL, *small]) == 0
+        [path, '--with', 'pswa', '--work-dir', 'run', *SMALL, *small]) == 0
     checkpoint = str(next(Path('run').glob('*_[0-9].pth')))
     out = 'out' if config.startswith('seg') else 'out.pkl'
     argv = [path, checkpoint, '--out', out, '--work-dir', 'tested', *SMALL]

@@ -1,6 +1,7 @@
 """tools/train.py: what its options make of a config, and how it refuses."""
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from mmpsw import configs
 from mmpsw.commands import checks, launch, options, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,22 +71,24 @@ def test_the_methods_are_in_the_work_dirs_name(tmp_path):
     mine = tmp_path / 'Mine.py'
     mine.write_text("psw = dict(type='PSWA')\n")
     prefix = './work_dirs/retinanet_r50_fpn_1x_coco_'
-    for argv, name in [(['--psw', 'pswa'], 'pswa'), (['--psw', mine], 'mine'),
+    for argv, name in [(['--with', 'pswa'], 'pswa'),
+                       (['--with', mine], 'mine'),
                        (['--with', 'pwalks', 'ema'], 'pwalks_ema'),
-                       (['--psw', 'pwalks', '--with', 'ema'], 'pwalks_ema'),
-                       (['--with', 'variants/pswa_late'], 'pswa_late'),
+                       (['--with', 'pwalks', '--with', 'ema'], 'pwalks_ema'),
+                       (['--with', 'pwalks+ema'], 'pwalks_ema'),
+                       (['--with', 'PSWA:begin=3'], 'pswa_begin_3'),
                        (['--with', 'baseline'], 'baseline')]:
         assert build(RETINANET, *map(str, argv)).work_dir == prefix + name
-    assert build('--psw', 'pswa', RETINANET, '--work-dir',
-                 'here').work_dir == 'here'
+    assert build('--work-dir', 'here', '--with', 'pswa',
+                 RETINANET).work_dir == 'here'
 
 
 def test_options_reach_psw_keys_and_stock_keys():
-    cfg = build(RTMDET, '--psw', 'pwalks', '--cfg-options',
-                'optim_wrapper.psw.write_back=False',
+    cfg = build(RTMDET, '--with', 'pwalks', '--cfg-options',
+                'optim_wrapper.psw.buffers=keep',
                 'optim_wrapper.optimizer.lr=0.5', 'custom_hooks.0.momentum=7')
     assert cfg.optim_wrapper.psw == dict(
-        type='PWALKS', last=0.25, write_back=False)
+        type='PWALKS', last=0.25, buffers='keep')
     assert cfg.optim_wrapper.optimizer.lr == 0.5
     assert [hook.type for hook in cfg.custom_hooks
             ] == ['mmpsw.PSWHook', 'EMAHook', 'PipelineSwitchHook']
@@ -96,7 +100,7 @@ def test_amp_with_and_without_psw(config):
     cfg = build(config, '--amp')
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert cfg.optim_wrapper.loss_scale == 'dynamic'
-    cfg = build(config, '--amp', '--psw', 'pswm', '--cfg-options',
+    cfg = build(config, '--amp', '--with', 'pswm', '--cfg-options',
                 'optim_wrapper.loss_scale=512')
     assert cfg.optim_wrapper.type == 'mmpsw.PSWAmpOptimWrapper'
     assert cfg.optim_wrapper.loss_scale == 512
@@ -108,8 +112,12 @@ def test_amp_with_and_without_psw(config):
     ([RETINANET, '--seed', '7', '--cfg-options',
       'randomness.deterministic=True'],
      dict(randomness=dict(seed=7, deterministic=True))),
-    ([RETINANET, '--resume'], dict(resume=True, load_from=None)),
-    ([RETINANET, '--resume', 'auto'], dict(resume=True, load_from=None)),
+    ([RETINANET, '--resume', '--cfg-options', 'load_from=mine.pth'],
+     dict(resume='newest', load_from='mine.pth')),
+    ([RETINANET, '--resume', 'auto'], dict(resume='newest', load_from=None)),
+    ([RETINANET, '--from-zoo'], dict(load_from='zoo', resume=False)),
+    ([RETINANET, '--seed', '7', '--cfg-options', 'randomness=None'],
+     dict(randomness=dict(seed=7))),
     ([RETINANET, '--resume', 'a.pth'], dict(resume=True, load_from='a.pth')),
     ([RETINANET, '--auto-scale-lr'],
      dict(auto_scale_lr=dict(enable=True, base_batch_size=16))),
@@ -157,34 +165,33 @@ def refusal(capsys, *argv):
 @pytest.mark.parametrize('argv, message', [
     (['mmdet::retinanet/retinanet_r50_fpn_1x_coc'], 'did you mean'),
     (['nowhere.py'], 'does not exist'),
-    ([RETINANET, '--psw', 'pwalk'], "did you mean 'pwalks'"),
+    ([RETINANET, '--with', 'pwalk'], "did you mean 'pwalks'"),
     ([PSPNET, '--auto-scale-lr'], 'auto_scale_lr.base_batch_size'),
     ([RETINANET, '--launcher', 'pytorch'], 'tools/dist_train.sh'),
     ([RETINANET, '--resume', 'no.pth'], "checkpoint 'no.pth' does not exist"),
     ([RETINANET, '--work-dir', 'file'], 'is a file'),
     ([RTMDET, '--cfg-options', 'custom_hooks.9.a=1'], '--cfg-options'),
-    ([RETINANET, '--psw', 'pswa', '--cfg-options',
+    ([RETINANET, '--with', 'pswa', '--cfg-options',
       'optim_wrapper.type=ApexOptimWrapper'], 'ApexOptimWrapper'),
-    ([RETINANET, '--psw', 'pwalks'],
-     "'data/coco/annotations/instances_train2017.json' does not exist; put "
-     "the data set at data_root='data/coco/'"),
+    ([RETINANET, '--with', 'pwalks'],
+     "train_dataloader.dataset: 'data/coco/annotations/instances_train2017."
+     "json' and 'data/coco/train2017/' do not exist; put the data set at "
+     "data_root='data/coco/'"),
     ([PSPNET], "data_root='data/cityscapes/'"),
     (['mmseg::pspnet/pspnet_r50-d8_4xb4-20k_voc12aug-512x512'],
      'train_dataloader.dataset.datasets.0.data_root=FOLDER'),
     ([RESNET], "data_root='data/imagenet'"),
-    ([DEEPSPEED, '--psw', 'pswa'],
+    ([DEEPSPEED, '--with', 'pswa'],
      "FlexibleRunner with DeepSpeedStrategy, because DeepSpeed's engine"),
-    ([FSDP, '--psw', 'pwalks'],
+    ([FSDP, '--with', 'pwalks'],
      'FlexibleRunner with FSDPStrategy, because its FSDP.optim_state_dict'),
     ([FSDP, '--cfg-options', 'optim_wrapper.type=mmpsw.PSWOptimWrapper'],
      'FlexibleRunner with FSDPStrategy'),
     ([RETINANET, '--with', 'pswa', 'pwalks'],
      "'pswa' and 'pwalks' cannot be used together, because both set psw"),
-    ([RTMDET, '--with', 'control'],
+    (['by_hand.py'],
      'optim_wrapper.psw.write_back=False and EMAHook cannot be used together'),
     ([RETINANET, '--with', 'ema', 'swa'], 'EMAHook and EpochAverageHook'),
-    ([RTMDET, '--with', 'switch_ema'], 'EMAHook and SwitchEMAHook'),
-    ([RTMDET, '--with', 'lookahead'], 'EMAHook and LookaheadHook'),
     ([RESNET, '--with', 'psw', 'schedule_free'],
      'psw.write_back=False and ScheduleFreeHook'),
     ([RETINANET, '--with', 'pswa', 'ema', '--cfg-options',
@@ -208,16 +215,23 @@ def refusal(capsys, *argv):
 def test_one_line_before_anything_is_made(argv, message, tmp_path, capsys,
                                           monkeypatch):
     (tmp_path / 'file').write_text('')
+    (tmp_path / 'by_hand.py').write_text(f"""
+_base_ = '{RTMDET}.py'
+optim_wrapper = dict(type='mmpsw.PSWOptimWrapper',
+                     psw=dict(type='PSWA', write_back=False))
+custom_hooks = [dict(type='mmpsw.PSWHook'), dict(type='EMAHook')]
+""")
     monkeypatch.chdir(tmp_path)
     for name in ('RANK', 'LOCAL_RANK', 'SLURM_PROCID'):
         monkeypatch.delenv(name, raising=False)
     assert message in refusal(capsys, *argv)
-    assert [path.name for path in tmp_path.iterdir()] == ['file']
+    assert {path.name for path in tmp_path.iterdir()} == {'file',
+                                                          'by_hand.py'}
 
 
 @needs_cpu
 @pytest.mark.parametrize('argv', [
-    ['--amp', '--psw', 'pwalks', *EPOCHS],
+    ['--amp', '--with', 'pwalks', *EPOCHS],
     [*EPOCHS, 'optim_wrapper.type=mmpsw.PSWAmpOptimWrapper',
      'optim_wrapper.psw.type=PSWA', 'optim_wrapper.psw.period=5',
      'optim_wrapper.psw.by_epoch=False', 'optim_wrapper.psw.buffers=keep'],
@@ -245,11 +259,28 @@ def test_the_validation_data_is_looked_for_too(folder, capsys):
     assert "val_dataloader.dataset: 'data/digits/det/pictures/'" in line
 
 
-def test_an_option_without_value(capsys):
+@pytest.mark.parametrize('argv, message', [
+    ([RETINANET, '--cfg-options', 'lr'], "takes key=value, but got 'lr'"),
+    ([RETINANET, '--seed', '-1'], '-1 is not an integer >= 0'),
+    ([RETINANET, '--seed', str(2**32)], 'NumPy takes less than 2 ** 32'),
+    (['--with', 'psw'], 'a CONFIG is required'),
+    ([], 'a CONFIG is required'),
+])
+def test_a_wrong_option(argv, message, capsys):
     with pytest.raises(SystemExit) as info:
-        run(RETINANET, '--cfg-options', 'lr')
+        run(*argv)
     assert info.value.code == 2
-    assert "takes key=value, but got 'lr'" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+def test_the_methods_are_listed(capsys):
+    with pytest.raises(SystemExit) as info:
+        run('--with', 'list')
+    assert info.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(configs.known_methods())
+    assert any(line.startswith('psw ') and 'mean of each epoch' in line
+               for line in lines)
 
 
 @pytest.mark.parametrize('option, message', [
@@ -258,7 +289,7 @@ def test_an_option_without_value(capsys):
     ('train_cfg=None', 'train_dataloader, train_cfg'),
 ])
 def test_a_wrong_value_found_while_building(option, message, folder, capsys):
-    line = refusal(capsys, CLS, '--psw', 'pswa', *EPOCHS, option)
+    line = refusal(capsys, CLS, '--with', 'pswa', *EPOCHS, option)
     assert message in line
 
 
@@ -267,31 +298,41 @@ def test_a_bug_keeps_its_traceback(folder):
         run(CLS, *EPOCHS, 'train_cfg.no_such_argument=1')
 
 
-def command(code, file):
-    """A command whose code stands in this file."""
-    return lambda: exec(compile(code, file, 'exec'), {})
+def command(code, path, monkeypatch):
+    """A command of ours, whose code is in this file."""
+    monkeypatch.setattr(options, '_OURS', (f'{path.parent}/ours', ))
+    path.write_text(code)
+    return lambda: runpy.run_path(str(path))
 
 
-RAISE = "raise ValueError('a wrong value')"
+RAISE = """
+if True:
+    raise ValueError(
+        'a wrong value')
+"""
 
 
 @pytest.mark.parametrize('code', [
     "int('x')", "'ab'.index('c')", 'a, b = 1, 2, 3', "open('/')"])
-def test_an_accident_inside_of_mmpsw_is_a_bug(code):
+def test_an_accident_inside_of_ours_is_a_bug(code, tmp_path, monkeypatch):
     with pytest.raises((ValueError, OSError)) as info:
-        options.report_errors(command(code, train.__file__))
-    assert info.traceback[-1].path == Path(train.__file__)
+        options.report_errors(command(code, tmp_path / 'ours.py',
+                                      monkeypatch))
+    assert info.traceback[-1].path == tmp_path / 'ours.py'
 
 
-def test_what_is_raised_on_purpose_is_a_sentence(capsys):
-    assert options.report_errors(command(RAISE, train.__file__)) == 2
+def test_what_is_raised_on_purpose_is_a_sentence(tmp_path, capsys,
+                                                 monkeypatch):
+    ours = command(RAISE, tmp_path / 'ours.py', monkeypatch)
+    assert options.report_errors(ours) == 2
     assert capsys.readouterr().err == 'error: a wrong value\n'
     with pytest.raises(ValueError):
-        options.report_errors(command(RAISE, '/elsewhere.py'))
+        options.report_errors(command(RAISE, tmp_path / 'elsewhere.py',
+                                      monkeypatch))
 
     def registry():  # older mmengine puts the class's name in front
         try:
-            command(RAISE, train.__file__)()
+            ours()
         except ValueError as error:
             raise type(error)(f'class A: {error}')  # noqa: B904
 
@@ -311,14 +352,16 @@ def test_a_work_dir_that_cannot_be_written(work_dir, folder, capsys):
 def test_what_rides_along_overwrites_nothing(folder, capsys):
     Path('own').mkdir()
     Path('own', 'epoch_2.pth').write_text('mine')
-    line = refusal(capsys, CLS, '--ride-along', 'ema=own', *EPOCHS)
+    line = refusal(capsys, CLS, '--ride-along', 'ema', 'own', *EPOCHS)
     assert "'own' holds checkpoints of an earlier run (epoch_2.pth)" in line
 
 
 @pytest.mark.parametrize('argv, message', [
-    (['ema=a', 'control=b/../a'], "folder 'b/../a' is the work dir, or anoth"),
-    (['ema=run', '--work-dir', './run'], "folder 'run' is the work dir, or"),
-    (['ema=a', '--cfg-options', 'val_dataloader=None', 'val_cfg=None',
+    (['ema', 'a', '--ride-along', 'psw', 'b/../a'],
+     "folder 'b/../a' is the work dir, or anoth"),
+    (['ema', 'run', '--work-dir', './run'],
+     "folder 'run' is the work dir, or"),
+    (['ema', 'a', '--cfg-options', 'val_dataloader=None', 'val_cfg=None',
       'val_evaluator=None'], 'the config has no val_dataloader'),
 ])
 def test_each_that_rides_along_has_a_folder_of_its_own(argv, message, folder,
@@ -330,7 +373,7 @@ def test_each_that_rides_along_has_a_folder_of_its_own(argv, message, folder,
 
 def test_the_command_itself(tmp_path):
     result = subprocess.run(
-        [sys.executable, ROOT / 'tools' / 'train.py', RETINANET, '--psw',
+        [sys.executable, ROOT / 'tools' / 'train.py', RETINANET, '--with',
          'pwalks'],
         cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)},
         capture_output=True, text=True)
@@ -352,7 +395,7 @@ def test_training_resuming_and_refusing(config, small, first, last, folder,
                                         capsys, monkeypatch):
     # On a GPU a bilinear upsampling has other bits each time.
     monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cpu')
-    argv = [config, '--psw', 'pwalks', '--seed', '1', *small]
+    argv = [config, '--with', 'pwalks', '--seed', '1', *small]
     work_dir = folder / 'work_dirs' / f'{Path(config).stem}_pwalks'
     assert run(*argv) == 0
     assert 'psw/shift' in logs(work_dir)
@@ -386,7 +429,7 @@ def test_ctrl_c(folder, capsys, monkeypatch):
     # A shell's background jobs ignore it, and so would these tests.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     Path('press.py').write_text("custom_hooks = [dict(type='PressCtrlC')]")
-    argv = [CLS, '--psw', 'pwalks', '--work-dir', 'run', *EPOCHS]
+    argv = [CLS, '--with', 'pwalks', '--work-dir', 'run', *EPOCHS]
     assert run(*argv[:3], '--with', 'press.py', *argv[3:]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
         'interrupted at iteration 5; --resume goes on')

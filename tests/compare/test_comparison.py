@@ -47,6 +47,18 @@ def test_what_is_planned_and_missing_is_named(tmp_path):
     assert 'swa has no curve yet, and is not in the table.' in c.notes
 
 
+def test_the_log_of_a_run_that_failed_is_named(tmp_path):
+    work = grid(tmp_path, CURVES, seeds=[0, 1, 2])
+    (work / 'baseline' / 'seed_2.log').write_text('Traceback')
+    assert read([work]).notes == [
+        'pswa: seed_2 was not trained yet.',
+        f'baseline: seed_2 has no curve; see {work}/baseline/seed_2.log.']
+    for path in work.rglob('scalars.json'):
+        path.unlink()
+    with pytest.raises(ValueError, match='no curve in .*; see .*seed_2.log'):
+        read([work])
+
+
 def test_unfinished_runs_are_left_out_where_others_are_finished(tmp_path):
     trained(tmp_path / 'a' / 'seed_0', [1., 2., 3.], 0)
     trained(tmp_path / 'a' / 'seed_1', [1., 2.], 1, epochs=3)

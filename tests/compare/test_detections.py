@@ -71,6 +71,8 @@ def test_detections_over_the_threshold_are_drawn(detector, tmp_path, score_thr,
     path = detections.plot_detections(
         config, {'baseline': checkpoint}, tmp_path / 'd.png', scenes=(0, 1),
         score_thr=score_thr, title='title')
+    one = mmcv.imread(detections.narrow(path))
+    assert one.shape[0] > 1.8 * one.shape[1]  # an image above the other
     picture = mmcv.imread(path, channel_order='rgb')
     annotated, detected = np.array_split(picture, 2)
     assert count(annotated, (0, 200, 83)) > 500

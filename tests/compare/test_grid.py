@@ -1,21 +1,21 @@
 """The grid: its commands, its folder, and what an interruption leaves."""
-import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
-from mmpsw.commands import compare
+from mmpsw.commands import compare, train
 from mmpsw.compare import grid as grids
 from mmpsw.compare import training
-from mmpsw.compare.comparison import read
+from mmpsw.compare.comparison import read, read_plan
 from mmpsw.datasets.digits import generate
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -35,9 +35,9 @@ def grid_of(tmp_path, *argv, config=CONFIG):
         ['run', config, '--work-dir', str(tmp_path / 'work'), *argv]))
 
 
-def validated(folder, *steps):
+def validated(folder, *steps, stamp='20260101_000000'):
     """What a training leaves: validation points, and checkpoints."""
-    data = folder / '20260101_000000' / 'vis_data'
+    data = folder / stamp / 'vis_data'
     data.mkdir(parents=True)
     (data / 'config.py').write_text('resume = False\n')
     lines = [dict(loss=1.0, iter=1, step=1)]
@@ -61,6 +61,9 @@ def test_each_run_is_a_command_that_a_user_would_type(tmp_path):
         '--work-dir', work_dir
     ]
     assert command[9] == '--cfg-options'
+    assert grid.host(grids.Cell('ema', 3)) == grids.Cell('baseline', 3)
+    host = grid.command(grids.Cell('baseline', 3))
+    assert host[9:12] == ['--ride-along', 'ema', work_dir]
     assert command[-1] == 'train_cfg.max_epochs=2'
     assert grid.max_steps() == 2
 
@@ -106,48 +109,146 @@ def test_fragments_joined_by_plus_are_one_arm(tmp_path):
     assert words[1][3:6] == ['--with', str(mine), '--seed']
 
 
+def record(grid):
+    with grids.hold(grid.work_dir):
+        grids.record(grid)
+    return json.loads((grid.work_dir / 'comparison.json').read_text())
+
+
 def test_arms_and_seeds_are_added_to_the_same_experiment(tmp_path):
-    grids.claim(grid_of(tmp_path, '--arms', 'baseline', '--seeds', '0'))
-    grid = grids.claim(
-        grid_of(tmp_path, '--arms', 'pswa', '--seeds', '1'))
-    assert grid.work_dir == tmp_path / 'work'
-    saved = json.loads((grid.work_dir / 'comparison.json').read_text())
+    record(grid_of(tmp_path, '--arms', 'baseline', '--seeds', '0'))
+    saved = record(grid_of(tmp_path, '--arms', 'pswa', '--seeds', '1'))
     assert list(saved['arms']) == ['baseline', 'pswa']
     assert saved['seeds'] == [0, 1]
 
 
-@pytest.mark.parametrize('other', [
-    ('--cfg-options', 'train_cfg.max_epochs=3'),
-    ('--arms', '{arm}'),
-    None,
+@pytest.mark.parametrize('other, said', [
+    (('--cfg-options', 'train_cfg.max_epochs=3'), 'cfg_options differ'),
+    (('--amp', ), 'flags differ'),
+    (('--gpus-per-run', '2'), 'processes differ'),
+    (('--arms', '{arm}'), 'the arm mine differ'),
+    (None, 'something else'),
 ])
-def test_another_experiment_gets_a_folder_of_its_own(tmp_path, other):
-    arm = tmp_path / 'pswa.py'
-    arm.write_text("psw = dict(type='PSWA', period=2)\n")
+def test_another_experiment_is_refused_in_its_folder(tmp_path, other, said):
+    arm = tmp_path / 'mine.py'
+    arm.write_text("psw = dict(type='PSWA', period=3)\n")
     if other:
-        grids.claim(grid_of(tmp_path))
-    else:  # something else
+        record(grid_of(tmp_path, '--arms', 'baseline', str(arm)))
+    else:
         (tmp_path / 'work').mkdir()
         (tmp_path / 'work' / 'mine.txt').write_text('mine')
-    before = os.listdir(tmp_path / 'work')
+    before = {path: path.read_bytes()
+              for path in (tmp_path / 'work').iterdir()}
+    arm.write_text("psw = dict(type='PSWA', period=2)\n")
     grid = grid_of(tmp_path, *(text.format(arm=arm) for text in other or ()))
-    assert grids.claim(grid).work_dir == tmp_path / 'work_2'
-    assert os.listdir(tmp_path / 'work') == before
+    with pytest.raises(ValueError, match=said):
+        record(grid)
+    assert before == {path: path.read_bytes()
+                      for path in (tmp_path / 'work').iterdir()}
+
+
+def test_two_comparisons_in_one_folder_are_refused(tmp_path):
+    """In four of ten trials they made two folders of one."""
+    grid = grid_of(tmp_path)
+    with grids.hold(grid.work_dir):
+        with pytest.raises(ValueError, match='is in use'):
+            record(grid)
+    record(grid)
+
+
+def test_a_run_that_outlives_its_comparison_holds_the_folder(tmp_path):
+    """Its GPU is taken, so that --jobs would be exceeded."""
+    grid = grid_of(tmp_path)
+    with grids.hold(grid.work_dir) as lock:
+        run = subprocess.Popen([sys.executable, '-c', 'import time; '
+                                'time.sleep(60)'], pass_fds=[lock])
+    with pytest.raises(ValueError, match='a run that outlived a killed one'):
+        record(grid)
+    run.kill()
+    run.wait()
+    record(grid)
+
+
+def test_an_arm_may_have_a_length_of_its_own(tmp_path):
+    """It was over with the others, or begun again each time."""
+    arm = tmp_path / 'longer.py'
+    arm.write_text('train_cfg = dict(max_epochs=5)\n')
+    grid = grid_of(tmp_path, '--arms', 'baseline', str(arm),
+                   '--cfg-options', 'train_cfg.val_interval=1')
+    grid = replace(grid, options=()).with_metric()
+    assert grid.max_steps('longer') == 5
+    longer = grids.Cell('longer', 0)
+    board = training.Board(grid, grid.cells)
+    assert board.bar.tasks[0].total == grid.max_steps('baseline') + 5
+    validated(grid.run_dir(longer), 1, 2, 3)
+    assert not training.Board(grid, grid.cells).is_over(longer)
+    validated(grid.run_dir(longer), 1, 2, 3, 4, 5, stamp='20260102_000000')
+    assert training.Board(grid, grid.cells).is_over(longer)
+
+
+def test_options_given_twice_are_both_used(tmp_path):
+    grid = grid_of(tmp_path, '--cfg-options', 'train_cfg.max_epochs=3',
+                   '--cfg-options', 'train_cfg.val_interval=3')
+    assert (grid.max_steps(), grid.interval()) == (3, 3)
+
+
+def test_folders_of_what_rides_along_are_taken_as_they_are(tmp_path):
+    grid = grid_of(tmp_path / 'a,b 1=[2]', '--arms', 'baseline',
+                   'psw:period=2', '--seeds', '7')
+    args = train.parse_args(grid.arguments(grid.cells[0]))
+    assert args.work_dir == f'{tmp_path}/a,b 1=[2]/work/baseline/seed_7'
+    assert args.ride_along == [
+        ['psw:period=2', f'{tmp_path}/a,b 1=[2]/work/psw_period_2/seed_7']]
+    hook = train.ride_along(args)
+    assert hook.folders == {'psw:period=2': Path(args.ride_along[0][1])}
+    twice = train.parse_args([CONFIG, *2 * ['--ride-along', 'ema', 'a']])
+    with pytest.raises(ValueError, match='names an average twice'):
+        train.ride_along(twice)
+
+
+def test_several_processes_of_a_run_are_started_by_torchrun(tmp_path):
+    grid = grid_of(tmp_path, '--arms', 'baseline', '--gpus-per-run', '2',
+                   '--amp', '--auto-scale-lr')
+    command = grid.command(grid.cells[0])
+    assert command[:7] == ['python', '-m', 'torch.distributed.run',
+                           '--standalone', '--nproc-per-node', '2',
+                           'tools/train.py']
+    assert command[-2:] == ['--launcher', 'pytorch']
+    args = train.parse_args(command[7:])
+    assert args.amp and args.auto_scale_lr and args.launcher == 'pytorch'
+
+
+def test_a_dry_run_shows_the_commands_and_makes_nothing(tmp_path, capsys):
+    generate(Path('data/digits'))
+    assert compare.main([
+        'run', '--arms', 'baseline', 'psw', 'pswa', CONFIG, '--work-dir',
+        str(tmp_path / 'work'), '--gpus-per-run', '2', '--dry-run']) == 0
+    printed = capsys.readouterr().out
+    assert printed.count('torch.distributed.run') == 2
+    assert f'--ride-along psw {tmp_path}/work/psw/seed_0' in printed
+    assert "psw: evaluated beside the baseline's runs" in printed
+    assert not (tmp_path / 'work').exists()
 
 
 @pytest.mark.parametrize('argv, message', [
     (('--arms', 'baseline', 'pswaa'), "'pswaa'"),
     (('--arms', 'baseline', 'pswa+pswmm'), "'pswmm'"),
-    (('--metric', 'psnr'), 'give --rule greater or --rule less'),
+    (('--metric', 'psnr', '--cfg-options',
+      'val_evaluator.type=Other'), 'give --rule greater or --rule less'),
     (('--cfg-options', 'val_evaluator.type=Other'), 'give --metric'),
     (('--cfg-options', 'val_evaluator=None'), 'has no val_evaluator'),
     (('--arms', 'pswa', 'configs/_base_/methods/pswa.py'),
      'names an arm twice'),
+    (('--arms', '{tmp}/hook.py'), 'its hook cannot be built: '),
+    (('--arms', 'psw', 'pswa:write_back=False'),
+     "because 'pswa:write_back=False' is 'psw'"),
+    (('--arms', 'baseline', '{tmp}/report.py'), "'report' is the report here"),
+    (('--arms', '{tmp}/baseline.py'), "'baseline' is a known method here"),
+    (('--metric', 'mAP'), 'give one of accuracy/top1'),
+    (('--cfg-options', 'train_cfg=None'), 'does not say how long to train'),
     (('--seeds', '1', '1'), 'names a seed twice'),
-    (('--jobs', '0'), '--jobs 0'),
-    (('--arms', 'baseline', 'pswa', '--ride-along'), 'has nothing to do'),
     (('--cfg-options', "visualizer.vis_backends=[]"), 'no LocalVisBackend'),
-    (('--arms', 'control+ema'), 'cannot be used together'),
+    (('--arms', 'psw+ema'), 'cannot be used together'),
     (('--cfg-options', 'max_epochs'), 'takes key=value'),
     (('--cfg-options', 'train_cfg.max_epochs.x=1'), 'does not fit'),
     (('--cfg-options', 'train_dataloader.dataset.data_root=nowhere'),
@@ -155,9 +256,13 @@ def test_another_experiment_gets_a_folder_of_its_own(tmp_path, other):
 ])
 def test_bad_input_ends_in_one_line_before_anything_is_written(
         tmp_path, capsys, argv, message):
+    (tmp_path / 'hook.py').write_text(
+        "custom_hooks = [dict(type='NoSuchHook')]")
+    (tmp_path / 'report.py').write_text("psw = dict(type='PSWA')")
+    (tmp_path / 'baseline.py').write_text('train_cfg = dict(max_epochs=2)')
     work = tmp_path / 'work'
-    assert compare.main(['run', CONFIG, '--work-dir',
-                         str(work), *argv]) == 2
+    assert compare.main(['run', CONFIG, '--work-dir', str(work), *(
+        word.format(tmp=tmp_path) for word in argv)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
     assert not work.exists()
@@ -212,83 +317,48 @@ def test_a_killed_grid_ends_as_an_uninterrupted_one(tmp_path):
 def test_a_grid_that_is_ended_ends_its_runs(tmp_path):
     generate(Path('data/digits'))
     process = start(tmp_path)
-    lock = tmp_path / 'baseline' / 'seed_0.lock'
+    log = tmp_path / 'baseline' / 'seed_0.log'
     deadline = time.monotonic() + 300
-    while not lock.exists():
+    while not log.exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     process.terminate()
     assert 'the same command goes on' in process.communicate()[0]
     assert process.returncode == 130
-    with open(lock) as file:  # the run held it
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with grids.hold(tmp_path):  # the run held it too
+        pass
 
 
 def test_arms_that_ride_along_get_the_results_of_runs_of_their_own(tmp_path):
     generate(Path('data/digits'))
+    small = ['--cfg-options', 'train_cfg.max_epochs=2', *SMALL]
     tables = []
-    for folder, *flag in ('own', ), ('along', '--ride-along'):
-        assert compare.main([
-            'run', CONFIG, '--arms', 'baseline', 'control', 'ema', '--jobs',
-            '2', '--work-dir', str(tmp_path / folder), *flag,
-            '--cfg-options', 'train_cfg.max_epochs=2', *SMALL]) == 0
-        tables.append(points(tmp_path / folder))
-        logs = sorted(p.parent.name for p in (tmp_path / folder).glob(
-            '*/seed_0.log'))
-        assert logs == (['baseline'] if flag else
-                        ['baseline', 'control', 'ema'])
+    for folder, arms in (('own', ['psw', 'ema']),
+                         ('along', ['baseline', 'psw', 'ema'])):
+        work = tmp_path / folder
+        assert compare.main(['run', CONFIG, '--arms', *arms, '--work-dir',
+                             str(work), *small]) == 0
+        tables.append([line for line in points(work).splitlines()
+                       if not line.startswith('baseline')])
+        logs = sorted(path.parent.name for path in work.glob('*/seed_0.log'))
+        assert logs == (['baseline'] if folder == 'along' else
+                        ['ema', 'psw'])
     assert tables[0] == tables[1]
-    assert (tmp_path / 'along' / 'ema' / 'seed_0' / 'epoch_2.pth').is_file()
+    along = tmp_path / 'along'
+    assert (along / 'ema' / 'seed_0' / 'epoch_2.pth').is_file()
+    assert read_plan(along)['passengers'] == ['psw', 'ema']
     # Asked for later, when the baseline's run is over: a run of its own.
-    assert compare.main([
-        'run', CONFIG, '--arms', 'baseline', 'swa', '--ride-along',
-        '--work-dir', str(tmp_path / 'along'), '--cfg-options',
-        'train_cfg.max_epochs=2', *SMALL]) == 0
-    assert (tmp_path / 'along' / 'swa' / 'seed_0.log').is_file()
-
-
-def test_a_run_of_another_comparison_is_waited_for(tmp_path, capsys):
-    grid = grid_of(tmp_path, '--arms', 'baseline', '--cfg-options',
-                   'train_cfg.max_epochs=2').with_metric()
-    cell = grid.cells[0]
-    log = grid.log(cell)
-    log.parent.mkdir(parents=True)
-    # What the other process holds as long as it lives, and leaves in the end.
-    held = os.open(log.with_suffix('.lock'), os.O_RDWR | os.O_CREAT)
-    fcntl.flock(held, fcntl.LOCK_EX)
-    with ThreadPoolExecutor() as pool:
-        future = pool.submit(training.train, grid)
-        time.sleep(1)
-        assert not future.done()
-        validated(grid.run_dir(cell), 1, 2)
-        os.close(held)
-        assert future.result(timeout=60) == []
-    printed = capsys.readouterr().out
-    assert printed.count('is waited for') == 1 and '$ python' not in printed
-    assert not log.exists()
-
-
-def test_a_run_that_outlives_its_comparison_holds_the_lock(
-        tmp_path, monkeypatch):
-    grid = grid_of(tmp_path, '--arms', 'baseline').with_metric()
-    monkeypatch.setattr(grids.Grid, 'command', lambda *_: [
-        'python', '-c', 'import time; time.sleep(60)'])
-    with training.Board(grid) as board:
-        first, second = (training.Training(grid, grid.cells[0], board)
-                         for _ in range(2))
-        assert first.start(dict(os.environ))
-        assert not second.start(dict(os.environ))
-        first.process.kill()
-        first.process.wait()
-        assert second.start(dict(os.environ))
-        second.process.kill()
+    assert compare.main(['run', CONFIG, '--arms', 'baseline', 'swa',
+                         '--work-dir', str(along), *small]) == 0
+    assert (along / 'swa' / 'seed_0.log').is_file()
+    assert read_plan(along)['passengers'] == ['psw', 'ema']
 
 
 def test_a_failed_run_does_not_stop_the_others_and_is_named(
         tmp_path, capsys):
     generate(Path('data/digits'))
     arm = tmp_path / 'broken.py'
-    arm.write_text("custom_hooks = [dict(type='NoSuchHook')]\n")
+    arm.write_text('model = dict(head=dict(in_channels=7))\n')
     status = compare.main([
         'run', CONFIG, '--arms',
         str(arm), 'baseline', '--work-dir',
@@ -297,36 +367,48 @@ def test_a_failed_run_does_not_stop_the_others_and_is_named(
     ])
     captured = capsys.readouterr()
     assert status == 1
-    assert 'NoSuchHook' in captured.err
+    assert 'mat1 and mat2 shapes' in captured.err
+    assert 'broken, seed 0 failed: RuntimeError: mat1' in captured.out
     assert 'failed: broken, seed 0' in captured.err
     assert (tmp_path / 'work' / 'report' / 'points.csv').exists()
 
 
-def test_the_metric_is_looked_for_after_the_first_validation(tmp_path,
-                                                              capsys):
+def test_a_baseline_that_cannot_begin_ends_the_comparison(tmp_path, capsys):
+    """A label out of bounds had all arms trained and fail one by one."""
     generate(Path('data/digits'))
     status = compare.main([
-        'run', CONFIG, '--arms', 'baseline', 'pswa', '--work-dir',
-        str(tmp_path / 'work'), '--jobs', '1', '--metric', 'mAP',
-        '--cfg-options', 'train_cfg.max_epochs=50', *SMALL
-    ])
+        'run', CONFIG, '--arms', 'baseline', 'ema', 'pswa', 'pswm', '--jobs',
+        '1', '--work-dir', str(tmp_path / 'work'), '--cfg-options',
+        'model.head.in_channels=7', *SMALL])
     captured = capsys.readouterr()
-    assert status == 2
-    assert ("baseline, seed 0, was not validated by 'mAP', but by "
-            'accuracy/top1; give --metric one of these') in captured.err
-    assert 'pswa, seed 0\n$' not in captured.out  # nothing else was begun
-    assert not list(tmp_path.rglob('epoch_9.pth'))
+    assert status == 1
+    assert 'baseline, seed 0 failed: RuntimeError: mat1 and' in captured.out
+    assert 'Nothing else is begun' in captured.out
+    assert captured.out.count('$ python') == 1
+    assert 'failed: baseline, seed 0; ema, seed 0.' in captured.err
+
+
+def test_a_metric_that_nobody_knows_is_looked_for_after_the_first_validation(
+        tmp_path):
+    grid = grid_of(tmp_path, '--metric', 'psnr', '--rule', 'greater',
+                   '--cfg-options', 'val_evaluator.type=Other')
+    run = mock.Mock(grid=grid.with_metric(), cell=grid.cells[0])
+    with pytest.raises(ValueError, match="not validated by 'psnr', but by "
+                       'mse, ssim; give --metric one of these'):
+        training.Training._value(run, dict(step=1, time=3, mse=1, ssim=2))
 
 
 @pytest.mark.parametrize(('argv', 'metric', 'rule'), [
     ((), 'accuracy/top1', 'greater'),
     (('--cfg-options', 'default_hooks.checkpoint.save_best=acc/x',
       'default_hooks.checkpoint.rule=less'), 'acc/x', 'less'),
-    (('--metric', 'psnr', '--rule', 'greater'), 'psnr', 'greater'),
+    (('--metric', 'top5', '--rule', 'less', '--cfg-options',
+      'val_evaluator.topk=(1,5)'), 'top5', 'less'),
 ])
 def test_what_is_best_is_kept_for_the_report(tmp_path, argv, metric, rule):
     """The runs' own save_best is taken from them; the grid keeps it."""
-    grid = grids.claim(grid_of(tmp_path, *argv).with_metric())
+    grid = grid_of(tmp_path, *argv).with_metric()
+    record(grid)
     assert 'default_hooks.checkpoint.save_best=None' in grid.command(
         grid.cells[0])
     saved = json.loads((grid.work_dir / 'comparison.json').read_text())
@@ -357,68 +439,108 @@ def test_a_report_that_cannot_be_written_is_told_before_anything_is_trained(
     assert not (tmp_path / 'work').exists()
 
 
-def test_a_run_on_a_cpu_has_one_thread_unless_the_user_says_so(monkeypatch):
+def test_a_process_on_a_cpu_has_one_thread_unless_the_user_says_so(
+        monkeypatch):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(6)))
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
-    assert training.default_jobs([]) == 6
-    assert training.environment(0, [])['OMP_NUM_THREADS'] == '1'
+    room = training.slots([])
+    assert [env['OMP_NUM_THREADS'] for env in room] == ['1'] * 6
+    assert len(training.slots([], processes=2)) == 3
+    assert len(training.slots([], processes=8)) == 1
     monkeypatch.setenv('OMP_NUM_THREADS', '4')
-    assert training.default_jobs([]) == 1
-    assert training.environment(0, [])['OMP_NUM_THREADS'] == '4'
+    room = training.slots([])
+    assert [env['OMP_NUM_THREADS'] for env in room] == ['4']
+    assert len(training.slots([], jobs=3)) == 3
 
 
 def test_runs_share_the_gpus(monkeypatch):
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
-    assert training.default_jobs(['4', '7']) == 2
-    found = [training.environment(slot, ['4', '7']) for slot in range(3)]
-    assert [env['CUDA_VISIBLE_DEVICES'] for env in found] == ['4', '7', '4']
-    assert 'OMP_NUM_THREADS' not in found[0]
+
+    def devices(*args, **keys):
+        return [env['CUDA_VISIBLE_DEVICES']
+                for env in training.slots(*args, **keys)]
+
+    assert devices(['4', '7']) == ['4', '7']
+    assert devices(['4', '7'], jobs=3) == ['4', '7', '4']
+    assert devices(list('01234567'), 4) == ['0,1,2,3', '4,5,6,7']
+    assert devices(list('01234'), 2) == ['0,1', '2,3']
+    assert 'OMP_NUM_THREADS' not in training.slots(['4'])[0]
+    with pytest.raises(ValueError, match='torch sees 2; give 2 or less'):
+        devices(['4', '7'], 8)
 
 
-def follow(grid, *lines):
-    """What the board is told of a log's lines."""
-    board = mock.Mock()
-    run = training.Training(grid.with_metric(), grid.cells[0], board)
-    for line in lines:
-        run.read('11/22 16:42:44 - mmengine - INFO - ' + line)
+def follow(grid, *lines, arm='baseline'):
+    """What the board is told of the lines of a log."""
+    cell = grids.Cell(arm, 0)
+    board = mock.Mock(pace=0.)
+    with mock.patch('subprocess.Popen') as popen:
+        popen.return_value.poll.return_value = None
+        run = training.Training(grid.with_metric(), cell, board, {})
+    folder = grid.run_dir(cell) / '20260101_000000' / 'vis_data'
+    folder.mkdir(parents=True)
+    text = ''.join(json.dumps(line) + '\n' for line in lines)
+    # In two halves, the first of which ends inside a line.
+    for part in (text[:len(text) // 2], text[len(text) // 2:]):
+        with open(folder / 'scalars.json', 'a') as file:
+            file.write(part)
+        assert run.follow() is None
     return ([call.args[1] for call in board.progress.mock_calls],
             [call.args[1:] for call in board.value.mock_calls])
 
 
-def test_progress_is_read_from_the_log_of_an_epoch_based_loop(tmp_path):
+def test_progress_of_an_epoch_based_loop(tmp_path):
+    """An epoch's length is known after the first."""
     steps, values = follow(
         grid_of(tmp_path, '--arms', 'baseline'),
-        'Epoch(train)  [1][50/80]  lr: 1', 'Epoch(train)  [1][80/80]  lr: 1',
-        'Epoch(val) [1][10/16]  eta: 0', 'Epoch(val) [1][16/16]    '
-        'accuracy/top1: 12.30  data_time: 0.2  time: 0.5',
-        'Epoch(val) [ 2][16/16]    data_time: 0.2  time: 1')
-    assert steps == [50 / 80, 1, 1, 2]
-    assert values == [(1, 'accuracy/top1 12.30'), (2, 'nothing was measured')]
+        {'accuracy/top1': 1., 'step': 0, 'time': 1},  # --validate-first
+        dict(iter=50, epoch=1), dict(iter=80, epoch=1),
+        {'accuracy/top1': 12.3, 'step': 1, 'time': 1},
+        dict(iter=120, epoch=2), dict(iter=160, epoch=2),
+        {'accuracy/top1': 13, 'step': 2})
+    assert steps == [0, 0, 0, 1, 1.5, 2, 2]
+    assert values == [(0, 'accuracy/top1 1'), (1, 'accuracy/top1 12.3'),
+                      (2, 'accuracy/top1 13')]
 
 
-def test_progress_is_read_from_the_log_of_an_iteration_based_loop(tmp_path):
-    grid = grid_of(tmp_path, '--cfg-options', 'train_cfg.max_iters=200',
+def test_progress_of_an_iteration_based_loop(tmp_path):
+    grid = grid_of(tmp_path, '--arms', 'baseline', '--cfg-options',
+                   'train_cfg.max_iters=200',
                    config='configs/seg/fpn_r18_digits.py')
     steps, values = follow(
-        grid, 'Iter(train) [ 50/200]  lr: 1', 'Iter(val) [16/16]    '
-        'aAcc: 90.1  mIoU: 40.2  mAcc: 50.0  time: 0.5',
-        'Iter(train) [150/200]  lr: 1', 'Iter(val) [16/16]    '
-        'aAcc: 91.1  mIoU: nan  mAcc: 50.0  time: 0.5')
+        grid, dict(iter=50), dict(mIoU=40.2, aAcc=90.1, step=80),
+        dict(iter=150), dict(mIoU=math.nan, aAcc=91, step=160))
     # It is validated each 80 iterations.
     assert steps == [50, 80, 150, 160]
     assert values == [(80, 'mIoU 40.2'), (160, 'mIoU nan')]
 
 
-def test_the_time_left_counts_what_was_done_before_once(tmp_path, capsys):
-    grid = grid_of(tmp_path, '--arms', 'baseline', 'pswa', 'pswm',
+def test_a_detector_that_finds_nothing_has_a_map_of_zero(tmp_path):
+    """mmdet logs no metric at all while there is no box."""
+    _, values = follow(
+        grid_of(tmp_path, '--arms', 'baseline',
+                config='configs/det/retinanet_r18_digits.py'),
+        dict(iter=8), dict(step=1, time=1, data_time=1))
+    assert values == [(1, 'coco/bbox_mAP 0')]
+
+
+def test_the_time_left_counts_neither_what_was_done_nor_what_rides_along(
+        tmp_path, monkeypatch):
+    grid = grid_of(tmp_path, '--arms', 'baseline', 'psw', 'pswa', 'pswm',
                    '--cfg-options', 'train_cfg.max_epochs=2')
-    bar = training.Board(grid)
-    first, second, third = grid.cells
-    bar.skip(first, 2)
-    bar.skip(second, 1)
-    bar.begun -= 10
-    bar.progress(second, 2)
-    bar.value(second, 2, 'acc 0.5')
-    # An epoch took ten seconds, and two are left.
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        '  pswa, seed 0: epoch 2/2  acc 0.5  (0:00:20 left)')
+    own = [cell for cell in grid.cells if grid.host(cell) is None]
+    assert [cell.arm for cell in own] == ['baseline', 'pswa', 'pswm']
+    validated(grid.run_dir(own[0]), 1, 2)
+    validated(grid.run_dir(own[1]), 1)
+    now = 100.
+    board = training.Board(grid, own)
+    board.bar.get_time = lambda: now
+    board.bar.tasks[0]._get_time = board.bar.get_time
+    with board:
+        board.bar.reset(board.task, completed=3, total=6)
+        board.progress(own[1], 1.5)
+        now += 5
+        board.progress(own[1], 2)
+        assert board.bar.tasks[0].time_remaining == 20
+        now += 20
+        board.progress(own[2], 2)
+    assert board.bar.finished

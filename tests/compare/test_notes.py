@@ -3,18 +3,17 @@ import pytest
 from compare.work_dirs import grid, trained
 
 from mmpsw.compare.comparison import read
-from mmpsw.compare.notes import environment, notes
+from mmpsw.compare.notes import environment, notes, title
+from mmpsw.configs import load_config
 
 
 def said(*paths):
     return notes(read(paths))
 
 
-def test_of_a_whole_grid_nothing_is_said_and_of_one_run_an_arm_little(
-        tmp_path):
+def test_of_a_whole_grid_nothing_is_said(tmp_path):
     one = {'baseline': {0: [1., 2.]}, 'pswa': {0: [1., 2.]}}
-    (note, ) = said(grid(tmp_path / 'one', one))
-    assert note.startswith('There is one run an arm')
+    assert said(grid(tmp_path / 'one', one)) == []
     two = {arm: {**runs, 1: [1., 2.]} for arm, runs in one.items()}
     assert said(grid(tmp_path / 'two', two)) == []
 
@@ -25,7 +24,7 @@ def test_of_a_whole_grid_nothing_is_said_and_of_one_run_an_arm_little(
      'seeds 0.'),
     ({2: [1.], 3: [1.]},
      'pswa has the seeds 2, 3, baseline 0, 1; no seed is shared, so that '
-     'there are no paired differences.'),
+     'differences are those of the means.'),
     ({0: [1.], 1: [1.]},
      'The runs end at different epochs (baseline: 2; pswa: 1): final and '
      'best are not from equally long runs.'),
@@ -100,11 +99,40 @@ def test_other_environments_are_named_and_other_seeds_are_none(tmp_path):
             'pswa, seed 1)') in note
 
 
-def test_why_no_times_are_compared(tmp_path):
-    for arm, times in dict(baseline=(1.0, 1.2), pswa=(1.2, 1.2)).items():
-        for seed, seconds in enumerate(times):
-            trained(tmp_path / arm / f'seed_{seed}', [1.], seed, time=seconds)
-    assert said(tmp_path) == [
-        "rel. time is left out for pswa: the baseline's own runs take 1.000 "
-        'to 1.200 s/iter, which differ by more than the arms do.'
-    ]
+def test_whose_time_has_others_in_it(tmp_path):
+    work = grid(tmp_path, {'baseline': {0: [1.], 1: [1.]},
+                           'psw': {0: [1.], 1: [1.]}}, passengers=['psw'])
+    assert said(work) == []  # no time was logged
+    for path in work.rglob('scalars.json'):
+        path.write_text(path.read_text().replace('"loss"', '"time": 1, "loss"'
+                                                 ))
+    assert said(work) == ['s/iter of baseline includes what psw took, which '
+                          'rode along.']
+
+
+def test_a_loss_that_is_not_finite_is_named(tmp_path):
+    work = grid(tmp_path, {'baseline': {0: [1.], 1: [1.]}})
+    path = next((work / 'baseline' / 'seed_1').rglob('scalars.json'))
+    path.write_text(path.read_text().replace(
+        '"loss": 1.0, "iter": 2', '"loss": NaN, "iter": 2'))
+    assert said(work) == ['baseline, seed 1, has a loss that is not finite '
+                          'from iteration 2 on: 1 of the 2 that were logged.']
+
+
+@pytest.mark.parametrize('config, expected', [
+    ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+     'RetinaNet (ResNet-50) on coco'),
+    ('mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+     'PSPHead (ResNetV1c-50) on cityscapes'),
+    ('mmpretrain::resnet/resnet18_8xb16_cifar10.py',
+     'ResNet_CIFAR-18 on cifar10'),
+    ('configs/cls/resnet18_sign_digits.py', 'ResNet-18 on sign_digits'),
+    ('configs/det/retinanet_r18_digits.py', 'RetinaNet (ResNet-18) on digits'),
+])
+def test_a_title_says_what_is_trained_on_what(config, expected):
+    assert title(load_config(config)) == expected
+
+
+def test_a_config_without_model_has_no_title(tmp_path):
+    trained(tmp_path / 'a', [1.])
+    assert title(read([tmp_path / 'a']).first.config) is None

@@ -1,19 +1,22 @@
 """The page and its files, and the command that writes them."""
+import json
 import re
 from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from compare.work_dirs import grid, trained
+from compare.work_dirs import grid, trained, val_line
 
 from mmpsw.commands import compare
 from mmpsw.compare.comparison import read
+from mmpsw.compare.plots import plot_curves, save
 from mmpsw.compare.report import write_report
+from mmpsw.compare.table import long
 
 CURVES = {'baseline': {0: [1., 3.], 1: [2., 4.]},
           'pswa': {0: [2., 4.], 1: [3., 5.]}}
-FILES = {'index.html', 'table.md', 'table.csv', 'points.csv', 'curves.png',
-         'curves.svg'}
+FILES = {'index.html', 'table.md', 'points.csv', 'curves.png',
+         'differences.png'}
 
 
 class Page(HTMLParser):
@@ -29,7 +32,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.links += [value for key, value in attrs if key in ('src', 'href')]
-        if tag not in ('meta', 'img'):
+        if tag not in ('meta', 'img', 'source'):
             self.open.append(tag)
         if tag == 'tr':
             self.rows.append([])
@@ -42,6 +45,11 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if {'td', 'th'} & set(self.open):
             self.rows[-1][-1] += data
+
+
+def write(paths, out, **keys):
+    c = read(paths)
+    return write_report(long(c), c.baseline, out, c=c, **keys)
 
 
 def report(capsys, *argv):
@@ -68,8 +76,7 @@ def test_a_grid_gets_its_report_beside_its_arms(work, capsys):
     points = pd.read_csv(work / 'report' / 'points.csv')
     finals = points[points.step == 2].groupby('arm').value.agg(list)
     assert finals.to_dict() == {'baseline': [3., 4.], 'pswa': [4., 5.]}
-    rows = pd.read_csv(work / 'report' / 'table.csv').set_index('arm')
-    assert rows.final_difference['pswa'] == 1.0
+    assert out.startswith('At the end, pswa is 1.0 +- 0.0 points above')
     report(capsys, 'work')  # the same runs, the same report
     assert files == {path: path.read_bytes() for path in files}
 
@@ -83,9 +90,13 @@ def test_the_page_shows_the_table_and_needs_nothing_else(work, capsys):
     assert 'b' not in page.tags
     assert 'A &lt;b&gt;title&lt;/b&gt; &amp; &#34;more&#34;' in page.text
     assert {link.partition(':')[0] for link in page.links} == {'data'}
-    own, against, *_ = [row for row in page.rows if row[0] == 'pswa']
-    assert own[1:4] == ['2', '4.50 ± 0.71', '4.50 ± 0.71']
-    assert against[1:3] == ['2 (1.00)', '+1.00 ± 0.00']
+    (row, ) = [row for row in page.rows if row[0] == 'pswa']  # one table
+    assert row[1:4] == ['2', '4.50 ± 0.71', '+1.00 ± 0.00']
+    # What was found, the differences, the curves, and then the table.
+    found, pictures, table = (page.text.index(text) for text in (
+        'At the end, pswa is 1.0 ± 0.0 points above the baseline.',
+        'alt="Differences of baseline, pswa;', '<table>'))
+    assert found < pictures < page.text.index('alt="Curves') < table
     assert '<td class="better">+1.00' in page.text
     assert '    PyTorch: 2.11' in page.text
     assert ('python tools/compare.py run configs/cls/toy.py --arms baseline '
@@ -100,12 +111,14 @@ def test_names_are_escaped_everywhere(tmp_path):
     for seed in (0, 1):
         trained(tmp_path / f'r{seed}', [1.], seed,
                 extra='x = "<script>"' if seed else '')
-    c = read([f'{name}={tmp_path}/r0', f'b={tmp_path}/r1'])
-    write_report(c, tmp_path / 'out', title=name, remarks=['<u>'],
-                 commands=['<i>'])
+    picture = tmp_path / 'a.png'
+    save(plot_curves(long(read([tmp_path / 'r0'])), 'r0'), picture)
+    write([f'{name}={tmp_path}/r0', f'b={tmp_path}/r1'], tmp_path / 'out',
+          title=name, remarks=['<u>'], commands=['<i>'],
+          pictures={name: [picture, picture]})
     page = Page(tmp_path / 'out' / 'index.html')
     assert not {'script', 'u', 'i'} & page.tags
-    assert page.text.count('<img') == 1
+    assert page.text.count('<img') == 3
     assert name in [row[0] for row in page.rows]
 
 
@@ -114,7 +127,7 @@ def test_worse_differences_are_marked_where_lower_is_better(tmp_path):
         for seed in (0, 1):
             trained(tmp_path / arm / f'seed_{seed}', [1.0 + seed + shift],
                     seed, metric='val_loss')
-    write_report(read([tmp_path]), tmp_path / 'report')
+    write([tmp_path], tmp_path / 'report')
     page = (tmp_path / 'report' / 'index.html').read_text()
     assert '<td class="worse">+1.00' in page
     assert '<td class="better">' not in page
@@ -122,15 +135,15 @@ def test_worse_differences_are_marked_where_lower_is_better(tmp_path):
 
 def test_points_that_are_not_a_number_and_unknown_seeds(tmp_path):
     trained(tmp_path / 'a', [1., float('nan')])
-    write_report(read([tmp_path / 'a']), tmp_path / 'report')
+    write([tmp_path / 'a'], tmp_path / 'report')
     assert (tmp_path / 'report' / 'points.csv').read_text() == (
-        'arm,seed,step,value\na,,1,1.0\na,,2,nan\n')
+        'arm,run,seed,unit,step,key,better,value\n'
+        'a,0,,epoch,1,acc,higher,1.0\na,0,,epoch,2,acc,higher,\n')
 
 
 def test_an_earlier_report_is_replaced_and_nothing_else(work, capsys):
     report(capsys, 'work', '--out', 'out')
     (work.parent / 'out' / 'index.html').unlink()  # as in a repository
-    (work.parent / 'out' / 'equal_time.png').write_text('')
     report(capsys, 'work', '--out', 'out')
     (work.parent / 'out' / 'thesis.tex').write_text('mine')
     with pytest.raises(ValueError, match=r"'out'.*\(thesis.tex\).*--out"):
@@ -154,6 +167,54 @@ def test_two_plain_work_dirs(work, capsys):
     assert 'from which config these runs were started' in out
     text = (work.parent / 'work_dirs/report/index.html').read_text()
     assert '<h1>a, mine</h1>' in text
+    assert 'With one seed, any of it may be chance.' in text
+    assert 'interval' not in text
+
+
+def test_an_earlier_report_is_reported_again(work, capsys):
+    """Without the runs, and against another arm."""
+    report(capsys, 'work')
+    for arm in CURVES:
+        (work / arm).rename(work / f'gone_{arm}')
+    out = report(capsys, 'work/report', '--baseline', 'pswa', '--out', 'new')
+    assert out.startswith('At the end, baseline is 1.0 +- 0.0 points below '
+                          'pswa.')
+    assert 'final - pswa' in out and '- baseline' not in out
+    files = [work / 'report' / name for name in ('points.csv', 'curves.png')]
+    report(capsys, 'work/report')  # in its place
+    new = work.parent / 'new'
+    assert files[0].read_text() == (new / 'points.csv').read_text()
+    assert (new / 'curves.png').read_bytes() != files[1].read_bytes()
+
+
+def test_pictures_are_drawn_for_both_widths_and_only_tables_scroll(work,
+                                                                   capsys):
+    report(capsys, 'work')
+    text = (work / 'report' / 'index.html').read_text()
+    assert text.count('<source media="(max-width: 640px)"') == 2
+    assert text.count('<div class="scroll">\n<table>') == text.count(
+        '<table>') == 2
+
+
+def test_the_quickstarts_boxes_are_on_the_page(work, capsys):
+    report(capsys, 'work')
+    page = work / 'report' / 'index.html'
+    assert 'What the detectors find' not in page.read_text()
+    for name in ('detections.png', 'detections_narrow.png'):
+        save(plot_curves(long(read([work])), 'baseline'), work / name)
+    report(capsys, 'work')
+    assert 'What the detectors find</h2>' in page.read_text()
+
+
+def test_an_arm_that_rides_along_differs_by_its_fragment(tmp_path, capsys,
+                                                         monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grid(tmp_path / 'work', CURVES, passengers=['pswa'], settings={
+        'pswa': "custom_hooks = [dict(type='mmpsw.PSWHook')]"})
+    report(capsys, 'work')
+    text = (tmp_path / 'work' / 'report' / 'index.html').read_text()
+    assert '<summary>pswa: evaluated beside the baseline&#39;s run' in text
+    assert '<span class="added">+custom_hooks = [dict(type=' in text
 
 
 def test_the_zoos_number_is_shown_with_its_links(work, capsys):
@@ -167,10 +228,34 @@ def test_the_zoos_number_is_shown_with_its_links(work, capsys):
     out = report(capsys, 'work', '--config',
                  'mmpretrain::resnet/resnet18_8xb16_cifar10.py')
     assert 'publishes Top 1 Accuracy 94.82' in out
+    # 3.5 and 4.5 at the end
+    assert re.search(r'baseline .* -91.32', out)
+    assert re.search(r'pswa .* -90.32', out) and 'arm - zoo' in out
     page = Page(work / 'report' / 'index.html')
     assert '94.82' in page.text
     assert [link for link in page.links if link.startswith('https://github')]
-    assert 'Ours differs from the stock config in model.' in page.text
+    assert 'The model differs from the published one' in page.text
+
+
+def test_what_differs_from_the_published_training_is_the_first_note(
+        tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sentence = 'The batch is 2; the published training has 16.'
+    grid(tmp_path / 'work', CURVES, published=[sentence])
+    assert f'notes:\n- {sentence}\n' in report(capsys, 'work')
+    page = (tmp_path / 'work' / 'report' / 'index.html').read_text()
+    assert f'<li>{sentence}</li>' in page
+
+
+def test_a_validation_before_training_is_drawn_and_is_no_result(tmp_path):
+    trained(tmp_path / 'a', [1., 2.], 0)
+    path = next((tmp_path / 'a').rglob('scalars.json'))
+    path.write_text(json.dumps(val_line(0, acc=9.)) + '\n' + path.read_text())
+    numbers = write([tmp_path / 'a'], tmp_path / 'report')
+    assert list(numbers['mean'])[:2] == [2., 2.]  # final and best
+    assert '2 (1.00)' in (tmp_path / 'report' / 'table.md').read_text()
+    assert 'a,0,0,epoch,0,acc,higher,9.0\n' in (
+        tmp_path / 'report' / 'points.csv').read_text()
 
 
 def test_a_wrong_config_is_an_error(work, capsys):

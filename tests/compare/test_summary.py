@@ -5,59 +5,56 @@ import pandas as pd
 import pytest
 
 from mmpsw.commands import compare
-from mmpsw.compare import summary
-from mmpsw.compare.table import verdicts
+from mmpsw.compare import summary, table
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-KEYS = ('final', 'best', 'area', 'drop')
 
-
-def write(folder, metric, better, rows):
-    """A table.csv from {arm: {key: (mean, difference, half width)}}."""
+def write(folder, metric, better, arms):
+    """A points.csv from {arm: {seed: last values}}, after a first of 0."""
     folder.mkdir()
+    runs = [(arm, seed, value) for arm, seeds in arms.items()
+            for seed, value in seeds.items()]
     pd.DataFrame([
-        dict(arm=arm, metric=metric, better=better, **{
-            f'{key}_{what}': value for key in KEYS for what, value in zip(
-                ('mean', 'difference', 'half_width', 'n'),
-                (*numbers.get(key, (None, ) * 3), 3 if key in numbers
-                 and arm != 'baseline' else None))
-        }) for arm, numbers in rows.items()
-    ]).to_csv(folder / 'table.csv', index=False)
-    return folder / 'table.csv'
+        dict(arm=arm, run=run, seed=seed, unit='epoch', step=step, key=metric,
+             better=better, value=value)
+        for run, (arm, seed, last) in enumerate(runs)
+        for step, value in ((1, 0.), (2, last))
+    ]).to_csv(folder / table.FILE, index=False)
+    return folder / table.FILE
+
+
+def statistics(*folders):
+    found = table.load(folders)
+    return table.statistics(found, 'baseline'), found
 
 
 @pytest.fixture
 def folders(tmp_path):
+    """Differences of 4 and 6, of -1 and 3; of 0.125 in both."""
     one = write(tmp_path / 'one', 'mIoU', 'higher', {
-        'baseline': dict(final=(70.04, None, None), best=(71, None, None),
-                         drop=(2.5, None, None)),
-        'pswa': dict(final=(75.0, 4.96, 1.25), drop=(0.5, -2.0, 0.3)),
-        'ema': dict(final=(71.0, 0.96, 1.25), drop=(2.6, 0.1, 0.3))})
+        'baseline': {0: 70., 1: 71.}, 'pswa': {0: 74., 1: 77.},
+        'ema': {0: 69., 1: 74.}})
     two = write(tmp_path / 'two', 'loss', 'lower', {
-        'baseline': dict(final=(0.5, None, None), best=(0.4, None, None)),
-        'pswa': dict(final=(0.625, 0.125, 0.1))})
+        'baseline': {0: .5, 1: .6}, 'pswa': {0: .625, 1: .725}})
     return [one.parent, two]
 
 
-@pytest.mark.parametrize('key', ['final', 'drop'])
-def test_a_difference_that_is_not_a_number_is_undecided(tmp_path, key):
+def test_a_difference_that_is_not_a_number_is_undecided(tmp_path):
     nan = float('nan')
     write(tmp_path / 'one', 'mIoU', 'higher', {
-        'baseline': {key: (70., None, None)}, 'pswa': {key: (nan, nan, nan)},
-        'ema': {key: (71., 1., nan)}})
-    table = summary.read([tmp_path / 'one'])
-    assert list(verdicts(table, key))[1:] == [0, 0]
-    assert '| pswa | 0 / 1 / 0 |' in summary.tally(table, [key])
-    assert '| pswa | - |' in summary.as_markdown(table, key)
-    assert '**' not in summary.as_markdown(table, key)
+        'baseline': {0: 70., 1: 70.}, 'pswa': {0: nan, 1: 80.}})
+    numbers, found = statistics(tmp_path / 'one')
+    for key in ('final', 'drop'):
+        assert '| pswa | 0 / 1 / 0 |' in summary.tally(numbers, [key])
+        assert '| pswa | - |' in summary.as_markdown(numbers, found, key)
 
 
 def test_arms_may_be_called_by_numbers(tmp_path):
     write(tmp_path / 'one', 'mIoU', 'higher', {
-        '00': {}, '01': dict(final=(75., 5., 1.))})
-    table = summary.read([tmp_path / 'one'])
-    assert '| 01 | 1 / 0 / 0 |' in summary.tally(table, ['final'])
+        'baseline': {0: 70., 1: 70.}, '01': {0: 71., 1: 71.}})
+    numbers, _ = statistics(tmp_path / 'one')
+    assert '| 01 | 1 / 0 / 0 |' in summary.tally(numbers, ['final'])
 
 
 @pytest.mark.parametrize('kind, count', [
@@ -75,31 +72,43 @@ def test_the_committed_summary_follows_from_the_committed_tables(
 
 
 def test_two_comparisons_by_hand(folders, tmp_path, capsys):
-    """The other table has no ema, and no drops; ema is level in its one."""
+    """t(0.975, 1) = 12.706: +5 +- 12.7, +1 +- 25.4; +0.125 +- 0."""
     picture = tmp_path / 'summary.png'
-    assert compare.main(['summary', *map(str, folders), '--keys', 'final',
-                         'drop', '--plot', str(picture)]) == 0
+    words = ['summary', *map(str, folders), '--keys', 'final', 'drop',
+             '--plot', str(picture)]
+    assert compare.main(words) == 0
     printed = capsys.readouterr().out
     assert '''\
 | arm | final value | drop per validation |
 | --- | --- | --- |
-| pswa | 1 / 0 / 1 | 1 / 0 / 0 |
+| pswa | 0 / 1 / 1 | 0 / 1 / 1 |
 | ema | 0 / 1 / 0 | 0 / 1 / 0 |
 ''' in printed
     assert '''\
 | arm | final value | drop per validation |
 | --- | --- | --- |
-| pswa | -3.77 | - |
+| pswa | +2.44 | -0.06 |
 ''' in printed
     assert '''\
 | arm | one, mIoU | two, loss |
 | --- | --- | --- |
-| baseline | 70.0 | 0.500 |
-| pswa | 75.0 (**+5.0 ± 1.2**) | 0.625 (**+0.125 ± 0.100**) |
-| ema | 71.0 (+1.0 ± 1.2) | - |
+| baseline | 70.5 | 0.550 |
+| pswa | 75.5 (+5.0 ± 12.7) | 0.675 (**+0.125 ± 0.000**) |
+| ema | 71.5 (+1.0 ± 25.4) | - |
 ''' in printed
-    assert '| baseline | 2.50 | - |' in printed
+    assert '| baseline | 0.00 | 0.5500 |' in printed
     assert picture.read_bytes().startswith(b'\x89PNG')
+    assert compare.main(words) == 2  # nothing is overwritten unasked
+    assert '--overwrite' in capsys.readouterr().err
+    assert compare.main([*words, '--overwrite', '--baseline', 'pswa']) == 0
+    assert '| baseline | 70.5 (-5.0 ± 12.7) |' in capsys.readouterr().out
+
+
+def test_how_many_intervals_err_by_chance_is_said(capsys):
+    folders = sorted(CHECKOUT.glob('configs/*/results/*'))
+    assert compare.main(['summary', *map(str, folders)]) == 0
+    # eight comparisons of ten arms with a baseline
+    assert '72 intervals at 95 %: about 3.6' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('argv, message', [
@@ -107,12 +116,15 @@ def test_two_comparisons_by_hand(folders, tmp_path, capsys):
     (['{one}', '{one}'], "two comparisons are called 'one'"),
     (['{one}', '{one}/report'], "two comparisons are called 'one'"),
     (['{wrong}'], 'is no table of a comparison'),
+    (['{one}', '--plot', 'x.txt'], 'ends in .png, .svg or .pdf'),
+    (['{one}', '--plot', 'x'], 'ends in .png, .svg or .pdf'),
+    (['{one}', '--baseline', 'y'], "'y' is not an arm; give one of base"),
 ])
 def test_bad_input(folders, tmp_path, capsys, argv, message):
     (tmp_path / 'wrong.csv').write_text('a,b\n1,2\n')
     (folders[0] / 'report').mkdir()
-    (folders[0] / 'report' / 'table.csv').write_bytes(
-        (folders[0] / 'table.csv').read_bytes())
+    (folders[0] / 'report' / table.FILE).write_bytes(
+        (folders[0] / table.FILE).read_bytes())
     argv = [text.format(one=folders[0], wrong=tmp_path / 'wrong.csv')
             for text in argv]
     assert compare.main(['summary', *argv]) == 2

@@ -33,8 +33,9 @@ def folders(tmp_path):
 
 
 def test_the_range_of_rates_around_the_best(folders):
-    runs, c = sweep.read(folders, KEY, 'acc', 'greater')
-    assert (c.metric, c.baseline) == ('acc', 'baseline')
+    runs, better, metric = sweep.read(folders, KEY, 'acc', 'greater')
+    assert (better, metric) == ('higher', 'acc')
+    assert list(runs.arm.unique()) == ['baseline', 'pswa']  # as given
     assert len(runs) == 16
     table = sweep.robustness(runs, within=1)
     means = {rate: [sum(v) / 2 for v in arms.values()]

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from compare.work_dirs import grid, trained
+from compare.work_dirs import trained
 
 from mmpsw.compare import table
 from mmpsw.compare.comparison import read
+from mmpsw.compare.table import curve, finding, long, shown, statistics
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -27,8 +28,15 @@ def compare(tmp_path):
     return make
 
 
-def numbers(c, zoo=None):
-    return table.numbers(c, zoo).set_index('arm')
+def numbers(c, key):
+    """The statistics of a key, by arm."""
+    found = statistics(long(c), c.baseline)
+    return found[found.key == key].set_index('arm')
+
+
+def text(c, zoo=None):
+    return table.as_text(shown(statistics(long(c), c.baseline), long(c),
+                               c.baseline, zoo))
 
 
 def cells(line):
@@ -39,45 +47,52 @@ def cells(line):
 def test_numbers_of_one_seed_by_hand(compare):
     c = compare({'baseline': {0: [0.1, 0.5, 0.4, 0.6, 0.3]},
                  'pswa': {0: [0.2, 0.7, 0.7, 0.7, 0.8]}})
-    base, pswa = numbers(c).loc['baseline'], numbers(c).loc['pswa']
-    assert (base.best_mean, base.final_mean) == (0.6, 0.3)
-    assert base.area_mean == pytest.approx(1.9 / 5)
+    base = {key: numbers(c, key).loc['baseline'] for key in table.KEYS}
+    pswa = {key: numbers(c, key).loc['pswa'] for key in table.KEYS}
+    assert (base['best']['mean'], base['final']['mean']) == (0.6, 0.3)
+    assert base['area']['mean'] == pytest.approx(1.9 / 5)
     # it gains 0.4, loses 0.1, gains 0.2, loses 0.3
-    assert base.drop_mean == pytest.approx(0.4 / 4)
-    assert pswa.drop_mean == 0
+    assert base['drop']['mean'] == pytest.approx(0.4 / 4)
+    assert pswa['drop']['mean'] == 0
+    final = pswa['final']
+    assert (final.difference, final.pairs) == (0.5, 1)
+    assert math.isnan(final.half_width) and math.isnan(final['std'])
+    assert math.isnan(final.verdict)
     # the baseline's best is 0.6, at 4; pswa has it at 2
-    assert (base.match_step, base.match_ratio) == (4, 1)
-    assert (pswa.match_step, pswa.match_ratio) == (2, 0.5)
-    assert (pswa.final_difference, pswa.final_n) == (0.5, 1)
-    assert math.isnan(pswa.final_half_width) and math.isnan(pswa.final_std)
+    assert list(shown(statistics(long(c), 'baseline'), long(c), 'baseline')[
+        'epochs to match']) == ['4 (1.00)', '2 (0.50)']
 
 
 def test_lower_is_better(compare):
     c = compare({'baseline': {0: [3.0, 1.0, 2.0]},
                  'pswa': {0: [2.0, 1.5, 0.5]}}, metric='val_loss')
-    found = numbers(c)
-    assert list(found.best_mean) == [1.0, 0.5]
-    assert list(found.drop_mean) == [0.5, 0.0]  # rises by 1, in two steps
-    assert list(found.match_step) == [2, 3]
-    assert 'lower is better' in table.explain(c)[0]
+    assert list(numbers(c, 'best')['mean']) == [1.0, 0.5]
+    assert list(numbers(c, 'final')['mean']) == [2.0, 0.5]
+    assert list(numbers(c, 'area')['mean']) == pytest.approx([2., 4 / 3])
+    # rises by 1, in two steps
+    assert list(numbers(c, 'drop')['mean']) == [0.5, 0.0]
+    assert [row.split()[-2:] for row in text(c).splitlines()[-2:]] == [
+        ['2', '(1.00)'], ['3', '(1.50)']]
+    assert finding(statistics(long(c), 'baseline'), 'baseline') == (
+        'At the end, pswa is 1.5 below the baseline. Over the training, pswa '
+        'is 0.67 below the baseline. With one seed, any of it may be chance. '
+        'Lower is better.')
 
 
 def test_several_seeds_have_students_interval(compare):
     """Differences 1, 2, 3; t(0.975, 2) = 4.3027 in any table."""
     c = compare({'baseline': {0: [10.], 1: [20.], 2: [30.]},
                  'pswa': {2: [33.], 0: [11.], 1: [22.], 3: [22.]}})
-    row = numbers(c).loc['pswa']
+    row = numbers(c, 'best').loc['pswa']
     # mean 22, sd of 11, 22, 33, 22: sqrt(242 / 3)
-    assert (row.seeds, row.best_mean) == (4, 22)
-    assert row.best_std == pytest.approx(math.sqrt(242 / 3))
-    assert (row.best_difference, row.best_n) == (2, 3)
-    assert row.best_half_width == pytest.approx(4.3027 / math.sqrt(3),
-                                                rel=1e-4)
-    own, against = table.as_text(c, table.numbers(c)).split(
-        'against baseline:')
+    assert (row.runs, row['mean']) == (4, 22)
+    assert row['std'] == pytest.approx(math.sqrt(242 / 3))
+    assert (row.difference, row.pairs, row.verdict) == (2, 3, 0)
+    assert row.half_width == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    own, against = text(c).split('\n\n')
     assert cells(own.splitlines()[3])[:3] == ['pswa', '4', '22.00 +- 8.98']
     assert against.count('+2.00 +- 2.48') == 3
-    assert cells(against.splitlines()[4])[2:] == ['-', '-', '-']
+    assert cells(against.splitlines()[2])[1:4] == ['-', '-', '-']
 
 
 def test_matching_compares_the_means_over_seeds(compare):
@@ -86,123 +101,169 @@ def test_matching_compares_the_means_over_seeds(compare):
     c = compare({'baseline': {0: [0.1, 0.6, 0.3], 1: [0.3, 0.2, 0.4]},
                  'pswa': {0: [0.3, 0.3, 0.5], 1: [0.3, 0.3, 0.3]},
                  'ema': {0: [0.3, 0.3, 0.3], 1: [0.3, 0.3, 0.3]}})
-    found = numbers(c).match_step
-    assert (found['baseline'], found['pswa']) == (2, 3)
-    assert pd.isna(found['ema'])
+    frame = shown(statistics(long(c), 'baseline'), long(c), 'baseline')
+    assert frame['epochs to match'].to_dict() == {
+        'baseline': '2 (1.00)', 'pswa': '3 (1.50)', 'ema': '-'}
 
 
 def test_the_curve_is_over_the_steps_that_all_seeds_have(compare):
     c = compare({'baseline': {0: [1., 2., 5.], 1: [3., 2.], 2: [5., 2.]}})
-    found = table.curve(c, 'baseline')
+    found = curve(long(c), 'baseline')
     assert list(found.index) == [1, 2]
     assert list(found['mean']) == [3.0, 2.0]
     assert list(found['std']) == [2.0, 0.0]  # -2, 0, 2: 8 over n - 1
 
 
 def test_area_is_the_mean_over_the_points_that_all_runs_have(compare):
+    """Of steps 2 and 3, the first of which counts for two epochs."""
     c = compare({'baseline': {0: [0.1, 0.5, 0.4]},
-                 'gap': {0: [None, 0.2, 0.4]}})
-    assert list(numbers(c).area_mean) == pytest.approx([0.45, 0.3])
+                 'gap': {0: [None, 0.2, 0.5]}})
+    assert list(numbers(c, 'area')['mean']) == pytest.approx([
+        (2 * 0.5 + 0.4) / 3, (2 * 0.2 + 0.5) / 3])
+
+
+def test_validations_at_uneven_distances_count_for_their_epochs(tmp_path):
+    """As RTMDet's: at 10, 20, and then in each epoch up to 23."""
+    values = {10: 0.1, 20: 0.3, 21: 0.4, 22: 0.4, 23: 0.5}
+    trained(tmp_path / 'baseline', [values.get(step) for step in
+                                    range(1, 24)], 0, metric='acc')
+    # 0.1 and 0.3 for ten epochs each, the others for one
+    assert numbers(read([tmp_path]), 'area')['mean'].item() == pytest.approx(
+        (10 * 0.1 + 10 * 0.3 + 0.4 + 0.4 + 0.5) / 23)
 
 
 def test_points_that_are_not_a_number(compare):
     nan = float('nan')
     c = compare({'baseline': {0: [1., 2.], 1: [1., 2.]},
                  'pswa': {0: [3., nan], 1: [3., 4.]}})
-    row = numbers(c).loc['pswa']
-    assert row.best_mean == 3.5
-    assert math.isnan(row.final_mean) and math.isnan(row.drop_mean)
-    assert row.final_n == 2 and math.isnan(row.final_difference)
-    assert list(table.verdicts(table.numbers(c), 'final'))[1:] == [0]
+    assert numbers(c, 'best')['mean']['pswa'] == 3.5
+    for key in ('final', 'area', 'drop'):
+        row = numbers(c, key).loc['pswa']
+        assert math.isnan(row['mean']) and math.isnan(row.difference)
+        assert (row.pairs, row.verdict) == (2, 0)
 
 
 def test_runs_of_equal_seeds_are_pairs_and_unknown_ones_of_none(tmp_path):
     for arm, seeds in dict(baseline=[0, 2, 2, None],
-                           a=[2, 0, None, 5, 2]).items():
+                           a=[2, 0, None, 5, 2], b=[7]).items():
         for number, seed in enumerate(seeds):
             trained(tmp_path / f'{arm}{number}', [10. ** number * (
-                1 if arm == 'a' else 0)], seed)
+                0 if arm == 'baseline' else 1)], seed)
     c = read([f'{path.name[:-1]}={path}' for path in sorted(
         tmp_path.iterdir())], baseline='baseline')
     # a0, a1 and a4 are paired with zeros: 1 + 10 + 10000
-    row = numbers(c).loc['a']
-    assert (row.final_n, row.final_difference) == (3, 10011 / 3)
+    rows = numbers(c, 'final')
+    assert (rows.pairs['a'], rows.difference['a']) == (3, 10011 / 3)
+    # no pair: the difference of the means, without an interval
+    assert (rows.pairs['b'], rows.difference['b']) == (0, 1)
+    assert math.isnan(rows.half_width['b'])
 
 
-@pytest.mark.parametrize(('baseline', 'arm', 'ratio'), [
-    ((1.0, 1.2), (2.2, 2.2), 2.0),  # of the medians
-    ((1.0, 1.2), (1.2, 1.2), None),  # 0.1 slower, where 0.2 is chance
-    ((1.0, ), (2.2, ), None),  # nothing is known of chance
-])
-def test_times_are_compared_where_the_baselines_own_do_not_vary_more(
-        compare, baseline, arm, ratio):
-    costs = {(name, seed): dict(time=time)
-             for name, times in (('baseline', baseline), ('pswa', arm))
-             for seed, time in enumerate(times)}
-    c = compare({'baseline': {seed: [1.] for seed in range(len(baseline))},
-                 'pswa': {seed: [1.] for seed in range(len(arm))}},
-                costs=costs)
-    found = numbers(c).time_ratio['pswa']
-    shown = table.as_text(c, table.numbers(c))
-    if ratio is None:
-        assert math.isnan(found) and 'rel. time' not in shown
-        assert next(table.time_note(c)).startswith('rel. time is left out')
-    else:
-        assert found == pytest.approx(ratio) and '2.00x' in shown
-        assert '1.100 (1.000 to 1.200)' in shown  # the median and the range
-        assert not list(table.time_note(c))
-        c.plans['work'] = dict(passengers=['control'])
-        assert math.isnan(numbers(c).time_ratio['pswa'])
-        assert 'carried control along' in next(table.time_note(c))
+def test_what_was_found_comes_first(compare):
+    """Differences of 1 and 3, 1.9 and 2.1, and -2 and -2, by fractions."""
+    c = compare({'baseline': {0: [.50], 1: [.60]},
+                 'psw': {0: [.51], 1: [.63]},
+                 'ema': {0: [.519], 1: [.621]},
+                 'swa': {0: [.48], 1: [.58]}})
+    found = statistics(long(c), 'baseline')
+    # t(0.975, 1) = 12.706, and the standard error of 1.9 and 2.1 is 0.1
+    sentence = ('ema is 2.0 +- 1.3 points above the baseline; swa 2.0 +- 0.0 '
+                'below; psw is undecided.')
+    assert finding(found, 'baseline') == (
+        f'At the end, {sentence} Over the training, {sentence}')
+    assert finding(statistics(long(c), 'swa'), 'swa').startswith(
+        'At the end, baseline is 2.0 +- 0.0 points above swa; ema 4.0 +- 1.3;')
 
 
-def test_memory_is_compared_where_both_logged_it(compare):
-    costs = {('baseline', 0): dict(memory=1000.), ('b', 0): dict(memory=1250.)}
-    c = compare({'baseline': {0: [.1]}, 'b': {0: [.1]}, 'c': {0: [.1]}},
-                costs=costs)
-    header, _, base, b, other = table.as_text(
-        c, table.numbers(c)).splitlines()
-    assert 'memory (MB)' in header and 'rel. memory' in header
-    assert (cells(base)[-1], cells(b)[-1], cells(other)[-1]) == (
-        '1.00x', '1.25x', '-')
+def test_with_one_seed_nothing_speaks_of_intervals(compare):
+    c = compare({'baseline': {0: [.50]}, 'psw': {0: [.524]},
+                 'pswa': {0: [.497]}})
+    found = statistics(long(c), 'baseline')
+    assert finding(found, 'baseline').startswith(
+        'At the end, psw is 2.4 points above the baseline; pswa 0.3 below.')
+    assert 'interval' not in ' '.join(table.explain(found, long(c),
+                                                    'baseline'))
+    assert table.misses(found) == ''
+
+
+def test_how_many_intervals_err_by_chance(compare):
+    c = compare({arm: {0: [.5], 1: [.6]} for arm in ('baseline', *'abcd')})
+    found = statistics(long(c), 'baseline')
+    assert table.misses(found[found.key != 'drop']).startswith(
+        '12 intervals at 95 %: about 0.6 of them')
+    assert table.misses(found[found.key == 'best']) == ''  # four
+
+
+def test_costs_are_shown_where_they_were_logged(compare):
+    costs = {('baseline', 0): dict(memory=1000., time=1.), ('b', 0): dict(
+        memory=1250.), ('baseline', 1): dict(memory=1000., time=1.2)}
+    c = compare({'baseline': {0: [.1], 1: [.1]}, 'b': {0: [.1]},
+                 'c': {0: [.1]}}, costs=costs)
+    frame = shown(statistics(long(c), 'baseline'), long(c), 'baseline')
+    assert list(frame['memory (MB)']) == ['1000', '1250', '-']
+    # the median and the range
+    assert list(frame['s/iter']) == ['1.100 (1.000 to 1.200)', '-', '-']
 
 
 def test_text_and_markdown_show_the_same_in_ascii(compare):
     c = compare({'baseline': {0: [0.1, 0.5, 0.4]},
-                 'a [red] arm': {0: [0.3]}})
-    text = table.as_text(c, table.numbers(c, zoo=0.365))
-    assert text.isascii() and '\x1b' not in text
-    assert max(map(len, text.splitlines())) < 84
-    rows = [cells(line) for line in text.splitlines()]
-    assert rows[0] == ['arm', 'best', 'final', 'area', 'drop/epoch',
-                       'model zoo', 'epochs to match']
-    assert rows[2] == ['baseline', '0.500', '0.400', '0.100', '0.0500',
-                       '0.365', '2 (1.00)']
-    # A single point, never as good; no markup is read.
-    assert rows[3] == ['a [red] arm', '0.300', '0.300', '0.300', *'---']
+                 'a [red] arm': {0: [0.3, 0.3]}})
+    found = text(c, zoo=0.365)
+    assert found.isascii() and '\x1b' not in found
+    own, against = ([cells(line) for line in part.splitlines()]
+                    for part in found.split('\n\n'))
+    assert own[0] == ['arm', 'final', 'best', 'area', 'drop/validation']
+    assert against[0] == ['arm', 'final - baseline', 'arm - zoo',
+                          'best - baseline', 'area - baseline',
+                          'epochs to match']
+    assert own[3] == ['a [red] arm', '0.300', '0.300', '0.300', '0.0000']
+    frame = shown(statistics(long(c), 'baseline'), long(c), 'baseline', 0.365)
     markdown = [[cell.strip() for cell in line.strip('|').split('|')] for line
-                in table.as_markdown(c, table.numbers(c, 0.365)).splitlines()]
-    assert markdown[0] == rows[0] and markdown[2:] == rows[2:]
+                in table.as_markdown(frame).splitlines()]
+    # No markup is read. Of both, only steps 1 and 2 are in the area.
+    assert markdown[0][1:] == list(frame)
+    assert markdown[2] == ['baseline', '0.400', '-', '+0.035', '0.500', '-',
+                           '0.300', '-', '0.0500', '2 (1.00)']
+    assert markdown[3] == ['a [red] arm', '0.300', '-0.100', '-0.065',
+                           '0.300', '-0.200', '0.300', '+0.000', '0.0000',
+                           '-']
 
 
-@pytest.mark.parametrize('folder, metric', [
-    ('cls/results/sign_digits_adamw', 'accuracy/top1'),
-    ('det/variants/bccd_constant', 'coco/bbox_mAP'),
+def test_the_baselines_name_is_in_the_columns(compare):
+    c = compare({'baseline': {0: [1.]}, 'swa': {0: [2.]}}, baseline='swa')
+    frame = shown(statistics(long(c), 'swa'), long(c), 'swa')
+    assert list(frame['final - swa']) == ['-1.00', '-']
+    assert not [title for title in frame if 'baseline' in title]
+
+
+def test_a_table_is_written_and_read_again(compare, tmp_path):
+    c = compare({'baseline': {0: [1., float('nan')], 1: [.1, .2]},
+                 '01': {0: [.3]}}, costs={('01', 0): dict(time=.5)})
+    (tmp_path / 'name' / 'report').mkdir(parents=True)
+    file = tmp_path / 'name' / 'report' / table.FILE
+    long(c).drop(columns='comparison').to_csv(file, index=False)
+    again = table.load([file])
+    assert set(again.comparison) == {'name'}
+    pd.testing.assert_frame_equal(again, long(c, 'name'))
+
+
+@pytest.mark.parametrize('folder, final, area', [
+    ('cls/results/sign_digits_adamw',
+     (89.35065002441407, 2.1339839118916077, 3.63636474609375,
+      10.031569679872671),
+     (65.38961004257203, 1.9972146200433698, -3.519480304718016,
+      0.9146865093033258)),
+    ('det/variants/bccd_constant',
+     (0.341, 0.008660254037844362, 0.024, 0.041789664611911706),
+     (0.28176666666666667, 0.00510130702206143, 0.028933333333333384,
+      0.007841118153881629)),
 ])
-def test_committed_tables_follow_from_the_committed_points(tmp_path, folder,
-                                                           metric):
-    """Their numbers were computed by another implementation than this."""
-    folder = CHECKOUT / 'configs' / folder
-    points = pd.read_csv(folder / 'points.csv')
-    for (arm, seed), run in points.groupby(['arm', 'seed']):
-        trained(tmp_path / arm / f'seed_{seed}', list(run.value), seed,
-                metric=metric)
-    grid(tmp_path, {}, arms={arm: arm for arm in points.arm.unique()},
-         seeds=sorted(map(int, points.seed.unique())))
-    found = table.numbers(read([tmp_path]))
-    found.to_csv(tmp_path / 'table.csv', index=False)
-    written = pd.read_csv(tmp_path / 'table.csv')
-    expected = pd.read_csv(folder / 'table.csv')
-    assert list(written) == list(expected)
-    same = [name for name in written if not name.startswith('time_')]
-    pd.testing.assert_frame_equal(written[same], expected[same], rtol=1e-9)
+def test_committed_points_give_the_numbers_of_another_implementation(
+        folder, final, area):
+    """mean, std, difference and half width of pswa."""
+    found = table.load([CHECKOUT / 'configs' / folder])
+    rows = statistics(found, 'baseline')
+    rows = rows[rows.arm == 'pswa'].set_index('key')
+    columns = ['mean', 'std', 'difference', 'half_width']
+    assert list(rows.loc['final', columns]) == pytest.approx(final, rel=1e-9)
+    assert list(rows.loc['area', columns]) == pytest.approx(area, rel=1e-9)

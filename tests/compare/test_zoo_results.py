@@ -42,14 +42,10 @@ def test_numbers_of_the_three_zoos(tmp_path, config, metric, value, name):
     assert found.config_url.endswith(name.partition('::')[2])
 
 
-def test_another_model_or_schedule_is_said_and_another_place_is_not(tmp_path):
+def test_another_place_of_the_data_changes_nothing(tmp_path):
     found = published(tmp_path, RETINANET, 'coco/bbox_mAP', **{
-        'val_dataloader.dataset.data_root': '/mnt/coco',
-        'train_cfg.max_epochs': 6, 'model.backbone.depth': 18})
+        'val_dataloader.dataset.data_root': '/mnt/coco'})
     assert found.value == 0.365
-    assert found.sentences[1:] == ('Ours differs from the stock config in '
-                                   'model.backbone.depth, '
-                                   'train_cfg.max_epochs.', )
 
 
 @pytest.mark.parametrize(('config', 'metric', 'trained', 'reason'), [

@@ -11,6 +11,7 @@ from launching import DIST_TRAIN, environment
 from mmengine.config import Config
 from reference import assert_equal
 from tiny_gan import GANRecord, Spots, adam, runner, settings
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import here
 
 from mmpsw import configs
@@ -91,6 +92,39 @@ def test_a_run_is_the_published_loop(tmp_path, epsilon, replays):
     assert run.model.perturbation.replays == 6 * replays
 
 
+class Waits(TorchDispatchMode):
+    """Counts what a GPU is waited for: numbers that are asked for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@needs_cpu
+@pytest.mark.parametrize('parts', [1, 3])
+def test_a_step_waits_once(tmp_path, parts):
+    """For what is logged, and the health is seen in that."""
+    sgd = dict(optimizer=dict(type='SGD', lr=0.01))
+    run = runner(tmp_path, dict(discriminator_steps=parts), batch_size=12,
+                 optim_wrapper=dict(
+                     constructor='mmpsw.GANOptimWrapperConstructor',
+                     generator=sgd, discriminator=sgd))
+    wrapper = run.build_optim_wrapper(run.optim_wrapper)
+    batch = next(iter(run.build_dataloader(run._train_dataloader)))
+    run.model.train_step(batch, wrapper)  # the first looks at the range
+    lists = []
+    tolist = torch.Tensor.tolist
+    with Waits() as waits, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, 'tolist',
+                      lambda x: lists.append(x.device) or tolist(x))
+        logs = run.model.train_step(batch, wrapper)
+    # On a CPU yet: the largest label, and mmengine's look at the padding.
+    assert (len(lists), waits.count) == (1, 2)
+    assert all(type(value) is float for value in logs.values())
+
+
 @pytest.mark.parametrize('stop', [1, 3, 5])
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path, stop):
     whole, rest = GANRecord(), GANRecord()
@@ -122,6 +156,20 @@ def test_several_minibatches_for_a_step_of_the_generator(tmp_path):
     assert run.model.perturbation.delta.shape[0] == 4
     state = run.optim_wrapper['generator'].optimizer.state
     assert {int(s['step']) for s in state.values()} == {6}
+
+
+@pytest.mark.parametrize('stop', [2])
+def test_an_attack_resumes_exactly_and_trains_the_discriminator(
+        tmp_path, stop):
+    """Its random start goes on; without steps of the attack it is another."""
+    model = dict(replays=1, pgd_steps=2, tau=0.05, discriminator_steps=3)
+    whole, rest = GANRecord(), GANRecord()
+    run = train(tmp_path / 'a', model, batch_size=12, hooks=[whole])
+    train(tmp_path / 'b', model, batch_size=12, hooks=[rest], resume=True,
+          load_from=str(tmp_path / 'a' / f'iter_{stop}.pth'))
+    assert_equal(rest.seen[6]['model'], whole.seen[6]['model'])
+    state = run.optim_wrapper['discriminator'].optimizer.state
+    assert {int(s['step']) for s in state.values()} == {18}
 
 
 @needs_cpu
@@ -183,12 +231,20 @@ def test_arms_differ_in_one_thing_each():
     assert keys == {'model', 'param_scheduler', 'train_dataloader'}
     assert model.discriminator.head == 'projection'
     assert model.discriminator.spectral_norm
+    keys, model = changed('sagan')
+    assert keys == {'model', 'optim_wrapper', 'param_scheduler'}
+    assert model.generator.attention and model.discriminator.attention
+    keys, model = changed('rob_gan')
+    assert keys == {'model', 'param_scheduler', 'train_dataloader'}
+    assert (model.pgd_steps, model.replays) == (3, 1)
 
 
 @pytest.mark.parametrize('make, words', [
     (lambda: runner('', dict(generator=dict(
         type='TinyGenerator', num_classes=2))), 'num_classes=2.*is 3'),
     (lambda: runner('', dict(replays=0)), 'replays=0 is not possible'),
+    (lambda: runner('', dict(replays=2, pgd_steps=3)),
+     'pgd_steps=3 and model.replays=2 cannot be used together'),
 ])
 def test_a_model_that_does_not_fit_is_refused(make, words, tmp_path,
                                               monkeypatch):

@@ -169,6 +169,24 @@ def test_resumed_runs_end_as_uninterrupted_ones(tmp_path, keys):
     assert not any('pruning' in name for name in saved['state_dict'])
 
 
+TWO = (dict(HOOK, include='conv1'), dict(HOOK, exclude='conv1', rate=0.5))
+
+
+@pytest.mark.parametrize('device', ['cpu'], indirect=True)
+def test_two_hooks_resume_as_one_does(tmp_path):
+    """Each at layers of its own; the log has the share of all."""
+    whole = train(tmp_path / 'whole', *TWO)
+    resumed = train(tmp_path / 'rest', *TWO,
+                    resume_from=tmp_path / 'whole/iter_15.pth')
+    assert_equal(whole.model, resumed.model)
+    same = [dict(hook, rate=0.9) for hook in TWO]
+    logs = [train(tmp_path / name, *hooks).message_hub.get_scalar(
+        'train/gradient_pruning/zeros').data[0]
+        for name, hooks in (('one', [HOOK]), ('two', same))]
+    # The first iteration draws nothing; later ones draw other numbers.
+    assert len(logs[0]) == len(logs[1]) == 24 and logs[0][0] == logs[1][0]
+
+
 @pytest.mark.parametrize('device', ['cpu'], indirect=True)
 def test_tau_goes_on_where_a_runner_is_told_to_resume(tmp_path):
     """By its method; a run that begins with the weights predicts anew."""
@@ -210,7 +228,7 @@ def test_two_processes(tmp_path):
 def stepped(hook, model, *inputs):
     """The hook's part of an iteration, for each of the inputs."""
     run = SimpleNamespace(
-        model=model, cfg=Config(), iter=0,
+        model=model, cfg=Config(), iter=0, hooks=[hook],
         message_hub=MessageHub.get_instance('pruning'))
     hook.before_train(run)
     for run.iter, x in enumerate(inputs):
@@ -275,46 +293,60 @@ def test_norms_are_seen_wherever_they_are(norm):
     assert frozen.summary() == 'frozen: had no gradient'
 
 
+def test_inputs_by_keyword():
+    """The gradients are those of inputs by position, and so is the place."""
+
+    class Net(nn.Module):
+
+        def __init__(self, **keys):
+            super().__init__()
+            torch.manual_seed(0)
+            self.one = nn.Conv2d(1, 2, 1)
+            self.norm = nn.BatchNorm2d(2)
+            self.two = nn.ConvTranspose2d(2, 1, 2)
+            self.keys = keys
+
+        def forward(self, x):
+            if not self.keys:
+                return self.two(self.norm(self.one(x)), [3, 3])
+            x = self.norm(input=self.one(input=x))
+            return self.two(output_size=[3, 3], input=x)
+
+    models = here(Net()), here(Net(by='keyword'))
+    inputs = torch.randn(3, 4, 1, 2, 2)
+    layers = [stepped(GradientPruningHook(0.9), model, *inputs)
+              for model in models]
+    assert [layer.normalised for layer in layers[1]] == [True, False]
+    assert [layer.means for layer in layers[0]] == [
+        layer.means for layer in layers[1]]
+    for one, other in zip(*(m.parameters() for m in models), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_a_layer_asks_a_gpu_for_three_operations():
+    """Those with all layers, and with one of them."""
+    pytest.importorskip('triton')
+    model = here(nn.Sequential(*(layer for _ in range(9) for layer in (
+        nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()))))
+    counts = []
+    for include in '', '^0$':
+        for _ in range(2):  # what is compiled first is not counted
+            hook = GradientPruningHook(include=include)
+            with torch.profiler.profile() as profile:
+                stepped(hook, model, *torch.randn(4, 2, 8, 9, 9))
+            for handle in hook.handles:
+                handle.remove()
+        counts.append(sum(event.device_type.name == 'CUDA'
+                          for event in profile.events()))
+    assert 0 < counts[0] - counts[1] <= 3 * 8 * 4
+
+
 def test_patterns_choose_layers():
     names = [layer.name for layer in stepped(
         GradientPruningHook(include=['conv[12]', '3'], exclude='conv2'),
         Pixels())]
     assert names == ['conv1', 'conv3']
-
-
-@pytest.mark.parametrize('device', ['cpu'], indirect=True)
-def test_sparse_kernels_train_the_same(tmp_path, monkeypatch):
-    """Up to rounding, and they are taken where they can be.
-
-    At a rate of 0, as draws are made in the order of the memory, which is
-    another one with them.
-    """
-    monkeypatch.setattr('mmpsw.methods.gradient_pruning.sparse.BREAK_EVEN', 0)
-
-    class Wide(Pixels):
-
-        def __init__(self):
-            super().__init__()
-            self.norm1 = nn.BatchNorm2d(16)
-            self.conv1 = nn.Conv2d(1, 16, 2, padding=1, bias=False)
-            self.conv2 = nn.Conv2d(16, 4, 1)
-
-    seen = []
-
-    class See(Hook):
-
-        def after_train_iter(self, run, *args, **keys):
-            seen.append(run.model.conv2(torch.ones(1, 16, 1, 1)).grad_fn)
-
-    keys = dict(validate=False, train_cfg=dict(by_epoch=True, max_epochs=1))
-    dense = train(tmp_path / 'a', Hook(), model=Wide(), **keys)
-    fast = train(tmp_path / 'b', dict(HOOK, rate=0, sparse=True), See(),
-                 model=Wide(), **keys)
-    assert {type(node).__name__ for node in seen} == {'_SparseConv2dBackward'}
-    for name, value in dense.model.state_dict().items():
-        torch.testing.assert_close(fast.model.state_dict()[name], value,
-                                   rtol=1e-4, atol=1e-5)
-    assert '_conv_forward' not in vars(fast.model.conv2)
 
 
 def test_what_is_logged(tmp_path, monkeypatch, device):
@@ -333,6 +365,12 @@ def test_what_is_logged(tmp_path, monkeypatch, device):
     assert tau == pytest.approx(10 * sum(layers[0].means) / 2, rel=0.01)
     assert off == pytest.approx(
         100 * sum(layers[0].errors) / len(layers[0].errors), abs=0.05)
+    # conv1's input has no gradient: 4 products a number; twice 6, twice 4.
+    costs = 1 * 4, 2 * 6, 2 * 4
+    saved = sum(cost * layer.zeros for cost, layer in zip(costs, layers)) / (
+        sum(cost * layer.count for cost, layer in zip(costs, layers)))
+    assert f'{saved:.1%} of the multiply-adds' in log
+    assert f'needs {1 / (1 - saved):.2f} times fewer' in log
     # An iteration in which all became zero has none; a GPU draws others.
     count = len(layers[0].errors)
     assert count == 23 if device == 'cpu' else 20 <= count <= 23
@@ -360,8 +398,14 @@ def test_bad_settings_are_refused(hook, message):
     (dict(exclude='conv'), {}, 'exclude leaves no convolution'),
     ({}, dict(model=Toy()), 'needs convolutions.*Toy has none'),
     ({}, dict(cfg=dict(compile=True)), 'cannot be used with compile'),
+    (dict(exclude='conv3'), dict(other=dict(HOOK, include='conv[23]')),
+     'Two GradientPruningHooks prune conv2, but a layer has one tau'),
 ])
 def test_bad_models_are_refused(tmp_path, hook, keys, message):
+    keys = dict(keys)
+    hooks = [dict(type=HOOK['type'], **hook)]
+    if 'other' in keys:
+        hooks.append(keys.pop('other'))
     with pytest.raises(ValueError, match=message):
-        train(tmp_path, dict(type=HOOK['type'], **hook), **keys)
+        train(tmp_path, *hooks, **keys)
     assert not list(tmp_path.glob('*.pth'))

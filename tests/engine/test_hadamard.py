@@ -163,7 +163,7 @@ def load(name, kind='hadamard', **model):
         if (part.get('init_cfg') or {}).get('type') == 'Pretrained':
             part['init_cfg'] = None
     fragment = dict(hadamard='hadamard',
-                    orthogonal='variants/hadamard_orthogonal')[kind]
+                    orthogonal='hadamard:kind=orthogonal')[kind]
     configs.apply_fragments(cfg, [configs.load_fragment(fragment)])
     return cfg
 
@@ -246,6 +246,10 @@ def test_the_log_says_what_is_no_longer_trained(monkeypatch):
     fix_classifiers(model)
     assert 'head.fc has 1000 classes and 512 features' in lines[1]
     assert 'largest absolute cosine of two classes is 0.098' in lines[1]
+    model.head.fc = nn.Linear(512, 1000)
+    fix_classifiers(model, columns='first', first_row=1)
+    assert torch.equal(model.head.fc.columns, torch.arange(512))
+    assert 'as was asked for' in lines[3] and 'classes is 1.000' in lines[3]
 
 
 def test_other_layers_begin_as_in_the_stock_model():
@@ -261,6 +265,33 @@ def test_other_layers_begin_as_in_the_stock_model():
     for model in models[1:]:
         assert_equal(models[0].backbone, model.backbone)
         assert type(model) is type(models[0])
+
+
+NEWER = """
+from mmpretrain.models import (CrossEntropyLoss, GlobalAveragePooling,
+                               ImageClassifier, LinearClsHead, ResNet)
+
+default_scope = 'mmpretrain'
+model = dict(
+    type=ImageClassifier,
+    backbone=dict(type=ResNet, depth=18),
+    neck=dict(type=GlobalAveragePooling),
+    head=dict(type=LinearClsHead, num_classes=1000, in_channels=512,
+              loss=dict(type=CrossEntropyLoss)))
+"""
+
+
+def test_a_config_of_the_newer_style_is_saved_and_read_again(tmp_path):
+    """Its types are classes, and what a run saves is text."""
+    path = tmp_path / 'newer.py'
+    path.write_text(NEWER)
+    cfg = configs.load_config(path)
+    configs.apply_fragments(cfg, [configs.load_fragment('hadamard')])
+    cfg.dump(tmp_path / 'saved.py')
+    for saved in cfg, configs.load_config(tmp_path / 'saved.py'):
+        model = build_model(saved)
+        assert type(model).__name__ == 'ImageClassifier'
+        assert isinstance(model.head.fc, HadamardLinear)
 
 
 @pytest.mark.parametrize('kind', ['Linear', 'Conv2d'])
@@ -287,6 +318,30 @@ def refused(change, message):
     with pytest.raises(ValueError, match=message):
         fix_classifiers(model)
     assert_equal(before, model)
+
+
+@pytest.mark.parametrize('head, fixed', [
+    (dict(type='VisionTransformerClsHead', in_channels=768, hidden_dim=100),
+     'head.layers.head'),
+    (dict(type='VisionTransformerClsHead', in_channels=100, hidden_dim=100),
+     'head.layers.head'),
+    (dict(type='StackedLinearClsHead', in_channels=1280,
+          mid_channels=[100, 100]), 'head.layers.2.fc'),
+    (dict(type='DeiTClsHead', in_channels=192, hidden_dim=100),
+     'head.layers.head head.layers.head_dist'),
+    (dict(type='DeiTClsHead', in_channels=100),
+     'head.layers.head head.layers.head_dist'),
+])
+def test_a_hidden_layer_as_wide_as_the_classes_stays(head, fixed):
+    """Where it is followed by the classifier, and not beside one."""
+    from mmpretrain.registry import MODELS
+    init_default_scope('mmpretrain')
+    model = nn.Module()
+    model.head = MODELS.build(dict(head, num_classes=100))
+    fix_classifiers(model)
+    assert fixed.split() == [
+        name for name, layer in model.named_modules()
+        if isinstance(layer, HadamardLinear)]
 
 
 class Tempered(nn.Linear):
@@ -317,6 +372,10 @@ def test_layers_that_cannot_be_replaced_are_named():
     refused(wide, "'conv_seg'.* kernel_size=.3, 3.*1 x 1|use kernel_size=1")
     with pytest.raises(ValueError, match="kind='fourier' is not known"):
         fix_classifiers(Classifier(), 'fourier')
+    with pytest.raises(ValueError, match='first_row cannot be used with'):
+        fix_classifiers(Classifier(), 'orthogonal', first_row=1)
+    with pytest.raises(ValueError, match="'head.fc' cannot be fixed.*0 to 5"):
+        fix_classifiers(Classifier(), first_row=6)
 
 
 def test_a_one_stage_detector_has_no_such_layer():

@@ -175,7 +175,7 @@ def test_what_is_put_on_the_sphere_is_said(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('psw, kind', [
     (None, None), (dict(type='PWALKS', last=0.5), 'mmpsw.PSWOptimWrapper'),
-    (dict(type='PSWA', optimizer_state='reset'), 'mmpsw.PSWOptimWrapper'),
+    (dict(type='PSWA', weighting='linear'), 'mmpsw.PSWOptimWrapper'),
     (dict(type='PSWA', write_back=False), 'mmpsw.PSWOptimWrapper'),
     (dict(type='PSWM'), 'mmpsw.PSWAmpOptimWrapper')])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, psw, kind):
@@ -227,9 +227,8 @@ def test_two_processes_hold_the_same_bits(tmp_path):
     assert 0.2 < (one[-1]['net.3.weight'] == 0).float().mean() < 0.9
 
 
-@pytest.mark.parametrize('name', ['lp_sgd', 'variants/lp_sgd_80',
-                                  'variants/lp_sgd_50',
-                                  'variants/lp_sgd_dense'])
+@pytest.mark.parametrize('name', ['lp_sgd', 'lp_sgd_dense',
+                                  'lp_sgd:target=0.5,p=[1.4,1.3]'])
 def test_fragments_name_both_rates(name):
     fragment = load_fragment(name).to_dict()
     optimizer = fragment['optim_wrapper']['optimizer']

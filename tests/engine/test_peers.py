@@ -229,6 +229,40 @@ def test_resumed_peers_end_as_uninterrupted_ones(tmp_path, hook):
     assert_equal(whole.model, resumed.model)
 
 
+def epochs(count):
+    return dict(train_cfg=dict(by_epoch=True, max_epochs=count))
+
+
+SWA = dict(LATE_EPOCHS, begin=0.75)
+
+
+@pytest.mark.parametrize('beside', [False, True])
+def test_swa_that_is_resumed_to_twice_the_length(tmp_path, beside):
+    """The mean of the last three epoch ends of 8, as without interruption."""
+    hook = dict(SWA) if not beside else dict(
+        type='mmpsw.RideAlongHook', averages=dict(swa=dict(
+            custom_hooks=[SWA])), folders=dict(swa=str(tmp_path / 'swa')))
+    ends = []
+
+    class Ends(Hook):
+        def after_train_epoch(self, runner):
+            ends.append(copy.deepcopy(runner.model.state_dict()))
+
+    trained(tmp_path / 'four', hooks=[hook, Ends()], **epochs(4),
+            checkpoint=dict(interval=1))
+    trained(tmp_path / 'eight', hooks=[hook, Ends()], **epochs(8),
+            checkpoint=dict(interval=1),
+            resume_from=tmp_path / 'four/epoch_4.pth')
+    folder = tmp_path / ('swa' if beside else 'eight')
+    saved = torch.load(folder / 'epoch_8.pth', weights_only=False)
+    assert len(ends) == 8
+    assert_close(saved['state_dict'], means(ends[5:]))
+    with pytest.raises(ValueError, match='average begins with epoch 6, and in '
+                       'a run of this length with epoch 7'):
+        trained(tmp_path / 'nine', hooks=[hook], **epochs(9),
+                resume_from=tmp_path / 'eight/epoch_8.pth')
+
+
 @pytest.mark.parametrize('hook, message', [
     (dict(type='mmpsw.EpochAverageHook', begin=1), 'begin=1'),
     (dict(type='mmpsw.EpochAverageHook',

@@ -2,13 +2,12 @@
 import json
 
 import pytest
-import tiny_gan
 import torch
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from reference import assert_equal
-from toy import FUSED, Error, Overflow, runner, trained
+from toy import FUSED, Error, Overflow, Points, runner, trained
 
 from mmpsw.engine import RideAlongHook
 from mmpsw.engine.ride_along import passenger
@@ -18,11 +17,11 @@ ITERS = dict(
     sampler='InfiniteSampler',
     train_cfg=dict(by_epoch=False, max_iters=20, val_interval=5))
 AVERAGES = {
-    'control': dict(psw=dict(type='PSWA', write_back=False)),
+    'psw': dict(psw=dict(type='PSWA', write_back=False)),
     'linear': dict(psw=dict(
         type='PSWA', write_back=False, weighting='linear')),
     'drawn': dict(psw=dict(
-        type='PWALKS', write_back=False, last=4, sample_prob=0.5)),
+        type='PWALKS', write_back=False, last=0.7, sample_prob=0.5)),
     'ema': dict(custom_hooks=[
         dict(type='EMAHook', momentum=0.1, update_buffers=True)]),
     'swa': dict(custom_hooks=[
@@ -35,8 +34,8 @@ AVERAGES = {
 
 
 def hook(folder):
-    return dict(type='mmpsw.RideAlongHook', averages={
-        str(folder / name): settings for name, settings in AVERAGES.items()})
+    return dict(type='mmpsw.RideAlongHook', averages=AVERAGES,
+                folders={name: str(folder / name) for name in AVERAGES})
 
 
 def logged(folder):
@@ -56,11 +55,22 @@ MASKS = dict(type='mmpsw.SparsityHook', target=0.6, begin=0.25, end=0.75,
              interval=3)
 
 
+class NewBuffers(Hook):
+    """Gives batch norm new tensors in each epoch, as PreciseBNHook does."""
+
+    def before_train_epoch(self, runner):
+        norm = runner.model.net[1]
+        norm.running_mean = norm.running_mean + 1
+        norm.running_var = norm.running_var * 2
+
+
 @pytest.mark.parametrize('keys, beside', [
     (EPOCHS, []), (ITERS, []), (EPOCHS, [MASKS]), (ITERS, [MASKS]),
-    ({**EPOCHS, **FUSED}, [Overflow()])])
+    ({**EPOCHS, **FUSED}, [Overflow()]),
+    ({**EPOCHS, 'wrapper': dict(accumulative_counts=2)}, []),
+    (EPOCHS, [NewBuffers()])])
 def test_they_equal_runs_of_their_own(tmp_path, keys, beside):
-    """With masks, and with updates that did not happen, too."""
+    """With masks, updates that did not happen, and new buffers, too."""
     trained(tmp_path / 'all', hooks=[hook(tmp_path), *beside], **keys)
     for name, settings in AVERAGES.items():
         own = own_run(tmp_path / 'own' / name, settings, beside, **keys)
@@ -122,11 +132,33 @@ def test_the_run_is_bit_equal_to_one_without(tmp_path):
     assert logged(tmp_path / 'alone') == logged(tmp_path / 'beside')
 
 
+class Augmented(Points):
+    """Draws from the global generator, as transforms do."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x + 0.1 * torch.randn(4), y
+
+
+def test_a_validation_of_theirs_draws_no_number_of_the_run(tmp_path):
+    keys = dict(dataset=Augmented())
+    alone = trained(tmp_path / 'alone', hooks=[
+        dict(type='mmpsw.RandomStateHook')], **keys)
+    beside = trained(tmp_path / 'beside', hooks=[
+        dict(type='mmpsw.RandomStateHook'), hook(tmp_path)], **keys)
+    without = trained(tmp_path / 'c', hooks=[hook(tmp_path / 'd')],
+                      **keys)
+    again = trained(tmp_path / 'e', **keys)
+    assert_equal(alone.model, beside.model)
+    assert_equal(again.model, without.model)
+
+
 def test_a_resumed_run_goes_on_with_them(tmp_path):
     exact = dict(type='mmpsw.RandomStateHook')
     trained(tmp_path / 'whole', hooks=[hook(tmp_path), exact])
     first = tmp_path / 'first'
     trained(tmp_path / 'begun', hooks=[hook(first), exact])
+    first = first.rename(tmp_path / 'moved')
     for path in first.rglob('scalars.json'):  # as if it had ended there
         path.write_text(''.join(path.read_text().splitlines(True)[:2]))
     trained(tmp_path / 'resumed', hooks=[hook(first), exact],
@@ -147,17 +179,10 @@ def test_what_changes_the_run_does_not_ride_along(settings):
     init_default_scope('mmengine')
     assert passenger(settings) is None
     with pytest.raises(ValueError, match="'a' cannot ride along, because"):
-        RideAlongHook(dict(a=settings))
+        RideAlongHook(dict(a=settings), dict(a='folder'))
 
 
 def test_bad_runs_are_refused(tmp_path):
-    run = runner(tmp_path / 'a', hooks=[hook(tmp_path)],
-                 wrapper=dict(accumulative_counts=2))
-    with pytest.raises(ValueError, match='gradients are accumulated'):
-        run.train()
-    run = tiny_gan.runner(tmp_path / 'gan', hooks=[hook(tmp_path)])
-    with pytest.raises(ValueError, match='one optimizer.*has several'):
-        run.train()
     trained(tmp_path / 'b')
     run = runner(tmp_path / 'c', hooks=[hook(tmp_path)],
                  resume_from=tmp_path / 'b' / 'iter_8.pth')

@@ -9,8 +9,10 @@ from torch import nn
 from mmpsw.methods.free_adversarial import (
     FreePerturbation,
     Scores,
-    discriminator_loss,
+    fake_loss,
     generator_loss,
+    pgd_attack,
+    real_loss,
     replay,
 )
 
@@ -153,15 +155,40 @@ def test_losses_by_their_definition():
     p = [1 / (1 + math.exp(-1)), 1 / (1 + math.exp(2))]  # of class 1
     kl = sum(sum(0.5 * math.log(0.5 / q) for q in (one, 1 - one))
              for one in p) / 2
-    loss = discriminator_loss(real, labels, fake, 0.3, 0.7)
+    loss = real_loss(real, labels, 0.3) + fake_loss(fake, 0.7)
     assert float(loss) == pytest.approx(
         hinge + 0.3 * sum(ce) / 2 + 0.7 * kl, abs=1e-6)
     ce = [math.log(1 + math.exp(1)), math.log(1 + math.exp(-2))]
     assert float(generator_loss(fake, labels, 0.2)) == pytest.approx(
         1. + 0.2 * sum(ce) / 2, abs=1e-6)
     without = [Scores(scores.real) for scores in (real, fake)]
-    assert float(discriminator_loss(without[0], labels, without[1])) == hinge
+    assert float(real_loss(without[0], labels)
+                 + fake_loss(without[1])) == hinge
+    assert float(fake_loss(fake, 0.)) == 1
     assert float(generator_loss(without[1], labels)) == 1.
+
+
+def test_pgd_against_the_official_loop():
+    """linf_sgd.py and pgd.py of julightzhong10/fastgan, in short."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(),
+                        nn.Linear(8, 1))
+    images, = batches(1)
+    images[0] = 1.  # clamped there
+    epsilon, tau = 0.3, 0.125
+    uniform = torch.rand(images.shape, device='cpu', generator=torch.Generator(
+        ).manual_seed(3)).to(images) * 2 - 1
+    x = (images + epsilon * uniform).clamp(-1, 1)
+    for _ in range(4):
+        x.requires_grad_()
+        grad, = torch.autograd.grad(-net(x).mean(), x)
+        x = x.detach() + tau * grad.sign()
+        x = (images + (x - images).clamp(-epsilon, epsilon)).clamp(-1, 1)
+    found = pgd_attack(images, lambda x: -net(x).mean(), 4,
+                       FreePerturbation(epsilon, tau, seed=3))
+    torch.testing.assert_close(found, x)
+    assert (found - images).abs().max() <= epsilon + 1e-6
+    assert not found.requires_grad and net[1].weight.grad is None
 
 
 @pytest.mark.parametrize('action, words', [

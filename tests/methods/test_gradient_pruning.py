@@ -1,16 +1,20 @@
 """Pruning by hand, without bias, and with the shares that theory gives."""
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from launching import environment
 from scipy import integrate, stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpsw.methods.gradient_pruning import (
+    Pruner,
     factor_of_rate,
     factor_of_sparsity,
     prune,
-    sparse,
-    sparse_conv2d,
 )
 
 INF, NAN = math.inf, math.nan
@@ -140,70 +144,62 @@ def test_bad_shares_are_refused(factor, name, share):
         factor(share)
 
 
-# The backward pass that skips zeros
-
-GEOMETRIES = {
-    '3x3': (16, 8, (3, 3), 1, 1, 1),
-    'stride': (32, 24, (3, 3), 2, 1, 1),
-    'dilation': (64, 5, (3, 3), 1, (2, 3), (2, 3)),
-    '1x1, 3 sixteens': (48, 16, (1, 1), (2, 1), 0, 1),
-    'no square': (128, 4, (1, 5), (1, 2), (0, 3), 1),
-    'more padding than input': (16, 4, (2, 2), 3, 4, 1),
-}
+# The same by one Triton kernel
 
 
-def convolved(conv, geometry, zeros, dtype, pixels=9):
-    """A convolution, and its gradients for an output's gradient with zeros."""
-    inputs, outputs, kernel, *rest = geometry
-    stride, padding, dilation = (
-        v if isinstance(v, tuple) else (v, v) for v in rest)
-    torch.manual_seed(0)
-    x, weight, bias = (
-        torch.randn(shape).to(dtype).requires_grad_()
-        for shape in ((2, inputs, pixels, pixels - 2),
-                      (outputs, inputs, *kernel), (outputs, )))
-    out = conv(x, weight, bias, stride, padding, dilation)
-    grad = torch.randn(out.shape) * (torch.rand(out.shape) >= zeros)
-    return out, *torch.autograd.grad(out, (x, weight, bias), grad.to(dtype))
+def test_the_kernel_by_an_interpreter():
+    """On a CPU, against arrays; where there is a GPU, on that too."""
+    pytest.importorskip('triton')
+    script = Path(__file__).parents[1] / 'pruning_kernel.py'
+    subprocess.run([sys.executable, str(script)], check=True, timeout=300,
+                   env=dict(environment(), TRITON_INTERPRET='1'))
 
 
-def assert_close(found, expected):
-    """Up to the rounding of float32."""
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=1e-5,
-                                   atol=1e-6 * other.abs().max().item())
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_the_kernel_on_a_gpu():
+    pytest.importorskip('triton')
+    from pruning_kernel import check
+    check('cuda')
 
 
-@pytest.mark.parametrize('device', ['cpu'], indirect=True)
-@pytest.mark.parametrize('geometry', GEOMETRIES.values(), ids=GEOMETRIES)
-@pytest.mark.parametrize('zeros, dense', [
-    (0.3, False), (0.9, False), (1, False), (0.5, True)])
-def test_sparse_convolutions(monkeypatch, geometry, zeros, dense):
-    """Equal those of torch in float64, whichever kernels are taken."""
-    if dense:
-        monkeypatch.setattr(sparse, 'build_kernels', None)
-    else:
-        monkeypatch.setattr(sparse, 'BREAK_EVEN', 0)
-    found = convolved(sparse_conv2d, geometry, zeros, torch.float32)
-    expected = convolved(torch.nn.functional.conv2d, geometry, zeros,
-                         torch.float64)
-    assert_close(found, expected)
-    if zeros == 1:
-        assert not any(one.any() for one in found[1:])
+@pytest.mark.parametrize('dtype', ['fp32', 'bf16', 'fp16'])
+def test_the_kernel_compiles_for_an_h100(dtype):
+    """Which needs no GPU."""
+    compiler = pytest.importorskip('triton.compiler')
+    from triton.backends.compiler import GPUTarget
+
+    from mmpsw.methods.gradient_pruning.kernel import BLOCK, _kernel
+    constants = dict(pruned=True, sizes=True, zeros=True, programs=8,
+                     block=BLOCK)
+    types = dict(grad=f'*{dtype}', out=f'*{dtype}', row='*fp32', tau='fp32',
+                 key='u64', count='i32') | dict.fromkeys(
+                     constants, 'constexpr')
+    found = compiler.compile(
+        compiler.ASTSource(_kernel, types, constants),
+        target=GPUTarget('cuda', 90, 32))
+    assert found.asm['cubin'] and found.metadata.name == '_kernel'
 
 
-@pytest.mark.parametrize('device', ['cpu'], indirect=True)
-def test_more_pixels_than_a_tile(monkeypatch):
-    monkeypatch.setattr(sparse, 'BREAK_EVEN', 0)
-    keys = (GEOMETRIES['3x3'], 0.7)
-    found = convolved(sparse_conv2d, *keys, torch.float32, pixels=33)
-    expected = convolved(torch.nn.functional.conv2d, *keys, torch.float64,
-                         pixels=33)
-    assert_close(found, expected)
+def test_the_operations_of_a_pruner(device):
+    """torch's own: 2 for |g|, 7 to prune, 3 for zeros; a tau is rounded."""
+    class Count(TorchDispatchMode):
+        names = ()
 
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names += (func.overloadpacket.__name__, )
+            return func(*args, **(kwargs or {}))
 
-def test_a_missing_compiler_is_said(monkeypatch):
-    monkeypatch.setenv('PATH', '')
-    sparse.build_kernels.cache_clear()
-    with pytest.raises(ValueError, match='cannot be built.*leave out sparse'):
-        sparse.build_kernels()
+    pruner = Pruner(2, torch.device(device))
+    grad = torch.randn(2, 8, 4, 4)
+    with Count() as pruned:
+        pruner.prune(grad, 1., 0, False)
+    assert [name for name in pruned.names if name not in (
+        'promote_types', 'lift_fresh', 'detach', '_local_scalar_dense')] == [
+        'linalg_vector_norm', 'add_', 'empty_like', 'uniform_', 'abs', 'lt_',
+        'clamp_', 'copysign_', 'mul_']
+    with Count() as counted:
+        pruner.count(grad, 1)
+    assert counted.names == ('eq', 'sum', 'add_')
+    sums = pruner.take()
+    assert sums[0].tolist() == pytest.approx([grad.abs().sum().item(), 0])
+    assert not sums[1].any() and not pruner.take().any()

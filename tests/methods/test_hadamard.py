@@ -1,5 +1,6 @@
 """Fixed classifiers against scipy's matrix and loops."""
 import copy
+import math
 
 import pytest
 import scipy.linalg
@@ -104,6 +105,50 @@ def test_the_rows_that_are_left(shape, cosine, first):
     assert products.max().item() == pytest.approx(first)
 
 
+class HadamardProj(nn.Module):
+    """That of eladhoffer/fix_your_classifier, without its switches."""
+
+    def __init__(self, input_size, output_size):
+        super().__init__()
+        size = 2**int(math.ceil(math.log2(max(input_size, output_size))))
+        self.proj = torch.tensor(scipy.linalg.hadamard(size)).double()
+        self.input_size, self.output_size = input_size, output_size
+
+    def forward(self, x, scale, bias):
+        x = x / (x.norm(2, -1, keepdim=True) + 1e-8)
+        return -scale * nn.functional.linear(
+            x, self.proj[:self.output_size, :self.input_size]) + bias
+
+
+@pytest.mark.parametrize('shape', [*SHAPES, (768, 1000)])
+def test_the_official_logits(shape):
+    """Also where rows repeat, and by matrix and by transform."""
+    fixed = layer(shape, columns='first').double()
+    x = torch.randn(3, shape[0], dtype=torch.float64)
+    torch.testing.assert_close(
+        fixed(x), HadamardProj(*shape[:2])(x, fixed.scale, fixed.bias),
+        rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('columns', ['best', 'first'])
+@pytest.mark.parametrize('shape, first', [
+    ((8, 3), 1), ((8, 4), 1), ((24, 20), 1), ((48, 63), 1),
+    ((768, 1000), 24)])
+def test_rows_from_another_one_on(shape, first, columns):
+    """Those of scipy's matrix, and the largest of their cosines."""
+    fixed = layer(shape, columns=columns, first_row=first).double()
+    rows = -fixed._product(torch.eye(shape[0], dtype=torch.float64)).T.cpu()
+    matrix = torch.tensor(scipy.linalg.hadamard(fixed.size)).double()
+    matrix = matrix[first:first + shape[1]]
+    if columns == 'first':
+        assert torch.equal(rows, matrix[:, :shape[0]])
+    else:
+        columns_of = {tuple(column) for column in matrix.T.tolist()}
+        assert {tuple(column) for column in rows.T.tolist()} <= columns_of
+    products = (rows @ rows.T / shape[0]).fill_diagonal_(0).abs()
+    assert fixed.coherence == pytest.approx(products.max().item(), abs=1e-9)
+
+
 def test_the_columns_are_the_same_everywhere():
     """They are not saved, so that a checkpoint lives on these numbers."""
     assert layer((512, 1000)).columns[:9].tolist() == [
@@ -189,6 +234,8 @@ def test_export(kind, shape, device, tmp_path):
     (lambda: HadamardConv2d(1, 8), r'by 1 feature.*keep the learned'),
     (lambda: FixedOrthogonalLinear(8, 1), 'keep the learned layer'),
     (lambda: HadamardLinear(4, 100), 'cannot be told by 4 features.*give'),
+    (lambda: HadamardLinear(8, 3, columns='last'), "use 'best' or 'first'"),
+    (lambda: HadamardLinear(8, 8, first_row=1), 'of the 8 rows: use 0 to 0'),
     (lambda: HadamardConv2d(8, 3, 3, padding=1), 'kernel_size=3.*learned'),
     (lambda: HadamardConv2d(8, 4, (1, 1), groups=2), 'groups=2.*each pixel'),
 ])

@@ -13,6 +13,7 @@ import torch
 import toy
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
+from toy import Points
 
 from mmpsw import checkpoints as files
 
@@ -82,6 +83,26 @@ def test_the_file_is_what_mmengine_saves(tmp_path):
         assert torch.equal(tensor, safe['state_dict'][name])
     info = safe['message_hub']['runtime_info']
     assert info['last_ckpt'] == str(tmp_path / 'safe' / 'iter_6.pth')
+
+
+class Unknown:
+    """What cannot be read back as data."""
+
+
+class Odd(Points):
+    metainfo = dict(it=Unknown())
+
+
+@pytest.mark.parametrize('dataset, times', [(Odd(), 1), (Points(), 0)])
+def test_what_cannot_be_resumed_is_said_at_the_first_save(dataset, times,
+                                                          tmp_path, capsys):
+    toy.trained(tmp_path, dict(type='PSWA'), dataset=dataset,
+                train_cfg=dict(by_epoch=True, max_epochs=1))
+    said = [line for line in ''.join(capsys.readouterr()).splitlines()
+            if 'will be refused by --resume' in line]
+    assert len(said) == times
+    assert all('Unknown was not an allowed' in line for line in said)
+    assert all(f"'{tmp_path}/iter_1.pth'" in line for line in said)
 
 
 def test_what_a_killed_save_left_is_no_checkpoint_and_goes(tmp_path):

@@ -37,7 +37,7 @@ def control_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert train.main([
-            CONFIG, '--psw', 'pswa', '--work-dir', 'run', *SMALL,
+            CONFIG, '--with', 'pswa', '--work-dir', 'run', *SMALL,
             'optim_wrapper.psw.write_back=False',
             'default_hooks.checkpoint.by_epoch=False',
             'default_hooks.checkpoint.interval=1',

@@ -183,7 +183,7 @@ def run(config, folder):
 
     def command(*argv, psw='pswa', options=('write_back=False', )):
         return spreads.main([
-            config[0], *argv, *(('--psw', psw) if psw else ()), *config[1],
+            config[0], *argv, *(('--with', psw) if psw else ()), *config[1],
             *(f'optim_wrapper.psw.{option}' for option in options)])
 
     return command
@@ -197,9 +197,8 @@ def test_the_next_period_of_a_checkpoint(run, capsys):
     layers = pd.read_csv('out/iter_8.csv')
     assert len(layers) == 62 and 'head.fc.bias' in set(layers.layer)
     check('out/iter_8.csv', [
-        {name: live[f'param.{index}'].detach().double().cpu().numpy()
-         for index, name in enumerate(layers.layer)}
-        for live in (state['optimizer']['psw']['live'] for state in states)])
+        {name: state['live_state_dict'][name].double().numpy()
+         for name in layers.layer} for state in states])
     assert not list(Path('out').rglob('*.pth'))
     assert Path('out/iter_8.png').read_bytes()[:4] == b'\x89PNG'
 
@@ -218,15 +217,12 @@ def test_several_periods(argv, windows, message, run, capsys):
 
 
 @pytest.mark.parametrize('argv, keys, message', [
-    ([], dict(psw=None, options=()), 'has no psw; add --psw pswa'),
+    ([], dict(psw=None, options=()), 'has no psw; add --with pswa'),
     (['no.pth'], {}, "'no.pth' does not exist"),
     (['bare.pth'], {}, 'cannot be resumed from'),
     (['--out', 'bare.pth'], {}, 'is a file'),
     (['--out', 'mine'], {}, 'holds the results of an earlier'),
-    (['run/iter_8.pth'], dict(psw='pswm', options=()),
-     'resume with the same settings'),
-    (['run/iter_8.pth'], dict(options=('write_back=False', 'restart=True',
-                                       'end=2')),
+    (['run/iter_8.pth'], dict(options=('write_back=False', 'end=2')),
      'no period ends after iteration 8'),
 ])
 def test_one_line(argv, keys, message, run, capsys):

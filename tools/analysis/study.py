@@ -17,8 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from mmpsw.compare.plots import LOOKS, STYLE, save
-
 # name, metric, stock rate, length, and that of the longer schedule
 TASKS = {
     'sign_digits': ('hand signs', 'accuracy, %', 0.1, 15, 20),
@@ -26,6 +24,9 @@ TASKS = {
     'dsb2018': ('nuclei', 'mIoU, %', 0.1, 12, 16),
 }
 BLACK, BLUE, ORANGE = '#1A1A1A', '#0072B2', '#D55E00'
+STYLE = {'axes.grid': True, 'axes.axisbelow': True, 'grid.color': '#E2E2E2',
+         'axes.spines.top': False, 'axes.spines.right': False,
+         'axes.titlesize': 10}
 SWEPT = (0, 1)  # the seeds that were trained at every rate
 BEST = (('constant', 'baseline'), ('constant', 'ema_50'),
         ('constant', 'psw'), ('constant', 'pswa'), ('decay', 'baseline'),
@@ -172,7 +173,7 @@ def written_back(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
     figure = Figure((8, 3.4), dpi=110, layout='constrained')
     for axes, regime in zip(figure.subplots(1, 2, sharey=True),
                             ('constant', 'decay')):
-        for factor, (color, _) in zip((1, 2), LOOKS):
+        for factor, color in ((1, BLUE), (2, ORANGE)):
             arms = {share: task.final(
                 regime, {0: 'psw', 1: 'pswa'}.get(share, f'pswa_{share}'),
                 task.length, factor * task.rate) for share in SHARES}
@@ -242,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for option in ('--data', '--out'):
         parser.add_argument(option, type=Path, default=Path('configs/study'))
     args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         tasks = [Task(args.data, key) for key in TASKS]
         for name, question in (('tuned', tuned), ('windows', windows),
@@ -249,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                                ('written_back', written_back)):
             table, figure = question(tasks)
             print(f'{table.fillna("-").to_markdown()}\n')
-            save(figure, args.out / f'{name}.png')
+            figure.savefig(args.out / f'{name}.png')
     return 0
 
 

@@ -1,6 +1,6 @@
 """Trains on through a period, and draws the weights that are sampled in it.
 
-    weight_distribution.py CONFIG epoch_3.pth --psw pwalks
+    weight_distribution.py CONFIG epoch_3.pth --with pwalks
 
 For each layer: the spread, which is the standard deviation of a weight over
 the samples (in the mean over the layer, relative to the root mean square of
@@ -55,8 +55,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', nargs='?',
                         help="a run's epoch_3.pth or iter_50.pth (default: "
                         'from the start)')
-    parser.add_argument('--psw', metavar='NAME', help='pswa, pwalks, pswm, or '
-                        "a file that defines psw (default: the config's)")
+    parser.add_argument('--with', dest='psw', metavar='NAME', help='pswa, '
+                        'pwalks, pswm, or a file that defines psw (default: '
+                        "the config's)")
     parser.add_argument('--periods', type=options.at_least(1), default=1,
                         help='how many periods (default: 1)')
     parser.add_argument('--histograms', type=options.at_least(0), default=4,
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
 def build_config(args: argparse.Namespace, out: Path) -> Config:
     """As tools/train.py does, but without validation, checkpoints and log."""
     argv = [args.config, '--work-dir', str(out), '--overwrite']
-    for option, value in (('--psw', args.psw), ('--seed', args.seed),
+    for option, value in (('--with', args.psw), ('--seed', args.seed),
                           ('--resume', args.checkpoint)):
         if value is not None:
             argv += [option, str(value)]
@@ -110,7 +111,7 @@ def build_config(args: argparse.Namespace, out: Path) -> Config:
     cfg = train.build_config(run_args)
     if not any('psw' in wrapper for _, wrapper in configs.optim_wrappers(cfg)):
         raise ValueError(f"config '{args.config}' samples no weights, because "
-                         'it has no psw; add --psw pswa, pwalks or pswm')
+                         'it has no psw; add --with pswa, pwalks or pswm')
     for phase in ('val', 'test'):
         for key in ('cfg', 'dataloader', 'evaluator'):
             cfg[f'{phase}_{key}'] = None

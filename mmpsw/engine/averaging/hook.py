@@ -1,48 +1,56 @@
-"""The Hook: what needs the runner."""
+"""The Hook: it drives the followers, and does what needs the runner."""
 import functools
-import logging
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
 from mmengine.dist import get_rank, get_world_size
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
-from mmpsw.methods.averaging import PeriodicResampler, recalibrate
+from mmpsw.engine.swapping import check_one_average, swapping_hooks
+from mmpsw.methods.averaging import Resampling, recalibrate
 from mmpsw.methods.averaging.numbers import check_integer
-from mmpsw.models import losses, saved_tensors, unwrapped
+from mmpsw.models import losses, unwrapped
 from mmpsw.registry import HOOKS
-from mmpsw.runtime.epochs import epoch_length
-from mmpsw.runtime.ranks import check_same_weights, mean_over_ranks
-from mmpsw.runtime.resume import fit_to_epoch_length, skip_trained_batches
+from mmpsw.runtime.ranks import mean_over_ranks
+from mmpsw.runtime.resume import (
+    LIVE,
+    fit_to_epoch_length,
+    named_tensors,
+    restore_live_weights,
+    skip_trained_batches,
+)
 from mmpsw.runtime.saving import save_safely
 
-from .buffers import owned_buffers
+from .follower import Follower, follow, optim_wrappers, warn
 from .optim_wrapper import PSWOptimWrapperMixin
 from .settings import HOW_TO_ENABLE
-from .strategies import check_runner
 
-__all__ = ['PSWHook', 'random_batches']
+__all__ = ['PSWHook', 'check_runner', 'random_batches']
 
 
 @HOOKS.register_module()
 class PSWHook(Hook):
-    """Does for the PSWOptimWrapper what needs the runner.
+    """Samples, resamples, and shows the average of a PSWOptimWrapper.
 
-    - Before a resume, it hands over the length of an epoch and the buffers.
+    The contract, in each iteration::
+
+        train_step:         # the model's, which updates the weights
+        after_train_iter:   # here: a sample, and a resampling where it is due
+
     - It refuses what is not supported, before the training starts.
     - With ``buffers='recalibrate'`` it recomputes batch-norm statistics after
       each resampling, by forward passes over training batches.
     - With ``write_back=False`` or ``evaluate='average'`` it puts the average
       into the model to validate and test, and into the checkpoint's
-      ``state_dict``.
-    - With several processes, the buffers' means are averaged over them.
+      ``state_dict``. The live weights are saved beside it, and put into the
+      model when a run is resumed.
+    - With several processes, the statistics' means are averaged over them.
     - A run that is resumed inside an epoch goes on inside it, and one with
       another number of processes goes on at the same place in its epoch.
     - Checkpoints are saved by a :class:`SafeSavingHook`, which it adds.
@@ -52,55 +60,38 @@ class PSWHook(Hook):
     Args:
         recalibrate_batches (int): Training batches for each recalibration.
             Defaults to 100, or one epoch if that is less.
-        check_ranks (bool): Whether to compare the weights of all processes
-            after each resampling, by one small all-reduce. Where they differ,
-            all of them raise a RuntimeError that names the first such
-            parameter. Defaults to False.
 
     Raises:
-        ValueError: ``recalibrate_batches`` is no integer >= 1, or
-            ``check_ranks`` no bool.
+        ValueError: ``recalibrate_batches`` is no integer >= 1.
     """
 
     priority = 'ABOVE_NORMAL'
 
-    def __init__(self,
-                 recalibrate_batches: int = 100,
-                 check_ranks: bool = False):
+    def __init__(self, recalibrate_batches: int = 100):
         check_integer('recalibrate_batches', recalibrate_batches, 1)
-        if not isinstance(check_ranks, bool):
-            raise ValueError(f'check_ranks={check_ranks!r} is not possible: '
-                             'use True or False.')
         self.recalibrate_batches = recalibrate_batches
-        self.check_ranks = check_ranks
-        self.wrappers: list[PSWOptimWrapperMixin] = []
+        self.loaded: dict[str, Any] = {}
 
     def before_run(self, runner: Runner) -> None:
-        """Attach the wrappers, when the run is a training.
+        """Follow the optimizers, when the run is a training.
 
         Raises:
             ValueError: Something is missing or not supported.
         """
         check_runner(runner)
-        if self.wrappers or not _trains(runner):
-            return
-        wrappers = _psw_wrappers(runner.optim_wrapper)
-        model = unwrapped(runner.model)
-        owned = owned_buffers(model, _all_wrappers(runner.optim_wrapper))
-        for name, wrapper in wrappers.items():
-            wrapper.attach(
-                epoch_length=epoch_length(runner.train_loop),
-                buffers=owned[name],
-                name=name,
-                names={p: n
-                       for n, p in model.named_parameters()},
-                reduce_buffers=mean_over_ranks)
-        self.wrappers = list(wrappers.values())
-        self._check_other_hooks(runner)
+        if not isinstance(getattr(runner, '_train_loop', None), BaseLoop):
+            return  # a validation or a test
+        wrappers = _psw_wrappers(runner)
+        if any(wrapper.follower is None for wrapper in wrappers.values()):
+            followers = follow(
+                runner, {name: w.psw for name, w in wrappers.items()})
+            for name, follower in followers.items():
+                wrappers[name].follower = follower
+        self._check_others(runner)
         save_safely(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Before a resume, see where in this run's epochs it goes on.
+        """Keep what a resume needs until it is known whether this is one.
 
         Raises:
             ValueError: The runner is not supported.
@@ -108,191 +99,259 @@ class PSWHook(Hook):
         check_runner(runner)
         if getattr(runner, '_resume', False):
             fit_to_epoch_length(checkpoint, runner.train_loop)
+        # mmengine may have loaded it onto the GPU.
+        self.loaded = {key: _on_cpu(checkpoint.get(key, {}))
+                       for key in ('psw', LIVE)}
 
     def before_train(self, runner: Runner) -> None:
-        """Go on inside the epoch in which the run was interrupted.
-
-        With the control arm, also see to it that the live weights are in the
-        model after a validation that raises: hooks are not told of that.
-        """
+        """Continue a run that is resumed, inside of its epoch too."""
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             skip_trained_batches(runner.train_loop)
-        for wrapper in self.wrappers:
-            _say_what_is_validated(runner, wrapper)
+        if runner.iter:
+            self._resume(runner)
+        self.loaded = {}
+        self._inside_said = False
+        _say_how_often(runner)
         if runner.val_loop is not None and any(
-                wrapper.psw.swaps for wrapper in self.wrappers):
-            runner.val_loop.run = self._then_show_live(runner.val_loop.run)
+                follower.settings.shows_average
+                for follower in _followers(runner).values()):
+            # Hooks are not told of a validation that raises.
+            runner.val_loop.run = self._then_show_live(
+                runner, runner.val_loop.run)
 
     def after_train_iter(self, runner: Runner, *args: Any,
                          **kwargs: Any) -> None:
-        """Recalibrate, and compare the processes, after a resampling."""
-        for wrapper in self.wrappers:
-            if runner.iter + 1 == runner.max_iters:
-                wrapper.finish()
-            resampler = wrapper.resampler
-            done, resampler.newest = resampler.newest, None
-            if done is None:
-                continue
-            if done.applied and wrapper.psw.buffers == 'recalibrate':
-                control = not wrapper.psw.write_back
-                with resampler.averaged() if control else nullcontext():
-                    self._recalibrate(runner, resampler.resamplings)
-                    resampler.take_buffers()
-            if self.check_ranks:
-                check_same_weights(
-                    _named_weights(resampler), runner.iter + 1)
+        """Sample; resample and recalibrate where a period ends."""
+        for name, follower in _followers(runner).items():
+            done = follower.after_iteration(runner.iter + 1)
+            if done is not None and done.applied:
+                _log(runner, name, follower, done)
+                if follower.settings.buffers == 'recalibrate':
+                    self._recalibrate(runner, follower)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Validate the average."""
-        self._show_average()
+        self._say_where_inside(runner)
+        self._show_average(runner)
 
     def after_val_epoch(self,
                         runner: Runner,
                         metrics: dict[str, float] | None = None) -> None:
         """Put the live weights back."""
-        self._show_live()
+        self._show_live(runner)
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Test the average."""
-        self._show_average()
+        self._show_average(runner)
 
     def after_test_epoch(self,
                          runner: Runner,
                          metrics: dict[str, float] | None = None) -> None:
         """Put the live weights back."""
-        self._show_live()
+        self._show_live(runner)
 
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict) -> None:
         """Save the average as ``state_dict``: it is what a user deploys.
 
-        The live weights are in the optimizer's ``psw`` state.
+        The live weights and the averaging's state lie beside it. A tensor
+        that is in two of them is saved once.
         """
-        for wrapper in self.wrappers:
-            average = wrapper.resampler.average
-            if average is None:
-                continue
-            saved = {
-                id(live): mean.to('cpu', live.dtype, copy=True)
-                for live, mean in zip(wrapper.resampler.tensors, average)
-            }
-            for name, tensor in saved_tensors(runner.model).items():
-                if id(tensor) in saved and name in checkpoint['state_dict']:
-                    checkpoint['state_dict'][name] = saved[id(tensor)]
+        followers = _followers(runner)
+        checkpoint['psw'] = {name: follower.state_dict()
+                             for name, follower in followers.items()}
+        tensors = named_tensors(runner.model)
+        names = {id(tensor): name for name, tensor in tensors.items()}
+        for owner, follower in followers.items():
+            shown = checkpoint['psw'][owner].get(follower.resampler.shows, {})
+            live = follower.live() if shown else {}
+            for key, tensor in tensors.items():
+                name = names[id(tensor)]  # tied weights have several keys
+                if name in shown:
+                    checkpoint['state_dict'][key] = shown[name].to(
+                        tensor.dtype)
+                    checkpoint.setdefault(LIVE, {})[key] = live[name].to(
+                        'cpu', tensor.dtype)
 
-    def _then_show_live(self, run: Callable) -> Callable:
+    def _check_others(self, runner: Runner) -> None:
+        shown = []
+        for name, follower in _followers(runner).items():
+            if follower.resampler.weights.sharded:
+                raise _refusal('sharded weights (DTensors)')
+            if follower.settings.shows_average:
+                key = f'{name}.psw' if name else 'psw'
+                shown = [f"{key}.evaluate='average'"
+                         if follower.settings.write_back
+                         else f'{key}.write_back=False']
+            if (follower.settings.buffers == 'recalibrate' and isinstance(
+                    runner.train_loop.dataloader.dataset, IterableDataset)):
+                raise ValueError(
+                    "psw.buffers='recalibrate' cannot be used, because the "
+                    'training data set is iterable, so that no batches can be '
+                    "drawn from it beside the training: use 'average'.")
+        if shown:
+            check_one_average(shown + swapping_hooks(runner.hooks))
+        if any(type(hook).__name__ == 'MeanTeacherHook'
+               for hook in runner.hooks):
+            warn('psw averages what is trained, the student; what the model '
+                  'predicts with is the MeanTeacherHook\'s teacher, so that '
+                  'the metrics do not show the average.')
+
+    def _resume(self, runner: Runner) -> None:
+        restore_live_weights(runner.model, self.loaded.get(LIVE, {}))
+        for name, follower in _followers(runner).items():
+            state = self.loaded.get('psw', {}).get(name)
+            if state is None:
+                warn("The checkpoint has no averaging state ('psw'), because "
+                      'it was saved without psw: a fresh period begins, from '
+                      'the weights in its state_dict.')
+                continue
+            others = follower.load_state_dict(state)
+            if others:
+                warn('The checkpoint was saved with other settings of psw '
+                      f'({others}): a fresh period begins, from the live '
+                      'weights.')
+
+    def _then_show_live(self, runner: Runner, run: Callable) -> Callable:
 
         @functools.wraps(run)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             try:
                 return run(*args, **kwargs)
             finally:
-                self._show_live()
+                self._show_live(runner)
 
         return guarded
 
-    def _show_average(self) -> None:
-        for wrapper in self.wrappers:
-            wrapper.buffers.put_back()
-            wrapper.resampler.show_average()
+    def _show_average(self, runner: Runner) -> None:
+        for follower in _followers(runner).values():
+            follower.resampler.show_average()
 
-    def _show_live(self) -> None:
-        for wrapper in self.wrappers:
-            wrapper.resampler.show_live()
+    def _show_live(self, runner: Runner) -> None:
+        for follower in _followers(runner).values():
+            follower.resampler.show_live()
 
-    def _recalibrate(self, runner: Runner, seed: int) -> None:
-        loader = runner.train_loop.dataloader
-        batches = random_batches(loader, self.recalibrate_batches, seed)
+    def _say_where_inside(self, runner: Runner) -> None:
+        """Once, where a validation comes inside of a period."""
+        for follower in _followers(runner).values():
+            resampler = follower.resampler
+            place = resampler.schedule.locate(resampler.iteration)
+            if (self._inside_said or place is None or place.ends
+                    or follower.settings.evaluate == 'average'):
+                continue
+            self._inside_said = True
+            seen = ('the live weights' if resampler.average is None else
+                    'the average of the last whole period')
+            warn(f'psw: the validation after iteration {resampler.iteration} '
+                  f'comes inside of a period of {resampler.schedule.period}: '
+                  f'what is validated and saved is {seen}; '
+                  "evaluate='average' shows the mean of the period so far")
+
+    def _recalibrate(self, runner: Runner, follower: Follower) -> None:
+        resampler = follower.resampler
+        batches = random_batches(
+            runner.train_loop.dataloader, self.recalibrate_batches,
+            resampler.resamplings)
         model = unwrapped(runner.model)
-        with self._forward_context(runner, model):
-            recalibrate(model, functools.partial(losses, model), batches)
-        mean_over_ranks(
-            [b for b in model.buffers() if b.is_floating_point()])
-
-    def _forward_context(self, runner: Runner, model: nn.Module) -> Any:
-        """Mixed precision where the training has it."""
-        if isinstance(runner.optim_wrapper, OptimWrapperDict):
-            return nullcontext()
-        return runner.optim_wrapper.optim_context(model)
-
-    def _check_other_hooks(self, runner: Runner) -> None:
-        swaps = [w for w in self.wrappers if w.psw.swaps]
-        if swaps and any(isinstance(h, EMAHook) for h in runner.hooks):
-            raise ValueError(
-                "psw.write_back=False and psw.evaluate='average' cannot be "
-                'used with an EMAHook, because both put their average into '
-                'the model to validate it: remove the EMAHook from '
-                'custom_hooks, or these keys from psw.')
+        with ExitStack() as stack:
+            if not follower.settings.write_back:
+                stack.enter_context(resampler.averaged())
+            with _forward_context(runner, model):
+                recalibrate(model, functools.partial(losses, model), batches)
+            mean_over_ranks(resampler.statistics)
+            resampler.take_statistics()
 
 
-def _say_what_is_validated(runner: Runner,
-                           wrapper: PSWOptimWrapperMixin) -> None:
-    """Once, where validations come inside of periods."""
-    if runner.val_loop is None or wrapper.psw.evaluate == 'average':
-        return
-    loop, schedule = runner.train_loop, wrapper.resampler.schedule
-    every = loop.val_interval
-    if isinstance(loop, EpochBasedTrainLoop):
-        every *= len(loop.dataloader)
-    inside = [
-        iteration for iteration in range(every, runner.max_iters, every)
-        if iteration > schedule.begin
-        and (iteration - schedule.begin) % schedule.period
-    ]
-    if inside:
-        seen = ('the live weights' if wrapper.psw.write_back else
-                'the average of the last whole period')
-        print_log(
-            f'psw: a validation every {every} iterations comes inside of '
-            f'periods of {schedule.period} ({len(inside)} times): what is '
-            f'validated and saved then are {seen}; evaluate=\'average\' shows '
-            'the mean of the period so far',
-            logger='current',
-            level=logging.WARNING)
+def check_runner(runner: Any) -> None:
+    """Refuse what shards the weights, or loads them otherwise than Runner.
+
+    Raises:
+        ValueError: The runner is a FlexibleRunner, or its model is wrapped in
+            FullyShardedDataParallel.
+    """
+    strategy = getattr(runner, 'strategy', None)
+    if strategy is not None:
+        raise flexible_refused(type(strategy).__name__)
+    model = type(getattr(runner, 'model', None)).__name__
+    if 'FullyShardedDataParallel' in model:
+        raise _refusal(model)
 
 
-def _trains(runner: Runner) -> bool:
-    """Whether ``before_run`` belongs to ``train()``: its loop is built."""
-    return isinstance(getattr(runner, '_train_loop', None), BaseLoop)
+def flexible_refused(strategy: str) -> ValueError:
+    """The error for a FlexibleRunner with this class of strategy."""
+    return _refusal(f'FlexibleRunner with {strategy}')
 
 
-def _psw_wrappers(optim_wrapper: Any) -> dict[str, PSWOptimWrapperMixin]:
+def _refusal(what: str) -> ValueError:
+    return ValueError(
+        f'PSW cannot be used with {what}, because its checkpoints would lose '
+        'the average, or hold the shards of one process: use Runner, on one '
+        'device or with distributed data parallel, or train without psw.')
+
+
+def _say_how_often(runner: Runner) -> None:
+    """Where periods do not fit into the run."""
+    for follower in _followers(runner).values():
+        schedule = follower.resampler.schedule
+        if schedule.begin >= runner.max_iters:
+            warn(f'psw.begin is iteration {schedule.begin}, but the run ends '
+                  f'at {runner.max_iters}: the weights are never resampled.')
+        elif schedule.begin + schedule.period > runner.max_iters:
+            warn(f'psw.period is {schedule.period} iterations, but the run '
+                  f'ends at {runner.max_iters}: the weights are resampled '
+                  'only once, at its end.')
+
+
+def _log(runner: Runner, name: str, follower: Follower,
+         done: Resampling) -> None:
+    prefix = f'{name}.psw' if name else 'psw'
+    runner.message_hub.update_scalar(
+        f'train/{prefix}/samples', done.samples)
+    runner.message_hub.update_scalar(f'train/{prefix}/shift', done.shift)
+    verb = 'resampled' if follower.settings.write_back else 'averaged'
+    print_log(
+        f'{prefix}: weights {verb} at iteration {runner.iter + 1} '
+        f'({type(follower.settings.technique).__name__}): psw/samples: '
+        f'{done.samples}, psw/shift: {done.shift:.4g}',
+        logger='current')
+
+
+def _forward_context(runner: Runner, model: torch.nn.Module) -> Any:
+    """Mixed precision where the training has it."""
+    if isinstance(runner.optim_wrapper, OptimWrapperDict):
+        return nullcontext()
+    return runner.optim_wrapper.optim_context(model)
+
+
+def _psw_wrappers(runner: Runner) -> dict[str, PSWOptimWrapperMixin]:
     found = {
-        name: wrapper
-        for name, wrapper in _all_wrappers(optim_wrapper)
+        name: wrapper for name, wrapper in optim_wrappers(runner).items()
         if isinstance(wrapper, PSWOptimWrapperMixin)
     }
     if not found:
         raise ValueError(
             'PSWHook needs a PSWOptimWrapper, because that does the '
             f'averaging, but the optim_wrapper is a '
-            f'{type(optim_wrapper).__name__}: add both lines to the '
+            f'{type(runner.optim_wrapper).__name__}: add both lines to the '
             f'config.{HOW_TO_ENABLE}')
     return found
 
 
-def _all_wrappers(optim_wrapper: Any) -> list[tuple[str, Any]]:
-    if isinstance(optim_wrapper, OptimWrapperDict):
-        return list(optim_wrapper.items())
-    return [('', optim_wrapper)]
+def _followers(runner: Runner) -> dict[str, Follower]:
+    """Those of a training; none where a runner only tests."""
+    return {name: wrapper.follower
+            for name, wrapper in optim_wrappers(runner).items()
+            if getattr(wrapper, 'follower', None) is not None}
 
 
-def _named_weights(resampler: PeriodicResampler) -> dict[str, Tensor]:
-    """What all ranks must hold alike: buffers may be theirs alone."""
-    live = resampler.tensors[:len(resampler.tensors) - len(resampler.buffers)]
-    names = [
-        resampler.names.get(tensor, f'parameter {i}')
-        for i, tensor in enumerate(live)
-    ]
-    weights = dict(zip(names, live))
-    if resampler.average is not None:
-        weights.update((f'the average of {name}', mean)
-                       for name, mean in zip(names, resampler.average))
-    return weights
+def _on_cpu(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _on_cpu(value) for key, value in node.items()}
+    return node.cpu() if isinstance(node, torch.Tensor) else node
 
 
 def random_batches(loader: DataLoader, count: int,
-                    seed: int) -> Iterator[Any]:
+                   seed: int) -> Iterator[Any]:
     """Training batches from a loader of their own.
 
     The training's own loader may be in the middle of an epoch, and one with

@@ -1,38 +1,27 @@
-"""OptimWrappers that sample after the updates and resample the weights."""
-import logging
-from collections.abc import Callable
-from dataclasses import replace
+"""OptimWrappers whose optimizers are followed by PSWHook."""
 from typing import Any
 
 import torch
 from mmengine.device import get_device
-from mmengine.logging import MessageHub, print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from mmpsw.methods.averaging import PeriodicResampler, Resampling
+from mmpsw.methods.averaging import PeriodicResampler
 from mmpsw.registry import OPTIM_WRAPPERS
 
-from .buffers import OwnedBuffers
-from .settings import HOW_TO_ENABLE, Settings
+from .follower import Follower
+from .settings import HOW_TO_ENABLE, PSWSettings
 
 __all__ = ['PSWAmpOptimWrapper', 'PSWOptimWrapper', 'PSWOptimWrapperMixin']
 
 
 class PSWOptimWrapperMixin:
-    """Adds periodic sampling over the weights to an OptimWrapper.
+    """Periodic sampling over the weights, for an OptimWrapper.
 
-    The contract::
-
-        update_params(loss):        # mmengine's, unchanged
-            backward(loss)
-            if should_update():
-                step():             # extended here
-                    optimizer.step()
-                    resampler.step()
-
-    An update that a gradient scaler skips is no sample.
+    The wrapper trains as the stock one does. In each iteration in which it
+    updated the weights, PSWHook samples them, and resamples them where a
+    period ends. An update that a gradient scaler skips is no sample.
 
     Args:
         psw (dict): ``type``: 'PSWA', 'PWALKS' or 'PSWM', and
@@ -45,187 +34,77 @@ class PSWOptimWrapperMixin:
               unit of ``period``. Defaults to 0 and None.
             - last (float or int): The window, as a fraction of the period or
               a number of updates; required by PWALKS, optional for PSWM.
-            - momentum (float or str): PSWM only: beta in [0, 1), 'sample',
-              'polyak' or 'ahead'. Defaults to 'sample'.
+            - momentum (float or str): PSWM only: beta in [0, 1), 'sample' or
+              'polyak'. Defaults to 'sample'.
             - weighting (str): 'uniform', or 'linear': later samples count
               more. Defaults to 'uniform'.
             - sample_prob (float), seed (int): The probability with which an
               update in the window is sampled, and the seed of the generator
               that draws. Default to 1 and 0.
-            - buffers (str): 'average', 'keep' or 'recalibrate'. Defaults to
-              'average'.
-            - optimizer_state (str): 'keep' or 'reset'. Defaults to 'keep'.
+            - buffers (str): The running statistics of normalisation layers:
+              'average', 'keep' or 'recalibrate'. All other buffers keep their
+              live values. Defaults to 'average'.
             - write_back (bool): False: the average is validated, tested and
               saved, and training goes on from the live weights. Defaults to
               True.
             - evaluate (str): What is validated, tested and saved:
               'resampled', what the last resampling left; or 'average', the
               mean of the period so far. Defaults to 'resampled'.
-            - restart (bool): Start the averaging anew when resuming.
-              Defaults to False.
         **kwargs: Those of the OptimWrapper.
+
+    Attributes:
+        psw (PSWSettings): The settings.
+        follower (Follower): What averages, when a run has begun.
 
     Raises:
         ValueError: ``psw`` has an unknown key or a value out of its range.
     """
 
     def __init__(self, psw: dict, **kwargs: Any):
-        self.psw = Settings.from_config(psw)
+        self.psw = PSWSettings.from_config(psw)
         super().__init__(**kwargs)
-        self.name = ''
-        self.resampler: PeriodicResampler | None = None
-        self._waiting: dict | None = None
-        self._updated = False
-        self.optimizer.register_step_post_hook(self._note_update)
-        if not self.psw.needs_hook:
-            self.attach()
+        self.follower: Follower | None = None
 
-    def attach(self,
-               epoch_length: int | None = None,
-               buffers: OwnedBuffers | None = None,
-               name: str = '',
-               names: dict[Tensor, str] | None = None,
-               reduce_buffers: Callable | None = None) -> None:
-        """Take what only the runner knows; :class:`PSWHook` calls it.
-
-        Args:
-            epoch_length (int, optional): Iterations in an epoch.
-            buffers (OwnedBuffers, optional): Those of the model.
-            name (str): The wrapper's name in an OptimWrapperDict.
-            names (Dict[Tensor, str], optional): Names for messages.
-            reduce_buffers (Callable, optional): See
-                :class:`PeriodicResampler`.
-
-        Raises:
-            ValueError: The settings do not fit the loop or the model.
-        """
-        self.name = name
-        self.buffers = buffers or OwnedBuffers()
-        self.resampler = self.psw.build(
-            self.optimizer,
-            self._accumulative_counts,
-            epoch_length,
-            self.buffers.tensors,
-            names=names,
-            reduce_buffers=reduce_buffers,
-            warn=_warn)
-        if self._waiting is not None:
-            self._resume(self._waiting)
-            self._waiting = None
+    @property
+    def resampler(self) -> PeriodicResampler:
+        """The follower's."""
+        return self.follower.resampler
 
     def initialize_count_status(self, model: nn.Module, init_counts: int,
                                 max_counts: int) -> None:
-        """Also tells the resampler where the training ends.
+        """Before the first iteration, also see to it that the hook is there.
 
         Raises:
-            ValueError: The hook is missing although it is needed.
+            ValueError: It is not.
         """
-        self._check_attached()
+        self._check_followed()
         super().initialize_count_status(model, init_counts, max_counts)
-        schedule = self.resampler.schedule
-        self.resampler.schedule = replace(schedule, total=max_counts)
-        if schedule.begin >= max_counts:
-            _warn(f'psw.begin is iteration {schedule.begin}, but the run ends '
-                  f'at {max_counts}: the weights are never resampled.')
-        elif schedule.begin + schedule.period > max_counts:
-            _warn(f'psw.period is {schedule.period} iterations, but the run '
-                  f'ends at {max_counts}: the weights are resampled only '
-                  'once, at its end.')
 
     def step(self, **kwargs: Any) -> None:
-        """Update, sample, and resample where a period ends."""
-        self._check_attached()
-        self._updated = False
+        """Update the weights."""
+        self._check_followed()  # an OptimWrapperDict initialises no counts
         super().step(**kwargs)
-        self.buffers.put_back()
-        self._log(self.resampler.step(self._inner_count, self._updated))
-
-    def finish(self) -> None:
-        """Resample what is open, where the run ends inside of a period.
-
-        For an OptimWrapperDict, whose wrappers are not told the run's end.
-        """
-        self.buffers.put_back()
-        self._log(self.resampler.finish())
-
-    def state_dict(self) -> dict:
-        """The optimizer's state, with the resampler's under ``psw``."""
-        state = super().state_dict()
-        if self.resampler is not None:
-            self.buffers.put_back()
-            state['psw'] = dict(
-                settings=self.psw.state(), **self.resampler.state_dict())
-            # An OptimWrapperDict restores no counts, and the resampler only
-            # sees iterations that update.
-            state['psw']['iteration'] = self._inner_count
-        return state
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Load the optimizer's state and go on with the averaging.
+        """Load the optimizer's state.
 
         Raises:
-            ValueError: The averaging was saved under other settings.
+            ValueError: A version before 0.2 saved it, with the averaging's.
         """
-        state_dict = dict(state_dict)
-        saved = state_dict.pop('psw', None)
-        super().load_state_dict(state_dict)
-        if self.psw.restart:
-            _warn('The averaging starts anew, because psw.restart=True.')
-        elif saved is None:
-            _warn("The checkpoint has no averaging state ('psw'), because it "
-                  'was saved without psw: a fresh period begins.')
-        elif self.resampler is None:
-            self._waiting = saved  # Runner.resume() came before train()
-        else:
-            self._resume(saved)
-
-    def _resume(self, saved: dict) -> None:
-        mine = self.psw.state()
-        if mine != saved['settings']:
+        if 'psw' in state_dict:
             raise ValueError(
-                f'The checkpoint was saved with psw={saved["settings"]}, but '
-                f'this run has psw={mine}: resume with the same settings, or '
-                f'{_START_ANEW}')
-        self._inner_count = saved['iteration']
-        try:
-            self.resampler.load_state_dict(saved)
-        except ValueError as error:
-            raise ValueError(f'{error} You can {_START_ANEW}') from error
+                'The checkpoint cannot be resumed from, because a version of '
+                'mmpsw before 0.2 saved it, which numbered the averaged '
+                'weights: resume with that version, or start a new run from '
+                'its weights with load_from.')
+        super().load_state_dict(dict(state_dict))  # mmengine pops from it
 
-    def _check_attached(self) -> None:
-        if self.resampler is None:
+    def _check_followed(self) -> None:
+        if self.follower is None:
             raise ValueError(
-                f'{type(self).__name__} needs mmpsw.PSWHook, because only '
-                'the runner knows epochs and buffers, and when the average '
-                f'is to be used: add both lines to the config.{HOW_TO_ENABLE}'
-            )
-
-    def _note_update(self, optimizer: Optimizer, *_: Any) -> None:
-        self._updated = happened(optimizer)
-
-    def _log(self, done: Resampling | None) -> None:
-        if done is None or not done.applied:
-            return
-        prefix = f'{self.name}.psw' if self.name else 'psw'
-        hub = MessageHub.get_current_instance()
-        hub.update_scalar(f'train/{prefix}/samples', done.samples)
-        hub.update_scalar(f'train/{prefix}/shift', done.shift)
-        verb = 'resampled' if self.psw.write_back else 'averaged'
-        print_log(
-            f'{prefix}: weights {verb} at iteration {self._inner_count} '
-            f'({type(self.psw.technique).__name__}): psw/samples: '
-            f'{done.samples}, psw/shift: {done.shift:.4g}',
-            logger='current')
-
-
-def happened(optimizer: Optimizer) -> bool:
-    """Whether a step changes the weights, asked by its hooks.
-
-    A GradScaler leaves the skipping to fused optimizers, and sets
-    ``found_inf`` on them while they step.
-    """
-    found_inf = getattr(optimizer, 'found_inf', None)
-    return found_inf is None or not found_inf.item()
+                f'{type(self).__name__} needs mmpsw.PSWHook, because that '
+                'samples and resamples the weights: add both lines to the '
+                f'config.{HOW_TO_ENABLE}')
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -276,12 +155,3 @@ class PSWAmpOptimWrapper(PSWOptimWrapperMixin, _Amp):
 
     def __init__(self, optimizer: Optimizer, psw: dict, **kwargs: Any):
         super().__init__(psw, optimizer=optimizer, **kwargs)
-
-
-_START_ANEW = (
-    'start the averaging anew with psw.restart=True (on the command line: '
-    '--cfg-options optim_wrapper.psw.restart=True).')
-
-
-def _warn(message: str) -> None:
-    print_log(message, logger='current', level=logging.WARNING)

@@ -4,7 +4,6 @@ from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
-from torchvision.utils import make_grid
 
 from mmpsw.models import unwrapped
 from mmpsw.registry import HOOKS
@@ -76,6 +75,7 @@ class GANHook(Hook):
                     'without --amp.')
 
     def _draw(self, runner: Runner) -> None:
+        from torchvision.utils import make_grid  # all else works without
         model = unwrapped(runner.model)
         model.start_validation()
         model.eval()

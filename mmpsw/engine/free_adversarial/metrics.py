@@ -34,9 +34,12 @@ def frechet_distance(one: Tensor, other: Tensor) -> float:
     one, other = one.double(), other.double()
     means = (one.mean(0) - other.mean(0)).square().sum()
     cov, cov_other = (torch.atleast_2d(x.T.cov()) for x in (one, other))
-    # The trace of a product's square root, by its eigenvalues.
-    root = torch.linalg.eigvals(cov @ cov_other).sqrt().real.sum()
-    return float(means + cov.trace() + cov_other.trace() - 2 * root)
+    # S S' has the eigenvalues of R S' R with R = S^(1/2), which is symmetric.
+    values, vectors = torch.linalg.eigh(cov)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    values = torch.linalg.eigvalsh(root @ cov_other @ root)
+    trace = values.clamp(min=0).sqrt().sum()
+    return float(means + cov.trace() + cov_other.trace() - 2 * trace)
 
 
 def class_score(logits: Tensor, splits: int = 1) -> float:

@@ -1,4 +1,5 @@
 """The model: two players, and how a step trains them."""
+import math
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 from mmpsw.methods.free_adversarial import (
     FreePerturbation,
     Scores,
-    discriminator_loss,
+    fake_loss,
     generator_loss,
+    pgd_attack,
+    real_loss,
     replay,
 )
 from mmpsw.models import unwrapped
@@ -51,6 +54,8 @@ class FreeAdversarialGAN(BaseModel):
         tau (float, optional): The perturbation's step. Defaults to
             ``epsilon``.
         replays (int): Steps of D on a minibatch. Defaults to 2.
+        pgd_steps (int): Instead of replays: steps of Rob-GAN's attack on each
+            minibatch, before a step of D. Defaults to 0.
         discriminator_steps (int): Minibatches in a batch, and so for a step
             of G. Defaults to 1.
         class_weights (dict): Of the losses on classes: 'real' and 'fake' of
@@ -71,6 +76,7 @@ class FreeAdversarialGAN(BaseModel):
                  epsilon: float = 0.006,
                  tau: float | None = None,
                  replays: int = 2,
+                 pgd_steps: int = 0,
                  discriminator_steps: int = 1,
                  class_weights: dict | None = None,
                  patience: int = 1000,
@@ -90,7 +96,13 @@ class FreeAdversarialGAN(BaseModel):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f'model.{name}={value!r} is not possible: '
                                  'use an integer >= 1.')
+        if pgd_steps and replays > 1:
+            raise ValueError(
+                f'model.pgd_steps={pgd_steps} and model.replays={replays} '
+                'cannot be used together, because each perturbs the images '
+                'in its own way: set replays=1, or pgd_steps=0.')
         self.replays, self.patience = replays, patience
+        self.pgd_steps = pgd_steps
         self.discriminator_steps = discriminator_steps
         self.class_weights = dict(real=1., fake=1., generator=1.)
         self.class_weights.update(class_weights or {})
@@ -103,8 +115,10 @@ class FreeAdversarialGAN(BaseModel):
         self.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
     def train_step(self, data: Any,
-                   optim_wrapper: OptimWrapperDict) -> dict[str, Tensor]:
+                   optim_wrapper: OptimWrapperDict) -> dict[str, float]:
         """Trains both players on a batch.
+
+        A GPU is waited for once, at the end, for what is logged.
 
         Raises:
             ValueError: The batch does not fit, a loss is not finite, or the
@@ -117,12 +131,17 @@ class FreeAdversarialGAN(BaseModel):
                 f'A batch of {len(images)} images cannot be split into '
                 f'model.discriminator_steps={parts} minibatches: set '
                 'train_dataloader.batch_size to a multiple of it.')
-        logs = {}
+        idle = []
         for part in zip(images.chunk(parts), labels.chunk(parts)):
-            logs.update(self._train_discriminator(
-                *part, optim_wrapper['discriminator']))
-        logs['loss_generator'] = self._train_generator(
+            seen = self._train_discriminator(
+                *part, optim_wrapper['discriminator'])
+            idle.append(seen.pop('idle'))
+        seen['loss_generator'] = self._train_generator(
             len(images) // parts, optim_wrapper['generator'])
+        values = torch.stack([*seen.values(), *idle]).tolist()
+        logs = dict(zip(seen, values))
+        for was_idle in values[len(logs):]:
+            self.stalled = self.stalled + 1 if was_idle else 0
         self.steps += 1
         self._check_health(logs)
         return logs
@@ -137,18 +156,38 @@ class FreeAdversarialGAN(BaseModel):
             with wrapper.optim_context(self.discriminator):
                 real_scores = _in_fp32(self.discriminator(perturbed, labels))
                 fake_scores = _in_fp32(self.discriminator(fake, fake_labels))
-            total = discriminator_loss(
-                real_scores, labels, fake_scores, self.class_weights['real'],
-                self.class_weights['fake'])
+            total = real_loss(
+                real_scores, labels, self.class_weights['real']) + fake_loss(
+                    fake_scores, self.class_weights['fake'])
             seen.update(loss_discriminator=total.detach(),
                         real_score=real_scores.real.detach(),
                         fake_score=fake_scores.real.detach())
             return total
 
-        replay(images, self.perturbation, self.replays, loss,
-               wrapper.update_params)
-        self._note_stall(seen['real_score'], seen['fake_score'])
-        return {name: value.mean() for name, value in seen.items()}
+        if self.pgd_steps:
+            wrapper.update_params(loss(self._attack(images, labels, wrapper)))
+        else:
+            replay(images, self.perturbation, self.replays, loss,
+                   wrapper.update_params)
+        idle = _nothing_to_learn(seen['real_score'], seen['fake_score'])
+        return {name: value.mean() for name, value in seen.items()} | dict(
+            idle=idle.float())
+
+    def _attack(self, images: Tensor, labels: Tensor,
+                wrapper: OptimWrapper) -> Tensor:
+        # As in the official code: no power iterations of spectral norm.
+        critic = unwrapped(self.discriminator).eval()
+
+        def loss(perturbed: Tensor) -> Tensor:
+            with wrapper.optim_context(critic):
+                scores = critic(perturbed, labels)
+            return real_loss(
+                _in_fp32(scores), labels, self.class_weights['real'])
+
+        perturbed = pgd_attack(images, loss, self.pgd_steps,
+                               self.perturbation)
+        critic.train()
+        return perturbed
 
     def _train_generator(self, count: int, wrapper: OptimWrapper) -> Tensor:
         # Without DDP, which would wait for gradients that nobody needs.
@@ -175,13 +214,14 @@ class FreeAdversarialGAN(BaseModel):
                                generator=self.noise)
         own = slice(count * rank, count * (rank + 1))
         device = self.data_preprocessor.device
-        noise, labels = noise[own].to(device), labels[own].to(device)
+        noise, labels = (x[own].to(device, non_blocking=True)
+                         for x in (noise, labels))
         return self.generator(noise, labels), labels
 
     def _batch(self, data: Any, training: bool) -> tuple[Tensor, Tensor]:
-        data = self.data_preprocessor(data, training)
-        labels = self._labels(data['data_samples'])
-        return data['inputs'], labels.to(data['inputs'].device)
+        labels = self._labels(data['data_samples'])  # on the CPU yet
+        images = self.data_preprocessor(data, training)['inputs']
+        return images, labels.to(images.device, non_blocking=True)
 
     def _labels(self, data_samples: list) -> Tensor:
         labels = torch.cat([sample.gt_label for sample in data_samples])
@@ -193,17 +233,12 @@ class FreeAdversarialGAN(BaseModel):
                 'the number of classes.')
         return labels
 
-    def _note_stall(self, real: Tensor, fake: Tensor) -> None:
-        """Counts the minibatches in a row that D has nothing to learn of."""
-        low, high = torch.cat([real, fake]).aminmax()
-        won = bool(real.min() >= 1 and fake.max() <= -1)
-        self.stalled = self.stalled + 1 if won or low == high else 0
-
-    def _check_health(self, logs: dict[str, Tensor]) -> None:
-        bad = [name for name, value in logs.items() if not value.isfinite()]
+    def _check_health(self, logs: dict[str, float]) -> None:
+        bad = [name for name, value in logs.items()
+               if not math.isfinite(value)]
         if bad:
             raise ValueError(
-                f'{bad[0]} is {float(logs[bad[0]])} at step {self.steps}, so '
+                f'{bad[0]} is {logs[bad[0]]} at step {self.steps}, so '
                 'that the run cannot go on; the newest checkpoint is from '
                 'before: resume from it with a lower learning rate, or '
                 'without --amp.')
@@ -271,6 +306,12 @@ class FreeAdversarialGAN(BaseModel):
         self.perturbation.load_state_dict(state['perturbation'])
         self.noise.set_state(state['noise'].cpu())
         self.steps, self.stalled = state['steps'], state['stalled']
+
+
+def _nothing_to_learn(real: Tensor, fake: Tensor) -> Tensor:
+    """Whether D tells all images apart with a margin, or scores all alike."""
+    low, high = torch.cat([real, fake]).aminmax()
+    return (real.min() >= 1) & (fake.max() <= -1) | (low == high)
 
 
 def _in_fp32(scores: Scores) -> Scores:

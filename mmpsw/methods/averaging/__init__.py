@@ -18,9 +18,12 @@ from .batch_norm import recalibrate
 from .mean import RunningMean
 from .resampler import PeriodicResampler, Resampling
 from .schedule import Schedule
+from .settings import Settings
 from .techniques import PSWA, PSWM, PWALKS, Technique, build_technique
+from .weights import running_statistics
 
 __all__ = [
     'PSWA', 'PSWM', 'PWALKS', 'PeriodicResampler', 'Resampling',
-    'RunningMean', 'Schedule', 'Technique', 'build_technique', 'recalibrate'
+    'RunningMean', 'Schedule', 'Settings', 'Technique', 'build_technique',
+    'recalibrate', 'running_statistics'
 ]

@@ -20,8 +20,8 @@ def recalibrate(model: nn.Module, forward: Callable[[Any], Any],
     They are reset and become the plain average over the batches' statistics,
     as in ``torch.optim.swa_utils.update_bn``. Layers that are frozen (in
     evaluation mode although the model trains, as ``norm_eval`` does) keep
-    theirs. Weights, gradients, ``num_batches_tracked``, the modes of all
-    modules and the random state are as before.
+    theirs. Weights, gradients, all other buffers, the modes of all modules
+    and the random state are as before.
 
     Args:
         model (nn.Module): The model, as it is while training.
@@ -41,7 +41,7 @@ def recalibrate(model: nn.Module, forward: Callable[[Any], Any],
     ]
     if not layers:
         return 0
-    with _cumulative(layers), _random_state_kept():
+    with _cumulative(model, layers), _random_state_kept():
         none = True
         for batch in batches:
             none = False
@@ -54,27 +54,28 @@ def recalibrate(model: nn.Module, forward: Callable[[Any], Any],
 
 
 @contextmanager
-def _cumulative(layers: list[_BatchNorm]) -> Iterator[None]:
-    """Statistics that start at zero; those from before if it fails."""
+def _cumulative(model: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
+    """Statistics that start at zero; those from before if it fails.
+
+    All other buffers (counts, memories) are as before in any case.
+    """
     momenta = [layer.momentum for layer in layers]
-    buffers = [{
-        name: buffer.clone()
-        for name, buffer in layer.named_buffers(recurse=False)
-    } for layer in layers]
-    failed = True
+    before = [(module, name, buffer, buffer.clone())
+              for module in model.modules()
+              for name, buffer in module.named_buffers(recurse=False)]
+    kept: set[nn.Module] = set()
     try:
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None  # torch's way to say: a plain average
         yield
-        failed = False
+        kept.update(layers)
     finally:
-        for layer, momentum, before in zip(layers, momenta, buffers):
+        for layer, momentum in zip(layers, momenta):
             layer.momentum = momentum
-            layer.num_batches_tracked.copy_(before['num_batches_tracked'])
-            if failed:
-                layer.running_mean.copy_(before['running_mean'])
-                layer.running_var.copy_(before['running_var'])
+        for module, name, buffer, value in before:
+            if module not in kept or not name.startswith('running_'):
+                module._buffers[name] = buffer.copy_(value)
 
 
 @contextmanager

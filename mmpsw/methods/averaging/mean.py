@@ -12,13 +12,14 @@ than that, so that nothing happens. The mean of n fp32 samples may be wrong by
 seen for 1e5 samples.
 """
 from collections.abc import Callable, Sequence
+from operator import is_
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    'ACCUMULATED_IN', 'LAG', 'RunningMean', 'WEIGHTS', 'accumulators',
-    'blend_', 'copy_'
+    'ACCUMULATED_IN', 'RunningMean', 'WEIGHTS', 'accumulators', 'blend_',
+    'copy_'
 ]
 
 # A mean needs more bits than its samples: a bf16 running mean of 1000 samples
@@ -38,9 +39,6 @@ WEIGHTS: dict[str, Callable[[int], float]] = {
     'uniform': lambda n: 1 / n,
     'linear': lambda n: 2 / (n + 1),
 }
-# How far a mean of L samples lies behind the last one, in shares of L - 1.
-LAG = {'uniform': 1 / 2, 'linear': 1 / 3}
-
 Group = tuple[list[Tensor], list[Tensor]]
 
 
@@ -52,9 +50,6 @@ class RunningMean:
     :meth:`restart`.
 
     Args:
-        tensors (Sequence[Tensor]): The live tensors, of any shapes, devices
-            and of the dtypes in ``ACCUMULATED_IN``; half precision is
-            accumulated in fp32. They are only read.
         weighting (str): 'uniform' or 'linear'. Defaults to 'uniform'.
 
     Attributes:
@@ -63,26 +58,39 @@ class RunningMean:
             on its device. None before the first sample.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], weighting: str = 'uniform'):
+    def __init__(self, weighting: str = 'uniform'):
         self.weight = WEIGHTS[weighting]
-        self.tensors = list(tensors)
         self.samples = 0
         self.mean: list[Tensor] | None = None
+        self._live: list[Tensor] = []
         self._groups: list[Group] = []
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take one sample."""
-        if self.mean is None:
-            self.mean = accumulators(self.tensors)
-        if not self._groups:
-            self._groups = _by_kind(self.mean, self.tensors)
+    def update(self, live: Sequence[Tensor]) -> None:
+        """Take one sample.
+
+        Args:
+            live (Sequence[Tensor]): Of any shapes and devices, and of the
+                dtypes in ``ACCUMULATED_IN``; half precision is accumulated in
+                fp32. They are only read. Within a period they may be other
+                objects, of the same shapes.
+        """
+        if self.samples == 0:
+            self.mean = self.spare(live)
+        if not self._groups or not _same(self._live, live):
+            self._live = list(live)
+            self._groups = _by_kind(self.mean, self._live)
         self.samples += 1
         for means, tensors in self._groups:
             if self.samples == 1:
                 torch._foreach_copy_(means, tensors)
             else:
                 _lerp_(means, tensors, self.weight(self.samples))
+
+    def spare(self, live: Sequence[Tensor]) -> list[Tensor]:
+        """Memory for copies of live tensors: its own, while that is free."""
+        free = self.samples == 0 and _fits(self.mean, live)
+        return self.mean if free else accumulators(live)
 
     def restart(self) -> None:
         """Begin anew; the memory stays for the next samples."""
@@ -120,11 +128,11 @@ def blend_(means: Sequence[Tensor], tensors: Sequence[Tensor],
 
 
 def _lerp_(means: list[Tensor], tensors: list[Tensor], weight: float) -> None:
-    if means[0].dtype == tensors[0].dtype:
+    if _kind(means[0]) == _kind(tensors[0]):
         torch._foreach_lerp_(means, tensors, weight)
         return
     for mean, tensor in zip(means, tensors):  # one temporary at a time
-        mean.lerp_(tensor.to(mean.dtype), weight)
+        mean.lerp_(tensor.to(mean), weight)
 
 
 def _by_kind(targets: Sequence[Tensor],
@@ -132,8 +140,22 @@ def _by_kind(targets: Sequence[Tensor],
     """The pairs, by both their devices and dtypes."""
     kinds: dict[tuple, Group] = {}
     for target, source in zip(targets, sources):
-        kind = target.device, target.dtype, source.device, source.dtype
-        group = kinds.setdefault(kind, ([], []))
+        group = kinds.setdefault((_kind(target), _kind(source)), ([], []))
         group[0].append(target)
         group[1].append(source)
     return list(kinds.values())
+
+
+def _kind(tensor: Tensor) -> tuple[torch.device, torch.dtype]:
+    return tensor.device, tensor.dtype
+
+
+def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    return len(one) == len(other) and all(map(is_, one, other))
+
+
+def _fits(mean: Sequence[Tensor] | None, live: Sequence[Tensor]) -> bool:
+    """Whether a mean of earlier samples can hold one of these."""
+    return mean is not None and len(mean) == len(live) and all(
+        _kind(m) == (w.device, ACCUMULATED_IN[w.dtype])
+        and m.shape == w.shape for m, w in zip(mean, live))

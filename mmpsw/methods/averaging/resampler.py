@@ -1,32 +1,20 @@
-"""What is averaged, and the writing back."""
+"""Sampling after the updates, and the writing back."""
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import state as states
-from .checks import (
-    check_options,
-    check_parameter,
-    check_window,
-    check_write_back,
-)
-from .mean import (
-    ACCUMULATED_IN,
-    LAG,
-    RunningMean,
-    accumulators,
-    blend_,
-    copy_,
-)
+from .mean import RunningMean, accumulators, blend_, copy_
 from .schedule import Schedule
-from .size import fits, shift
+from .settings import Settings, check_window
+from .size import fits, squares
 from .techniques import Technique
+from .weights import Place, Weights, running_statistics
 
 __all__ = ['PeriodicResampler', 'Resampling']
 
@@ -52,54 +40,50 @@ class PeriodicResampler:
     .. code-block:: python
 
         resampler = PeriodicResampler(
-            optimizer, PSWA(), period=len(loader), buffers=model.buffers())
+            optimizer, PSWA(), period=len(loader), model=model)
         ...
         loss.backward()
         optimizer.step()
         resampler.step()
 
     Averaged are the optimizer's trainable parameters (those that require a
-    gradient when a window begins) and the floating-point buffers; integer
-    buffers keep their live values. Between windows nothing is computed, and
-    after :meth:`step` returned the live tensors are the same objects as
-    before, with new values.
+    gradient when a window begins) and the model's running statistics of
+    normalisation layers. All other buffers keep their live values. Between
+    windows nothing is computed, and after :meth:`step` returned the live
+    tensors are the same objects as before, with new values.
+
+    Parameters may be sharded by torch's ``fully_shard``: each process then
+    averages its shards, and all decide alike. :meth:`state_dict` has the same
+    entries at any time then, so that ``torch.distributed.checkpoint`` can
+    load into it.
 
     Args:
         optimizer (Optimizer): Any ``torch.optim`` optimizer.
         technique (PSWA, PWALKS or PSWM): What is written back.
         period (int): Length of a period, in calls of :meth:`step`.
-        begin (int): Calls before the first period. Defaults to 0.
-        end (int, optional): The call with which the last period ends.
+        model (nn.Module, optional): Whose running statistics are averaged
+            with the weights, and which names them. Without one, only the
+            parameters are averaged, by numbers.
         total (int, optional): Calls of the whole run. The last period is cut
             to it, so that the run ends with a resampling.
         accumulation (int): See :class:`Schedule`; 1 where every call of
             :meth:`step` follows an update. Defaults to 1.
-        sample_prob (float): The probability q in (0, 1] with which an update
-            in the window is sampled. Defaults to 1.
-        seed (int): Seed of the generator that draws; it is the resampler's
-            own, and saved. Defaults to 0.
-        buffers (Iterable[Tensor]): Buffers to be averaged with the weights;
-            leave out the unit vectors of a spectral norm.
-        optimizer_state (str): 'keep', or 'reset' to return the optimizer's
-            state (momentum, moments) to its initial one when the weights are
-            written back. Defaults to 'keep'.
-        write_back (bool): False leaves the live weights alone; m is what
-            :meth:`averaged` shows. Defaults to True.
-        weighting (str): 'uniform', or 'linear': later samples count more,
-            ``mu <- mu + (w - mu) 2 / (n + 1)``. Defaults to 'uniform'.
-        evaluate (str): What :meth:`averaged` shows: 'resampled', m with
-            ``write_back=False`` and else the live weights; or 'average', the
-            running mean of the period so far, and after its end mu. Defaults
-            to 'resampled'.
-        names (Dict[Tensor, str], optional): Names for messages.
-        reduce_buffers (Callable, optional): Called at the end of a period
-            with the list of the buffers' means, to be made equal over all
+        names (Mapping[Tensor, str], optional): Other names for parameters
+            than the model's.
+        statistics (Mapping[str, Tuple[nn.Module, str]], optional): Other
+            running statistics than all of the model's; see
+            :func:`running_statistics`.
+        reduce_statistics (Callable, optional): Called at the end of a period
+            with the list of the statistics' means, to be made equal over all
             processes in place.
         warn (Callable): Told of periods that are dropped. Defaults to
             ``warnings.warn``.
+        **settings: The others of :class:`Settings`: ``begin``, ``end``,
+            ``weighting``, ``sample_prob``, ``seed``, ``write_back`` and
+            ``evaluate``.
 
     Raises:
-        ValueError: An option is out of its range, nothing can be averaged, or
+        ValueError: A setting is out of its range, nothing can be averaged, or
             a parameter cannot be.
     """
 
@@ -108,45 +92,37 @@ class PeriodicResampler:
                  technique: Technique,
                  period: int,
                  *,
-                 begin: int = 0,
-                 end: int | None = None,
+                 model: nn.Module | None = None,
                  total: int | None = None,
                  accumulation: int = 1,
-                 sample_prob: float = 1.0,
-                 seed: int = 0,
-                 buffers: Iterable[Tensor] = (),
-                 optimizer_state: str = 'keep',
-                 write_back: bool = True,
-                 weighting: str = 'uniform',
-                 evaluate: str = 'resampled',
-                 names: dict[Tensor, str] | None = None,
-                 reduce_buffers: Callable | None = None,
-                 warn: Callable[[str], None] = warnings.warn):
-        check_options(sample_prob, seed, optimizer_state, write_back,
-                      weighting, evaluate)
-        check_write_back(technique, write_back)
-        self.optimizer = optimizer
-        self.technique = technique
-        self.schedule = Schedule(period, begin, end, accumulation, total)
+                 names: Mapping[Tensor, str] | None = None,
+                 statistics: Mapping[str, Place] | None = None,
+                 reduce_statistics: Callable | None = None,
+                 warn: Callable[[str], None] = warnings.warn,
+                 **settings: Any):
+        self.settings = Settings(technique, period, **settings)
+        self.schedule = Schedule(period, self.settings.begin,
+                                 self.settings.end, accumulation, total)
         check_window(technique, self.schedule)
-        self.sample_prob = sample_prob
-        self.generator = torch.Generator().manual_seed(seed)
-        self.buffers = _floating(buffers)
-        self.write_back = write_back
-        self.weighting = weighting
-        self.evaluate = evaluate
-        self.names = names or {}
-        self.reduce_buffers = reduce_buffers
+        if model is not None:
+            names = names or {p: n for n, p in model.named_parameters()}
+            if statistics is None:
+                statistics = running_statistics(model)
+        self.weights = Weights(optimizer, names or {}, statistics or {})
+        self.generator = torch.Generator().manual_seed(self.settings.seed)
+        self.reduce_statistics = reduce_statistics
         self.warn = warn
-        self._fresh_state = (
-            _copied(optimizer.state) if optimizer_state == 'reset' else None)
 
         self.iteration = 0
         self.resamplings = 0
-        self.newest: Resampling | None = None
-        self._running = self._mean_of(self._trainable() + self.buffers)
+        self._running = RunningMean(self.settings.weighting)
         self._previous: list[Tensor] | None = None
         self._live: list[Tensor] | None = None
+
+    @property
+    def technique(self) -> Technique:
+        """What is written back."""
+        return self.settings.technique
 
     @property
     def samples(self) -> int:
@@ -155,31 +131,55 @@ class PeriodicResampler:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The live tensors that are averaged: parameters, then buffers."""
-        return self._running.tensors
+        """The live tensors that are averaged: parameters, then statistics."""
+        return self.weights.tensors()
+
+    @property
+    def live(self) -> list[Tensor]:
+        """The values of :attr:`tensors`, also inside of :meth:`averaged`."""
+        return self._live or self.tensors
+
+    @property
+    def statistics(self) -> list[Tensor]:
+        """The live running statistics among :attr:`tensors`."""
+        return self._statistics(self.tensors)
+
+    @property
+    def shows(self) -> str | None:
+        """Which part of its state :meth:`averaged` shows; see ``evaluate``.
+
+        None is for the live weights.
+        """
+        if self.settings.evaluate == 'average' and self.samples:
+            return 'mean'
+        if self.settings.write_back or self._previous is None:
+            return None
+        return 'previous'
 
     @property
     def average(self) -> list[Tensor] | None:
-        """What :meth:`averaged` shows, for each of :attr:`tensors`, or None.
+        """What :meth:`averaged` shows, for each of :attr:`tensors`."""
+        return {'mean': self._running.mean,
+                'previous': self._previous}.get(self.shows)
 
-        None is for the live weights. See ``evaluate``.
-        """
-        if self.evaluate == 'average' and self.samples:
-            return self._running.mean
-        if self.evaluate == 'average' and self.technique.looks_ahead:
-            return self._previous
-        return None if self.write_back else self._previous
+    def in_window(self, iteration: int) -> bool:
+        """Whether an update in this iteration, from 1, may be sampled."""
+        place = self.schedule.locate(iteration)
+        return place is not None and (
+            place.update > place.updates
+            - self.technique.window(place.updates))
 
     def step(self,
              iteration: int | None = None,
              updated: bool = True) -> Resampling | None:
-        """Tell that an optimizer update is due now.
+        """Call this once after every ``optimizer.step()``.
 
         Args:
             iteration (int, optional): The number of this iteration, from 1.
                 None counts the calls.
             updated (bool): False when the update did not happen (a gradient
-                scaler skipped it): then there is nothing to sample.
+                scaler skipped it, or gradients are accumulated): then there
+                is nothing to sample.
 
         Returns:
             Resampling or None: What was done, where a period ends.
@@ -196,19 +196,11 @@ class PeriodicResampler:
             self.iteration + 1 if iteration is None else iteration)
         place = self.schedule.locate(self.iteration)
         if place is None:
+            self._end()
             return None
-        window = self.technique.window(place.updates)
-        if place.update > place.updates - window:
-            if self._drawn() and updated:
-                self._sample()
-        return self._resample() if place.update == place.updates else None
-
-    def finish(self) -> Resampling | None:
-        """End the period that is under way, where it has samples.
-
-        For a run whose end nobody knew before, and so no ``total``.
-        """
-        return self._resample() if self.samples else None
+        if updated and self.in_window(self.iteration) and self._drawn():
+            self._sample()
+        return self._resample() if place.ends else None
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -217,8 +209,8 @@ class PeriodicResampler:
         The live weights are back afterwards, whatever happens inside. Where
         there is no average (yet), they stay in the model.
         """
-        self.show_average()
         try:
+            self.show_average()
             yield
         finally:
             self.show_live()
@@ -227,11 +219,11 @@ class PeriodicResampler:
     def show_average(self) -> None:
         """Put the average into the model, until :meth:`show_live`."""
         if self.average is not None and self._live is None:
-            # Between windows the running mean's memory is free.
-            free = None if self.samples else self._running.mean
-            self._live = free or accumulators(self.tensors)
-            copy_(self._live, self.tensors)
-            copy_(self.tensors, self.average)
+            tensors = self.tensors
+            live = self._running.spare(tensors)
+            copy_(live, tensors)
+            self._live = live  # whole: an interruption puts it back
+            copy_(tensors, self.average)
 
     def show_live(self) -> None:
         """Put the live weights back into the model."""
@@ -239,10 +231,10 @@ class PeriodicResampler:
             copy_(self.tensors, self._live)
             self._live = None
 
-    def take_buffers(self) -> None:
-        """With ``write_back=False``: the model's buffers become those of m."""
-        if not self.write_back and self._previous and self.buffers:
-            copy_(self._previous[-len(self.buffers):], self.buffers)
+    def take_statistics(self) -> None:
+        """With ``write_back=False``: those in the model become those of m."""
+        if not self.settings.write_back and self._previous:
+            copy_(self._statistics(self._previous), self.statistics)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resume needs, as tensors and plain numbers.
@@ -250,172 +242,140 @@ class PeriodicResampler:
         The tensors are references, as those of an optimizer's state are.
         """
         parts = {}
-        if self.samples:
-            parts['mean'] = self._running.mean
-        if self._previous is not None:
-            parts['previous'] = self._previous
-        if self.average is not None:
-            parts['live'] = self._live or self.tensors
+        for name, part, needed in (
+                ('mean', self._running.mean, self.samples),
+                ('previous', self._previous, self._previous is not None)):
+            if needed or self.weights.sharded:
+                parts[name] = self.weights.named(part or [
+                    torch.zeros_like(t) for t in accumulators(self.tensors)])
         return dict(
             iteration=self.iteration,
             resamplings=self.resamplings,
             samples=self.samples,
             generator=self.generator.get_state(),
-            parameters=len(self._parameters()),
-            **states.encode(parts, self.tensors, self._keyed()))
+            parameters=self.weights.count,
+            **parts)
 
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, in the middle of a period as well.
-
-        The live weights are loaded too, where a checkpoint deploys the
-        average. Averaged are the parameters that
-        were when the state was saved, whatever is frozen now: what is frozen
-        and unfrozen during a run comes to its place after the loading.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`, inside of a period too.
 
         Raises:
-            ValueError: The state is of other parameters or buffers.
+            ValueError: The state is of other parameters or statistics, or
+                lacks a mean of the samples that it counts.
         """
-        states.check_count(state, len(self._parameters()))
-        averaged = self._trainable() + self.buffers
-        live, parts = states.decode(state, averaged, self._keyed())
-        self._running = self._mean_of(live)
+        if state['parameters'] != self.weights.count:
+            raise ValueError(
+                'The saved averaging does not fit this model, because the '
+                f'optimizer had {state["parameters"]} parameters, and has '
+                f'{self.weights.count}: resume with the model and the '
+                'optimizer that were saved, or start from the weights alone.')
+        needed = {'mean': state['samples'],
+                  'previous': state['resamplings']}
+        parts = {name: state[name] for name in needed
+                 if needed[name] and name in state}
+        if state['samples'] and 'mean' not in parts:
+            raise ValueError(
+                f'The saved averaging holds {state["samples"]} samples but no '
+                'mean, because it was loaded in part: load all of it, or '
+                'start from the weights alone.')
+        parts = self.weights.load(parts)
+        self._running = RunningMean(self.settings.weighting)
         self._running.samples = state['samples']
         self._running.mean = parts.get('mean')
         self._previous = parts.get('previous')
-        if 'live' in parts:
-            copy_(self.tensors, parts['live'])
         self.iteration = state['iteration']
         self.resamplings = state['resamplings']
         self.generator.set_state(state['generator'].cpu())
 
-    def _trainable(self) -> list[Tensor]:
-        """The parameters to be averaged, checked."""
-        trainable = [
-            param for param in self._parameters() if param.requires_grad
-        ]
-        if not trainable:
-            raise ValueError(
-                'There is nothing to average, because the optimizer has no '
-                'parameter that requires a gradient: unfreeze some, or train '
-                'without averaging.')
-        for index, param in enumerate(trainable):
-            check_parameter(param, self.names.get(param, f'number {index}'))
-        return trainable
-
-    def _parameters(self) -> list[Tensor]:
-        return [
-            param for group in self.optimizer.param_groups
-            for param in group['params']
-        ]
-
-    def _keyed(self) -> dict[str, Tensor]:
-        """All that can be averaged, under keys that survive a restart."""
-        return {
-            **{f'param.{i}': p for i, p in enumerate(self._parameters())},
-            **{f'buffer.{i}': b for i, b in enumerate(self.buffers)},
-        }
-
-    def _mean_of(self, tensors: list[Tensor]) -> RunningMean:
-        return RunningMean(tensors, self.weighting)
-
     def _drawn(self) -> bool:
-        if self.sample_prob == 1:
+        if self.settings.sample_prob == 1:
             return True
         draw = torch.rand(
             (), generator=self.generator, dtype=torch.float64, device='cpu')
-        return draw.item() < self.sample_prob
+        return draw.item() < self.settings.sample_prob
 
     def _sample(self) -> None:
-        if not self._running.samples:
-            self._follow_trainable()
-        self._running.update()
-
-    def _follow_trainable(self) -> None:
-        """Follow parameters that were frozen, unfrozen or added."""
-        now = self._trainable() + self.buffers
-        if list(map(id, now)) == list(map(id, self.tensors)):
-            return
-        self._running = self._mean_of(now)
-        if self._previous is not None:
-            self.warn('The trainable parameters are others than in the last '
-                      'period: the average of the past periods starts anew.')
-            self._forget()
+        if not self.samples and self.weights.follow():
+            # Parameters were frozen, unfrozen or added.
+            self._running = RunningMean(self.settings.weighting)
+            if self._previous is not None:
+                self.warn('The trainable parameters are others than in the '
+                          'last period: the average of the past periods '
+                          'starts anew.')
+                self._forget()
+        if self.weights.params:
+            self._running.update(self.tensors)
 
     def _forget(self) -> None:
         self._previous = None
         self.resamplings = 0
 
+    def _end(self) -> None:
+        """After the last period, its average is of older and older weights."""
+        end = self.settings.end
+        if end is not None and self.iteration > end and self.average:
+            self.warn(f'The last period ended with iteration {end}: from now '
+                      'on the live weights are evaluated and saved.')
+            self._previous = None
+
     @torch.no_grad()
     def _resample(self) -> Resampling:
-        self.newest = self._resampled()
-        return self.newest
-
-    def _resampled(self) -> Resampling:
         samples, mean = self.samples, self._running.mean
         if not samples:
             return self._drop(0, 'no update of its window was sampled (with '
-                              f'sample_prob={self.sample_prob}, and without '
-                              'those that a gradient scaler skipped)')
+                              f'sample_prob={self.settings.sample_prob}, and '
+                              'without those that a gradient scaler skipped, '
+                              'or in which nothing was trainable)')
         self._running.restart()
-        if self.reduce_buffers is not None and self.buffers:
-            self.reduce_buffers(mean[-len(self.buffers):])
-        if not self._finite(mean):
+        if self.reduce_statistics is not None and self._statistics(mean):
+            self.reduce_statistics(self._statistics(mean))
+        tensors = self.tensors
+        if not self._finite(mean, tensors):
             return self._drop(samples, 'its mean is not finite')
         m = self._statistic(mean, samples)
         # Their difference may overflow, and a dtype may become narrower.
-        if m is not mean and not self._finite(m):
+        if m is not mean and not self._finite(m, tensors):
             self._forget()
             return self._drop(samples, 'its blend with the past periods, '
                               'which is forgotten now, is not finite')
         self.resamplings += 1
-        moved = shift(self._trained(m), self._trained(self.tensors))
-        if self.write_back:
-            copy_(self.tensors, m)
-            if self._fresh_state is not None:
-                self.optimizer.state.clear()
-                self.optimizer.state.update(_copied(self._fresh_state))
-        return Resampling(samples, moved)
+        shift = self._shift(m, tensors)
+        if self.settings.write_back:
+            copy_(tensors, m)
+        return Resampling(samples, shift)
 
     def _statistic(self, mean: list[Tensor], samples: int) -> list[Tensor]:
         """``m = beta * m_prev + (1 - beta) * mu``."""
-        if self.write_back and not self.technique.keeps_previous:
+        if self.settings.write_back and not self.technique.keeps_previous:
             return mean
-        beta = self.technique.beta(samples, self.resamplings, self._lag())
+        beta = self.technique.beta(samples, self.resamplings)
         if self._previous is None or beta == 0:
-            self._previous = self._previous or accumulators(self.tensors)
+            self._previous = self._previous or accumulators(mean)
             copy_(self._previous, mean)
-            return self._previous
-        m = self._previous
-        if self.technique.looks_ahead:
-            # Only weights go beyond the mean, and the mean is what is kept:
-            # m is in the memory where the next one will be.
-            copy_(m[len(self._trained(m)):], mean[len(self._trained(m)):])
-            blend_(self._trained(m), self._trained(mean), 1 - beta)
-            self._previous, self._running.mean = mean, m
         else:
-            blend_(m, mean, 1 - beta)
-        return m
+            blend_(self._previous, mean, 1 - beta)
+        return self._previous
 
-    def _lag(self) -> float:
-        """How far the mean lies behind the period's end, in periods."""
-        update, updates = self.schedule.locate(self.iteration)
-        window = self.technique.window(updates) - (updates - update)
-        return LAG[self.weighting] * (window - 1) / updates
+    def _finite(self, mean: list[Tensor], tensors: list[Tensor]) -> bool:
+        """Whether all parameters' means are; statistics are mended.
 
-    def _finite(self, mean: list[Tensor]) -> bool:
-        """Whether all parameters' means are; buffers are mended.
-
-        A buffer whose mean is not finite keeps its live value: observers
-        start at inf and masks hold -inf, and their mean is NaN although
-        nothing is wrong with them.
+        One whose mean is not finite keeps its live value.
         """
-        finite = fits(mean, self.tensors)
-        params = len(mean) - len(self.buffers)
-        for i, buffer in enumerate(self.buffers, start=params):
+        finite = fits(mean, tensors)
+        params = len(self.weights.params)
+        for i in range(params, len(mean)):
             if not finite[i]:
-                mean[i].copy_(buffer)
-        return all(finite[:params])
+                mean[i].copy_(tensors[i])
+        missing = [float(not one) for one in finite[:params]]
+        return not any(self.weights.reduced(missing, 'MAX'))
+
+    def _shift(self, m: list[Tensor], tensors: list[Tensor]) -> float:
+        """NaN where all of w is zero."""
+        params = len(self.weights.params)
+        moved, size = (
+            sum(self.weights.reduced(numbers, 'SUM'))
+            for numbers in squares(m[:params], tensors[:params]))
+        return math.sqrt(moved / size) if size else math.nan
 
     def _drop(self, samples: int, reason: str) -> Resampling:
         self.warn(f'The weights are not resampled at iteration '
@@ -423,23 +383,5 @@ class PeriodicResampler:
                   'stay, and training goes on with the next period.')
         return Resampling(samples, math.nan, False)
 
-    def _trained(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        return tensors[:len(tensors) - len(self.buffers)]
-
-
-def _floating(buffers: Iterable[Tensor]) -> list[Tensor]:
-    unique = {id(buffer): buffer for buffer in buffers}
-    return [
-        buffer for buffer in unique.values()
-        if buffer.dtype in ACCUMULATED_IN and buffer.layout == torch.strided
-    ]
-
-
-def _copied(state: dict[Any, Any]) -> dict[Any, Any]:
-    return {
-        param: {
-            key: value.clone() if isinstance(value, Tensor) else value
-            for key, value in entries.items()
-        }
-        for param, entries in state.items()
-    }
+    def _statistics(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return tensors[len(self.weights.params):]

@@ -1,22 +1,25 @@
 """When: the periods, and the optimizer updates that they hold."""
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .numbers import check_integer
 
-__all__ = ['Place', 'Schedule', 'check_range']
+__all__ = ['Place', 'Schedule']
 
 
 class Place(NamedTuple):
     """Where an iteration stands in its period.
 
     Attributes:
-        update (int): The ordinal of the newest update in its period, from 1.
+        update (int): The ordinal in its period, from 1, of the update to
+            which the iteration belongs: it makes it, or gathers gradients.
         updates (int): How many updates the period holds (T).
+        ends (bool): Whether the period ends with this iteration.
     """
 
     update: int
     updates: int
+    ends: bool
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,15 @@ class Schedule:
     total: int | None = None
 
     def __post_init__(self):
-        check_range(self.period, self.begin, self.end)
+        check_integer('period', self.period, 1)
+        check_integer('begin', self.begin, 0)
+        if self.end is not None:
+            check_integer('end', self.end, 1)
+            if self.begin >= self.end:
+                raise ValueError(
+                    f'begin={self.begin} is not before end={self.end}, so '
+                    'that nothing would ever be resampled: use begin < end, '
+                    'or end=None.')
         if self.period < self.accumulation:
             raise ValueError(
                 f'A period of {self.period} iterations holds no optimizer '
@@ -65,10 +76,11 @@ class Schedule:
         return fewest, fewest + (rest > 0)
 
     def locate(self, iteration: int) -> Place | None:
-        """Where an iteration (counted from 1) that has updated stands.
+        """Where an iteration, counted from 1, stands.
 
         Returns:
-            Place or None: None outside of [begin, end), and after ``total``.
+            Place or None: None outside of [begin, end), after ``total``, and
+            between a period's last update and its end.
         """
         past = iteration - 1 - self.begin
         start = self.begin + past // self.period * self.period
@@ -76,9 +88,12 @@ class Schedule:
         if past < 0 or iteration > stop:
             return None
         before = self._updates(start)
-        return Place(
-            self._updates(iteration) - before,
-            self._updates(stop) - before)
+        updates = self._updates(stop) - before
+        update = self._updates(iteration - 1) - before + 1
+        if update > updates:
+            return None
+        done = self._updates(iteration) - before
+        return Place(update, updates, ends=done == updates)
 
     def _cut(self, stop: int) -> int:
         return min(s for s in (stop, self.end, self.total) if s is not None)
@@ -86,21 +101,3 @@ class Schedule:
     def _updates(self, iteration: int) -> int:
         updates, rest = divmod(iteration, self.accumulation)
         return updates + (rest > 0 and iteration == self.total)
-
-
-def check_range(period: Any, begin: Any, end: Any) -> None:
-    """Check ``period``, ``begin`` and ``end``, in whatever unit they are.
-
-    Raises:
-        ValueError: ``period`` < 1, ``begin`` < 0, ``begin`` >= ``end``, or
-            one of them is not an integer.
-    """
-    check_integer('period', period, 1)
-    check_integer('begin', begin, 0)
-    if end is None:
-        return
-    check_integer('end', end, 1)
-    if begin >= end:
-        raise ValueError(
-            f'begin={begin} is not before end={end}, so that nothing would '
-            'ever be resampled: use begin < end, or end=None.')

@@ -1,23 +1,28 @@
 """How large tensors are, and how far apart: looked at once a period.
 
-The host waits once for each device.
+The host waits once for each device. Temporary tensors take 64 MB at most, or
+one slice of a tensor along its longest dimension, if that is more.
 """
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ['fits', 'shift']
+__all__ = ['fits', 'squares']
 
-_AT_ONCE = 64  # temporary tensors
+_NUMBERS = 1 << 23  # in temporary tensors at once, two of them
+_TENSORS = 64
+
+Pair = tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
 def fits(means: Sequence[Tensor], live: Sequence[Tensor]) -> list[bool]:
     """Whether no value is NaN, or too large for its live tensor's dtype."""
     filled = [mean for mean in means if mean.numel()]
-    largest = iter(_numbers(torch._foreach_norm(filled, math.inf)))
+    norms = torch._foreach_norm(filled, math.inf) if filled else []
+    largest = iter(_numbers(norms))
     return [
         not mean.numel() or next(largest) <= torch.finfo(tensor.dtype).max
         for mean, tensor in zip(means, live)
@@ -25,17 +30,44 @@ def fits(means: Sequence[Tensor], live: Sequence[Tensor]) -> list[bool]:
 
 
 @torch.no_grad()
-def shift(means: Sequence[Tensor], live: Sequence[Tensor]) -> float:
-    """``||m - w|| / ||w||`` over all pairs; NaN where all of w is zero."""
-    moved, size = [], []
-    for begin in range(0, len(means), _AT_ONCE):
-        part = means[begin:begin + _AT_ONCE]
-        tensors = [tensor.to(mean.dtype)
-                   for mean, tensor in zip(part, live[begin:])]
-        moved += torch._foreach_norm(torch._foreach_sub(part, tensors))
+def squares(means: Sequence[Tensor],
+            live: Sequence[Tensor]) -> tuple[list[float], list[float]]:
+    """``||m - w||^2`` and ``||w||^2``, for each pair."""
+    moved, size, owners = [], [], []
+    for part in _parts(means, live):
+        owners += [owner for owner, _ in part]
+        pairs = [pair for _, pair in part]
+        theirs = [mean for mean, _ in pairs]
+        tensors = [tensor.to(mean) for mean, tensor in pairs]
+        moved += torch._foreach_norm(torch._foreach_sub(theirs, tensors))
         size += torch._foreach_norm(tensors)
-    moved, size = _numbers(moved), _numbers(size)
-    return math.hypot(*moved) / math.hypot(*size) if any(size) else math.nan
+    sums = [0.0] * len(means), [0.0] * len(means)
+    for total, norms in zip(sums, (_numbers(moved), _numbers(size))):
+        for owner, norm in zip(owners, norms):
+            total[owner] += norm * norm
+    return sums
+
+
+def _parts(means: Sequence[Tensor],
+           live: Sequence[Tensor]) -> Iterator[list[tuple[int, Pair]]]:
+    """Slices of the pairs, with their owners' numbers, a few at a time."""
+    part, numbers = [], 0
+    for owner, (mean, tensor) in enumerate(zip(means, live)):
+        slices = math.ceil(mean.numel() / _NUMBERS)
+        pairs = [(mean, tensor)]
+        if slices > 1:
+            dim = max(range(mean.dim()), key=mean.shape.__getitem__)
+            pairs = zip(mean.tensor_split(slices, dim),
+                        tensor.tensor_split(slices, dim))
+        for pair in pairs:
+            if part and (numbers + pair[0].numel() > _NUMBERS
+                         or len(part) == _TENSORS):
+                yield part
+                part, numbers = [], 0
+            part.append((owner, pair))
+            numbers += pair[0].numel()
+    if part:
+        yield part
 
 
 def _numbers(scalars: Sequence[Tensor]) -> list[float]:

@@ -6,7 +6,7 @@ They share one shape, so that what differs between them is the mathematics::
 
 Reconstructed from the abstract of arXiv 1905.05774 and claims 1 to 5 of US
 11,922,316 B2. PSWM's blend is inferred (claim 2 re-initialises the running
-mean *to the stored previous mean*), which is why it has four readings.
+mean *to the stored previous mean*), which is why it has three readings.
 """
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -23,25 +23,20 @@ class Technique:
     Attributes:
         keeps_previous (bool): Whether ``m_prev`` is needed, which is a second
             copy of the weights.
-        looks_ahead (bool): Whether ``m_prev`` is the previous period's own
-            mean, and not what was written back.
     """
 
     keeps_previous: ClassVar[bool] = False
-    looks_ahead: ClassVar[bool] = False
 
     def window(self, updates: int) -> int:
         """The window L, in updates, of a period of ``updates`` updates."""
         return updates
 
-    def beta(self, samples: int, resamplings: int, lag: float) -> float:
+    def beta(self, samples: int, resamplings: int) -> float:
         """The weight of ``m_prev``.
 
         Args:
             samples (int): n, of this period.
             resamplings (int): e, those before this one.
-            lag (float): How far the mean lies behind the period's end, in
-                periods: (L - 1) / 2T for equal weights.
         """
         return 0.0
 
@@ -85,12 +80,7 @@ class PSWM(Technique):
         momentum (float or str): beta in [0, 1); or 'sample', where the stored
             mean counts as one more sample, beta = 1 / (n + 1); or 'polyak',
             the mean of all periods' means, beta = e / (e + 1) after e
-            resamplings; or 'ahead', a step beyond the mean, ``m = mu + lag
-            (mu - mu_prev)``, where mu_prev is the previous period's own mean
-            and lag is how far mu lies behind the period's end. On weights
-            that travel straight it changes nothing, where PSWA halves their
-            way. Buffers are those of mu (a variance must not become
-            negative).
+            resamplings. Defaults to 'sample'.
         last (int or float, optional): The window, as in :class:`PWALKS`.
             None is the whole period.
 
@@ -110,13 +100,7 @@ class PSWM(Technique):
     def window(self, updates: int) -> int:
         return updates if self.last is None else _window(self.last, updates)
 
-    @property
-    def looks_ahead(self) -> bool:
-        return self.momentum == 'ahead'
-
-    def beta(self, samples: int, resamplings: int, lag: float) -> float:
-        if self.momentum == 'ahead':
-            return -lag
+    def beta(self, samples: int, resamplings: int) -> float:
         if self.momentum == 'sample':
             return 1 / (samples + 1)
         if self.momentum == 'polyak':
@@ -178,12 +162,12 @@ def _check_last(last: Any) -> None:
 
 
 def _check_momentum(momentum: Any) -> None:
-    if momentum in ('sample', 'polyak', 'ahead'):
+    if momentum in ('sample', 'polyak'):
         return
     if not is_number(momentum, int, float) or not 0 <= momentum < 1:
         raise ValueError(
             f'momentum={momentum!r} is not a momentum: use a number in '
-            "[0, 1), 'sample', 'polyak' or 'ahead'.")
+            "[0, 1), 'sample' or 'polyak'.")
 
 
 def _window(last: int | float, updates: int) -> int:

@@ -1,8 +1,4 @@
-"""Pruning activation gradients, and a backward pass that skips the zeros."""
-from .pruning import factor_of_rate, factor_of_sparsity, prune
-from .sparse import build_kernels, sparse_conv2d
+"""Pruning activation gradients."""
+from .pruning import Pruner, factor_of_rate, factor_of_sparsity, prune
 
-__all__ = [
-    'build_kernels', 'factor_of_rate', 'factor_of_sparsity', 'prune',
-    'sparse_conv2d'
-]
+__all__ = ['Pruner', 'factor_of_rate', 'factor_of_sparsity', 'prune']

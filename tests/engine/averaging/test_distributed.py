@@ -11,12 +11,11 @@ import pytest
 import torch
 from launching import CONFIG, DIST_TRAIN, ROOT, environment
 from reference import Reference
-from torch.distributed import fsdp
+from several_processes import SHARDED, InAnyProcess
 from toy import Points, Toy, runner
 
 from mmpsw.commands import train
 from mmpsw.commands.launch import has_accelerator
-from mmpsw.engine import PSWHook
 from mmpsw.runtime.resume import fit_to_epoch_length
 
 pytestmark = pytest.mark.skipif(
@@ -86,7 +85,7 @@ def by_hand(processes, epochs, checkpoint=None):
             model.load_state_dict(checkpoint['state_dict'])
         state = checkpoint['optimizer']
         momentum = [s['momentum_buffer'] for s in state['state'].values()]
-        generator.set_state(state['psw']['generator'])
+        generator.set_state(checkpoint['psw']['']['generator'])
         begin = checkpoint['meta']['epoch'] + 1  # saved as its last iteration
     steps = 24 // 4 // processes
     draws = [torch.rand((), generator=generator, dtype=torch.float64) < 0.7
@@ -218,7 +217,7 @@ def test_resuming_with_one_process(folder, three, monkeypatch):
     [record] = recorded(folder / 'one', 1)
     assert list(record) == list(range(16, 25))
     assert [record[i]['resamplings'] for i in (17, 18, 23, 24)] == [2, 3, 3, 4]
-    before = saved['optimizer']['psw']['samples']
+    before = saved['psw']['']['samples']
     assert before == three[0][5]['samples']
     assert record[16]['samples'] - before in (0, 1)
 
@@ -234,14 +233,10 @@ def test_places_in_epochs_of_other_lengths(tmp_path):
     def converted(iteration, loop=loop):
         checkpoint = dict(
             meta=dict(epoch=iteration // 12, iter=iteration),
-            message_hub=dict(runtime_info=dict(max_epochs=3, max_iters=36)),
-            optimizer=dict(body=dict(psw=dict(iteration=iteration)),
-                           head=dict(state={})))
+            message_hub=dict(runtime_info=dict(max_epochs=3, max_iters=36)))
         for _ in range(2):  # the second time changes nothing
             fit_to_epoch_length(checkpoint, loop)
-        place = checkpoint['meta']['iter']
-        assert checkpoint['optimizer']['body']['psw']['iteration'] == place
-        return place
+        return checkpoint['meta']['iter']
 
     assert list(map(converted, (0, 11, 12, 13, 14, 24))) == [0, 5, 6, 6, 7, 12]
     iterations = runner(tmp_path, train_cfg=dict(
@@ -275,39 +270,81 @@ def test_sync_buffers_hook_finds_nothing_to_do(others):
             assert torch.equal(value, synced[6]['model'][name]), name
 
 
-def test_ranks_that_do_not_agree_are_named(others):
-    """One bit of one weight of rank 1 differs from iteration 4 on."""
-    a, b = ((others / 'nudged' / f'rank{r}.txt').read_text() for r in (0, 1))
-    assert a == b
-    assert ('after iteration 6: net.3.weight of rank 1 differs from that of '
-            'rank 0 (the first of 1 that differ, of 6)') in a
-    assert not (others / 'nudged' / 'iter_6.pth').exists()
+def test_what_rides_along_is_the_same_everywhere(others):
+    a, b = (torch.load(others / 'riding' / f'beside{rank}.pt',
+                       weights_only=True)[''] for rank in (0, 1))
+    assert a['resamplings'] == 2
+    for name, value in a['previous'].items():
+        assert torch.equal(value, b['previous'][name]), name
 
 
-def test_all_types_are_compared_bit_by_bit(others):
-    a, b = ((others / 'types' / f'rank{r}.txt').read_text() for r in (0, 1))
-    assert a == b
-    assert ('after iteration 7: half of rank 1 differs from that of rank 0 '
-            '(the first of 2 that differ, of 3)') in a
+def test_all_processes_recalibrate_on_batches_of_their_own(others):
+    """Statistics of twice the batches: not those of any process alone."""
+    saved = recorded(others / 'recalibrate', 2)[0][6]['model']
+    model = Toy()
+    model.load_state_dict(saved)
+    found = []
+    for rank in (0, 1):
+        seed = 2 * 2 + rank  # the second resampling, of two processes
+        order = torch.Generator().manual_seed(seed)
+        order = torch.randperm(24, generator=order).split(4)
+        found.append(torch.stack([
+            model.net[0](Points().x[i]).detach().var(0)
+            for i in order]).mean(0))
+    torch.testing.assert_close(saved['net.1.running_var'],
+                               (found[0] + found[1]) / 2)
+    assert not torch.allclose(found[0], found[1])
+
+
+# Sharded weights
+
+
+@pytest.fixture(scope='module')
+def shards(others):
+    return [torch.load(others / 'shards' / f'rank{rank}.pt',
+                       weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize('name', SHARDED)
+def test_sharded_weights_are_averaged_as_whole_ones(shards, name):
+    """fully_shard (FSDP2) on two processes, against one without shards."""
+    whole = list(InAnyProcess(name).train(*range(1, 13)))
+    for rank in shards:
+        for one, sharded in zip(whole, rank[name]['whole'], strict=True):
+            torch.testing.assert_close(sharded['live'], one['live'],
+                                       rtol=0, atol=1e-6)
+            torch.testing.assert_close(sharded['shown'], one['shown'],
+                                       rtol=0, atol=1e-6)
+            assert sharded['shift'] == pytest.approx(one['shift'], abs=1e-7)
+    assert all(one['shift'] > 0 for one in whole[3::4])
+
+
+@pytest.mark.parametrize('name', SHARDED)
+def test_sharded_weights_resume_inside_of_a_period(shards, name):
+    """Through torch.distributed.checkpoint, with the same bits."""
+    for rank in shards:
+        for whole, resumed in zip(rank[name]['whole'][7:],
+                                  rank[name]['resumed'], strict=True):
+            for part in ('live', 'shown'):
+                for key, value in whole[part].items():
+                    assert torch.equal(value, resumed[part][key]), key
+
+
+def test_all_processes_drop_what_is_not_finite_in_one_shard(shards):
+    for rank in shards:
+        assert not rank['broken']['applied']
+        assert 'its mean is not finite' in rank['broken']['messages'][0]
 
 
 @pytest.mark.parametrize('case, message', [
-    ('fsdp1', 'Parameter 0.weight is sharded over processes'),
-    ('fsdp2', 'Parameter 0.weight is sharded over processes'),
-    ('runner', 'cannot be used with MMFullyShardedDataParallel, because each '
-     'process sees only its shards'),
+    ('fsdp1', 'Parameter 0.weight is part of a FullyShardedDataParallel'),
+    ('runner', 'cannot be used with MMFullyShardedDataParallel, because its '
+     'checkpoints would lose the average'),
     ('flexible', 'cannot be used with FlexibleRunner with FSDPStrategy, '
-     'because its FSDP.optim_state_dict keeps only state and param_groups'),
+     'because its checkpoints would lose the average'),
 ])
 def test_sharded_weights_are_refused(others, case, message):
     """On both processes, and before the first iteration."""
-    if case == 'fsdp2' and not hasattr(fsdp, 'fully_shard'):
-        pytest.skip('this torch has no fully_shard')
     for rank in (0, 1):
         text = (others / case / f'rank{rank}.txt').read_text()
         assert message in text
-
-
-def test_bad_check():
-    with pytest.raises(ValueError, match='check_ranks=1 is not possible'):
-        PSWHook(check_ranks=1)

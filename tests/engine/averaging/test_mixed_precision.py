@@ -1,4 +1,6 @@
 """AMP with a gradient scaler, bf16 on a CPU, and half-precision weights."""
+import itertools
+
 import mmengine
 import pytest
 import torch
@@ -10,6 +12,7 @@ from toy import Points, Toy, here, trained
 
 from mmpsw.engine import PSWAmpOptimWrapper
 from mmpsw.engine.averaging import optim_wrapper
+from mmpsw.engine.averaging.follower import Follower
 from mmpsw.methods.averaging import PSWA, PWALKS, PeriodicResampler
 
 ITER = dict(by_epoch=False, buffers='keep')
@@ -27,20 +30,30 @@ def amp(monkeypatch):
                         lambda **k: torch.amp.GradScaler('cpu', **k))
 
 
+def followed(wrapper):
+    """As PSWHook does it; returns what ends an iteration."""
+    wrapper.follower = Follower(
+        wrapper.psw, wrapper.optimizer, epoch_length=None)
+    iterations = itertools.count(1)
+    return lambda: wrapper.follower.after_iteration(next(iterations))
+
+
 def test_amp_state_is_loaded_and_the_argument_is_left(amp):
 
     def build():
         w = nn.Parameter(torch.zeros(1))
-        return PSWAmpOptimWrapper(torch.optim.SGD([w], lr=1.),
-                                  psw=dict(type='PSWA', period=4, **ITER)), w
+        wrapper = PSWAmpOptimWrapper(torch.optim.SGD([w], lr=1.),
+                                     psw=dict(type='PSWA', period=4, **ITER))
+        followed(wrapper)
+        return wrapper, w
 
     wrapper, w = build()
     wrapper.update_params(-w.sum())
     state = wrapper.state_dict()
     other, _ = build()
     other.load_state_dict(state)
-    assert set(state) == {'state', 'param_groups', 'loss_scaler', 'psw'}
-    assert other.resampler.samples == 1 and other.inner_count == 1
+    assert set(state) == {'state', 'param_groups', 'loss_scaler'}
+    assert other.loss_scaler.state_dict() == wrapper.loss_scaler.state_dict()
 
 
 def test_a_run_that_was_begun_on_a_cpu_goes_on_with_a_scaler(amp):
@@ -68,7 +81,7 @@ def test_dynamic_loss_scaling(amp, fused, kind, clip):
     w, other = (nn.Parameter(torch.tensor([1., -2.])) for _ in 'ab')
     wrapper = PSWAmpOptimWrapper(kind([w], lr=0.125, fused=fused), psw, **keys)
     stock = AmpOptimWrapper(optimizer=kind([other], lr=0.125), **keys)
-    seen = []
+    seen, follow = [], followed(wrapper)
     for _ in range(20):
         before = other.detach().clone()
         for amp_wrapper, weight in ((wrapper, w), (stock, other)):
@@ -76,7 +89,8 @@ def test_dynamic_loss_scaling(amp, fused, kind, clip):
                 (weight.half() * torch.ones(2).half()).float().sum())
         if not torch.equal(other, before):
             seen.append(other.detach().clone())
-    assert wrapper.resampler.newest.samples == len(seen) == 9
+        done = follow()
+    assert done.samples == len(seen) == 9
     torch.testing.assert_close(w.detach(), torch.stack(seen).mean(0))
 
 
@@ -88,10 +102,12 @@ def test_the_updates_of_a_window_that_are_skipped(amp, fused):
         torch.optim.SGD([w], lr=1., fused=fused),
         psw=dict(type='PWALKS', last=2, period=3, **ITER))
     weights, messages, inf = [], [], float('inf')
+    follow = followed(wrapper)
     wrapper.resampler.warn = messages.append
     # 1, 2, skipped -> 2; nothing is left of the second window; 4, 5, 6
     for scale in (1., 1., inf, 1., inf, inf, 1., 1., 1.):
         wrapper.update_params(-scale * w.sum())
+        follow()
         weights.append(w.item())
     assert weights == [1, 2, 2, 3, 3, 3, 4, 5, 5.5]
     assert len(messages) == 1
@@ -115,7 +131,7 @@ def test_autocast(tmp_path, device):
     model.net[3].register_forward_hook(lambda *a: dtypes.add(a[2].dtype))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     resampler = PeriodicResampler(
-        optimizer, PWALKS(last=3), 6, buffers=model.buffers())
+        optimizer, PWALKS(last=3), 6, model=model)
     scaler = torch.amp.GradScaler(device, init_scale=64., enabled=gpu)
     data = Points()
     for epoch in range(4):

@@ -20,7 +20,7 @@ from toy import (
 )
 
 from mmpsw.engine import PSWHook, PSWOptimWrapper
-from mmpsw.engine.averaging.settings import Settings
+from mmpsw.engine.averaging.settings import PSWSettings
 from mmpsw.methods.averaging import PSWA, PWALKS, PeriodicResampler
 
 ITER = dict(by_epoch=False, period=4, buffers='keep')
@@ -32,7 +32,7 @@ def plain_loop(technique, period, iterations, accumulation=1, **keys):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     resampler = PeriodicResampler(optimizer, technique, period,
                                   accumulation=accumulation, total=iterations,
-                                  buffers=model.buffers(), **keys)
+                                  model=model, **keys)
     data = Points()
     rest = iterations % accumulation
     for iteration in range(1, iterations + 1):
@@ -93,7 +93,7 @@ THREE = dict(by_epoch=True, max_epochs=3)
     (ADAMW, dict(by_epoch=False, max_iters=17, val_interval=6),
      dict(type='PWALKS', last=2, period=5, by_epoch=False, sample_prob=0.7)),
     (SGD, THREE, dict(type='PSWA', write_back=False)),
-    (ADAMW, THREE, dict(type='PSWM', momentum='ahead', evaluate='average')),
+    (ADAMW, THREE, dict(type='PSWM', momentum='polyak', evaluate='average')),
 ])
 @pytest.mark.parametrize('accumulation', [1, 2])
 def test_resume_is_exact_at_every_iteration(tmp_path, optimizer, loop, psw,
@@ -133,8 +133,7 @@ def test_a_checkpoint_deploys_the_average_of_the_control(tmp_path):
     assert torch.equal(seen[0].cpu(), average)
     saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
     assert torch.equal(saved['state_dict']['net.0.weight'], average)
-    assert torch.equal(saved['optimizer']['psw']['live']['param.0'].cpu(),
-                       live)
+    assert torch.equal(saved['live_state_dict']['net.0.weight'], live)
     stats = saved['state_dict']['net.1.running_mean']
     assert not torch.equal(stats, run.model.net[1].running_mean.cpu())
     best = torch.load(next(tmp_path.glob('best_*.pth')), weights_only=False)
@@ -199,7 +198,7 @@ def test_validation_that_raises_leaves_the_live_weights(tmp_path):
 
 @pytest.mark.parametrize('psw', [
     dict(type='PSWA'),
-    dict(type='PSWM', momentum='ahead', evaluate='average'),
+    dict(type='PSWM', momentum='sample', evaluate='average'),
 ])
 def test_recalibration_equals_that_of_torch(tmp_path, psw):
     """The statistics after the last resampling are those of its weights."""
@@ -257,17 +256,16 @@ class TwoOptimizers(Toy):
             wrapper.zero_grad()
         loss.backward()
         for wrapper in optim_wrapper.values():
-            wrapper._inner_count += 1
             wrapper.step()
         return dict(loss=loss)
 
 
 def dict_runner(work_dir, **keys):
     model = TwoOptimizers()
+    keys.setdefault('psw', dict(type='PSWA'))
     parts = dict(body=(model.net[:2], dict(type='PWALKS', last=2)),
                  head=(model.net[3:], dict(type='PSWA', period=2)))
-    run = runner(work_dir, dict(type='PSWA'), model=model, validate=False,
-                 **keys)
+    run = runner(work_dir, model=model, validate=False, **keys)
     run.optim_wrapper = OptimWrapperDict(**{
         name: PSWOptimWrapper(torch.optim.SGD(part.parameters(), lr=0.05), psw)
         for name, (part, psw) in parts.items()})
@@ -279,7 +277,7 @@ def test_optim_wrapper_dict(tmp_path):
     whole.train()
     head, body = (whole.optim_wrapper[k].resampler for k in ('head', 'body'))
     assert (head.resamplings, body.resamplings) == (2, 4)
-    assert len(head.buffers) == 0 and len(body.buffers) == 2
+    assert len(head.statistics) == 0 and len(body.statistics) == 2
     scalars = whole.message_hub.log_scalars
     assert scalars['train/head.psw/samples'].data[0].tolist() == [12, 12]
     assert scalars['train/body.psw/samples'].data[0].tolist() == [2] * 4
@@ -295,7 +293,7 @@ def test_an_optim_wrapper_dict_ends_with_an_average(tmp_path):
     """Nobody tells its wrappers where the run ends: 24 = 3 * 7 + 3."""
     run = dict_runner(tmp_path)
     for wrapper in run.optim_wrapper.values():
-        wrapper.psw = Settings.from_config(
+        wrapper.psw = PSWSettings.from_config(
             dict(type='PSWA', by_epoch=False, period=7))
     live = Weights()
     run.register_hook(live)
@@ -327,12 +325,13 @@ def logged(run, text):
 @pytest.mark.parametrize('psw, loop, expected', [
     # epochs of 6: validations at 6, 12, ...; resamplings at 4, 8, 12, ...
     (dict(type='PSWA', by_epoch=False, period=4), {},
-     'every 6 iterations comes inside of periods of 4 (2 times): what is '
-     'validated and saved then are the live weights'),
-    (dict(type='PSWA', period=2, write_back=False), {},
-     'every 6 iterations comes inside of periods of 12 (2 times): what is '
-     'validated and saved then are the average of the last whole period'),
+     'the validation after iteration 6 comes inside of a period of 4: what is '
+     'validated and saved is the live weights'),
+    (dict(type='PSWA', period=2, write_back=False), dict(val_begin=3),
+     'the validation after iteration 18 comes inside of a period of 12: what '
+     'is validated and saved is the average of the last whole period'),
     (dict(type='PSWA', period=2), dict(val_interval=2), ''),
+    (dict(type='PSWA', period=2), dict(dynamic_intervals=[(0, 2)]), ''),
     (dict(type='PSWA', begin=1), {}, ''),
     (dict(type='PSWA', period=9), dict(val_interval=4),
      'psw.period is 54 iterations, but the run ends at 24: the weights are '
@@ -344,7 +343,7 @@ def logged(run, text):
 def test_what_a_schedule_means_is_said_once(tmp_path, psw, loop, expected):
     run = trained(tmp_path, psw, dict(by_epoch=True, max_epochs=4, **loop),
                  checkpoint=dict(interval=-1))
-    assert logged(run, 'inside of periods') == ('inside of' in expected)
+    assert logged(run, 'inside of a period') == ('inside of' in expected)
     assert logged(run, 'but the run ends') == ('but the run' in expected)
     assert logged(run, expected)
 
@@ -354,26 +353,70 @@ def test_checkpoints_are_exchanged_with_the_stock_wrapper(caplog):
     ours = PSWOptimWrapper(torch.optim.SGD([w], lr=1., momentum=0.5),
                            psw=dict(type='PSWA', **ITER))
     stock = OptimWrapper(torch.optim.SGD([w], lr=1., momentum=0.5))
-    ours.update_params(-w.sum())
+    ours.optimizer.state[w]['momentum_buffer'] = torch.tensor([-1.])
+    assert ours.state_dict().keys() == stock.state_dict().keys()
     stock.load_state_dict(ours.state_dict())
     assert stock.optimizer.state[w]['momentum_buffer'].item() == -1
     ours.load_state_dict(stock.state_dict())
-    assert ours.resampler.samples == 1  # it goes on with what it has
+    with pytest.raises(ValueError, match='before 0.2.*with load_from'):
+        ours.load_state_dict(dict(stock.state_dict(), psw={}))
 
 
-def test_other_settings_are_refused_unless_asked_for(tmp_path):
-    trained(tmp_path, dict(type='PSWA'),
-                 dict(by_epoch=True, max_epochs=1))
+class Still(Hook):
+    """Moves no weight."""
 
-    def resume(psw):
-        trained(tmp_path / 'other', psw, resume_from=tmp_path / 'iter_4.pth')
+    def before_train_iter(self, runner, *args, **kwargs):
+        for group in runner.optim_wrapper.optimizer.param_groups:
+            group['lr'] = 0.
 
-    with pytest.raises(ValueError) as error:
-        resume(dict(type='PSWM', momentum=0.25))
-    assert "'type': 'PSWA'" in str(error.value)
-    assert "'momentum': 0.25" in str(error.value)
-    assert 'psw.restart=True' in str(error.value)
-    resume(dict(type='PSWM', momentum=0.25, restart=True))
+
+@pytest.mark.parametrize('saving', [{}, dict(save_optimizer=False)])
+@pytest.mark.parametrize('psw', [
+    dict(type='PSWA', write_back=False, evaluate='average'),
+    dict(type='PSWA', write_back=False, weighting='linear'),
+    dict(type='PSWM', momentum=0.25), None])
+def test_the_live_weights_come_back_whatever_the_settings(
+        tmp_path, psw, saving):
+    """Inside of a period too, and for a run without psw."""
+    seen = Weights()
+    trained(tmp_path, dict(type='PSWA', write_back=False),
+            dict(by_epoch=True, max_epochs=2), hooks=[seen],
+            checkpoint=dict(by_epoch=False, interval=1, **saving))
+    for iteration in (6, 9):
+        run = runner(tmp_path / 'other', psw, dict(
+            by_epoch=False, max_iters=iteration + 1),
+            hooks=[Still(), *([] if psw else [
+                dict(type='mmpsw.RandomStateHook')])],
+            resume_from=tmp_path / f'iter_{iteration}.pth')
+        after = Weights()
+        run.register_hook(after)
+        run.train()
+        parameters = dict(run.model.named_parameters())
+        for name, value in seen.after[iteration - 1].items():
+            if name in parameters:
+                assert torch.equal(after.after[0][name], value), name
+        if psw:
+            assert logged(run, 'other settings of psw') == 1 + (iteration > 6)
+
+
+def test_a_best_checkpoint_resumes_with_its_live_weights(tmp_path):
+    """mmengine saves it without the optimizer, inside of the validation."""
+    seen = Weights()
+    psw = dict(type='PSWA', write_back=False)
+    trained(tmp_path, psw, dict(by_epoch=True, max_epochs=2), hooks=[seen],
+            checkpoint=dict(interval=1, save_best='error', rule='less'))
+    (best, ) = tmp_path.glob('best_*.pth')
+    saved = torch.load(best, weights_only=False)
+    iteration = saved['meta']['iter']
+    run = runner(tmp_path / 'other', psw, resume_from=best,
+                 hooks=[Still()])
+    after = Weights()
+    run.register_hook(after)
+    run.train()
+    for name, _ in run.model.named_parameters():
+        live = seen.after[iteration - 1][name]
+        assert torch.equal(after.after[0][name], live)
+        assert not torch.equal(here(saved['state_dict'][name]), live)
 
 
 def test_resuming_a_stock_checkpoint_warns_and_goes_on(tmp_path, caplog):
@@ -400,7 +443,9 @@ def test_names_need_the_scope():
     (dict(type='PSWA', by_epoch=False), 'by_epoch=False counts iterations.*'
      'period=1000'),
     (dict(type='PSWA', buffers='mean'), "psw: buffers='mean'.*'recalibrate'"),
-    (dict(type='PSWA', restart=3), 'psw: restart=3'),
+    (dict(type='PSWA', restart=True), 'restart=True is not a key that'),
+    (dict(type='PSWA', optimizer_state='keep'), 'is not a key that mmpsw'),
+    (dict(type='PSWM', momentum='ahead'), "psw: momentum='ahead' is not"),
     (dict(type='PSWA', last=1), 'not a key of PSWA'),
     (dict(type='PSWA', perod=1), 'psw: perod=1 is not a key that mmpsw'),
     (dict(type='PSWA', sample_prob=2), 'psw: sample_prob=2'),
@@ -413,23 +458,16 @@ def test_bad_settings(psw, message):
     assert psw == before
 
 
-@pytest.mark.parametrize('key', ['by_epoch', 'buffers', 'write_back'])
-def test_a_wrapper_that_misses_its_hook(tmp_path, key):
-    needed = dict(by_epoch=True, buffers='average', write_back=False)
-    psw = dict(dict(type='PSWA', **ITER), **{key: needed[key]})
-    run = runner(tmp_path, psw, hook=False)
+@pytest.mark.parametrize('several', [False, True])
+def test_a_wrapper_that_misses_its_hook(tmp_path, several):
+    make = dict_runner if several else runner
+    run = make(tmp_path, psw=dict(type='PSWA', **ITER), hook=False)
     with pytest.raises(ValueError) as error:
         run.train()
     assert "optim_wrapper = dict(type='mmpsw.PSWOptimWrapper'" in str(
         error.value)
     assert "custom_hooks = [dict(type='mmpsw.PSWHook')]" in str(error.value)
     assert run.iter == 0
-
-
-def test_a_wrapper_that_needs_no_hook(tmp_path):
-    run = trained(tmp_path, dict(type='PSWA', **{**ITER, 'period': 5}),
-                 hook=False, validate=False)
-    assert run.optim_wrapper.resampler.resamplings == 5  # 24 = 4 * 5 + 4
 
 
 def test_a_hook_that_misses_its_wrapper(tmp_path):
@@ -446,7 +484,8 @@ def test_what_does_not_fit_the_loop(tmp_path):
     with pytest.raises(ValueError, match='holds no optimizer update'):
         trained(tmp_path, dict(type='PSWA'),
                wrapper=dict(accumulative_counts=7))
-    with pytest.raises(ValueError, match='cannot be used with an EMAHook'):
+    with pytest.raises(ValueError, match='psw.write_back=False and EMAHook '
+                       'cannot be used together'):
         trained(tmp_path, dict(type='PSWA', write_back=False),
                hooks=[dict(type='EMAHook')])
 
@@ -487,7 +526,7 @@ def test_flexible_runner_is_refused(tmp_path, resume):
         custom_hooks=[dict(type='mmpsw.PSWHook')], resume=resume,
         load_from=checkpoint)
     with pytest.raises(ValueError, match='FlexibleRunner with SingleDeviceSt'
-                       'rategy, because it loads a checkpoint before'):
+                       'rategy, because its checkpoints would lose'):
         run.train()
     assert run.iter == 0
 

@@ -114,6 +114,34 @@ def test_the_memory_of_three_periods(technique, write_back, copies, dtype):
             assert sum(kept.values()) == copies * 4 * 3003
 
 
+class Temporaries(TorchDispatchMode):
+    """The most bytes that one operation on several tensors has returned."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, (list, tuple)) and 'split' not in str(func):
+            self.most = max(self.most, sum(t.nbytes for t in result))
+        return result
+
+
+@pytest.mark.parametrize('sizes', [
+    [1 << 20] * 40, [(1 << 24) + 1], [(3, 1 << 23), 7]])
+def test_temporaries_of_a_resampling_are_bounded_in_bytes(sizes):
+    """Whether the weights are many tensors, or one that is large."""
+    psw = resampler(sizes, PSWA(), 2)
+    weights = [w.clone() for w in psw.tensors]
+    psw.step()
+    for w in psw.tensors:
+        w.data.mul_(3)
+    with Temporaries() as temporaries:
+        done = psw.step()
+    assert temporaries.most <= (1 << 25) + 8  # a slice is rounded up
+    moved = sum(w.numel() for w in weights)  # from 3 to 2
+    assert done.shift == pytest.approx((moved / (9 * moved))**0.5, rel=1e-6)
+
+
 def test_no_sample_is_taken_of_the_average():
     """The live weights are then where the next samples would go."""
     psw = resampler([2], PSWA(), 2, write_back=False)

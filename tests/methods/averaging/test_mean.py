@@ -41,11 +41,11 @@ def obvious(mean, live, n):
 @pytest.mark.parametrize('dtype', ACCUMULATED_IN)
 def test_each_sample_is_the_obvious_one(dtype):
     live = tensors(dtype)
-    fast, mean = RunningMean(live), None
+    fast, mean = RunningMean(), None
     for _ in range(2):
         for n in range(1, 6):
             change(live)
-            fast.update()
+            fast.update(live)
             mean = obvious(mean, live, n)
             for a, b in zip(fast.mean, mean, strict=True):
                 assert a.dtype == b.dtype and torch.equal(a, b)
@@ -55,11 +55,11 @@ def test_each_sample_is_the_obvious_one(dtype):
 def test_weights_that_change_their_dtype_between_windows():
     """What model.bfloat16() does: the parameter is the same object."""
     w = nn.Parameter(torch.zeros(5))
-    fast = RunningMean([w])
+    fast = RunningMean()
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         for value in (1., 2., 6.):
             w.data = torch.full((5, ), value, dtype=dtype)
-            fast.update()
+            fast.update([w])
         assert fast.mean[0].tolist() == [3.] * 5
         fast.restart()
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import Reference
+from reference import Reference, statistics
 from torch import nn
 
 from mmpsw.methods.averaging import (
@@ -93,7 +93,7 @@ def plans(draw):
     last = st.one_of(st.floats(0.05, 1.),
                      st.integers(1, period // accumulation))
     momentum = st.one_of(st.floats(0., 0.95),
-                         st.sampled_from(['sample', 'polyak', 'ahead']))
+                         st.sampled_from(['sample', 'polyak']))
     total = draw(st.none() | st.integers(1, 20))
     iterations = draw(st.integers(1, 20))
     technique = draw(
@@ -101,7 +101,7 @@ def plans(draw):
                   st.builds(PSWM, momentum=momentum, last=st.none() | last)))
     # Else nothing would ever change, which is refused.
     hypothesis.assume(technique.window(-(-period // accumulation)) > 1
-                      or technique.beta(1, 1, 0) > 0)
+                      or technique.beta(1, 1) > 0)
     return Plan(
         technique=technique,
         period=period,
@@ -111,7 +111,7 @@ def plans(draw):
         total=total,
         iterations=iterations if total is None else min(iterations, total),
         sample_prob=draw(st.sampled_from([1., 0.5])),
-        write_back=technique.looks_ahead or draw(st.booleans()),
+        write_back=draw(st.booleans()),
         skipped=draw(st.integers(2, 12)),
         interrupted=draw(st.frozensets(st.integers(1, 20), min_size=1)),
         evaluate=draw(st.sampled_from(['resampled', 'average'])),
@@ -130,7 +130,8 @@ def build(plan):
         torch.optim.SGD(params, lr=1.), plan.technique, plan.period,
         begin=plan.begin, end=plan.end, total=plan.total,
         accumulation=plan.accumulation,
-        sample_prob=plan.sample_prob, seed=plan.seed, buffers=[stats],
+        sample_prob=plan.sample_prob, seed=plan.seed,
+        statistics=statistics(stats=stats),
         write_back=plan.write_back, weighting=plan.weighting,
         evaluate=plan.evaluate, warn=lambda message: None)
     return [*params, stats], resampler
@@ -182,14 +183,12 @@ class Definition:
         self.generator = torch.Generator().manual_seed(plan.seed)
         self.updated = True
         momentum = getattr(plan.technique, 'momentum', None)
-        self.reference = Reference(1, 1, momentum, self.draw, plan.weighting,
-                                   buffers=1)
+        self.reference = Reference(1, 1, momentum, self.draw, plan.weighting)
 
     def draw(self):
-        drawn = self.plan.sample_prob == 1 or torch.rand(
+        return self.updated and (self.plan.sample_prob == 1 or torch.rand(
             (), generator=self.generator, device='cpu',
-            dtype=torch.float64) < self.plan.sample_prob
-        return drawn and self.updated
+            dtype=torch.float64) < self.plan.sample_prob)
 
     def __call__(self, iteration, before, live, resampler, updated, done):
         self.updated = updated
@@ -259,8 +258,8 @@ def test_a_mean_of_equal_weights_is_those_weights(dtype, data, samples):
     w = nn.Parameter(before.clone())
     resampler = resampler_of(w, PSWM(momentum=0.3), samples)
     for _ in range(2 * samples):
-        resampler.step()
-    assert resampler.newest.applied
+        done = resampler.step()
+    assert done.applied
     assert torch.equal(w, before)
 
 
@@ -341,14 +340,14 @@ def test_the_mean_of_1e5_samples_that_drift():
     torch.manual_seed(0)
     noise = torch.tensor([0., 1e-4]).double()[torch.randint(2, start.shape)]
     w, n = torch.empty(start.shape), 100_000
-    mean = RunningMean([w])
+    mean = RunningMean()
     total = torch.zeros_like(start)
     for times in torch.arange(n).split(1000):
         samples = start * (1 + drift * (times[:, None] / n) + noise *
                            torch.randn(1000, *start.shape).double())
         for sample in samples.float():
             w.copy_(sample)
-            mean.update()
+            mean.update([w])
         total += samples.float().double().sum(0)
     error = (mean.mean[0] / (total / n) - 1).abs().max().item()
     assert 1e-3 < error < 1e5 / 2 * 2**-24

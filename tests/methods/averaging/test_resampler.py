@@ -1,8 +1,6 @@
-import copy
-
 import pytest
 import torch
-from reference import assert_equal
+from reference import statistics
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 
@@ -43,10 +41,6 @@ def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
 
-def adamw(model):
-    return torch.optim.AdamW(model.parameters(), lr=0.01, eps=1e-3)
-
-
 def test_lookahead():
     """PSWM(momentum = 1 - alpha, last=1) is Lookahead(k, alpha).
 
@@ -85,7 +79,7 @@ def test_pswa_never_written_back_is_swa():
     model = make()
     optim = sgd(model)
     resampler = PeriodicResampler(
-        optim, PSWA(), 10, write_back=False, buffers=model.buffers())
+        optim, PSWA(), 10, write_back=False, model=model)
     swa = AveragedModel(model, avg_fn=get_swa_avg_fn(), use_buffers=True)
 
     class Both:
@@ -101,8 +95,7 @@ def test_pswa_never_written_back_is_swa():
 
 
 @pytest.mark.parametrize('technique, write_back', [
-    (PSWA(), True), (PSWA(), False), (PWALKS(last=3), True),
-    (PSWM(momentum='ahead'), True)])
+    (PSWA(), True), (PSWA(), False), (PWALKS(last=3), True)])
 def test_the_average_so_far_is_shown(technique, write_back):
     """By hand: the mean of what was sampled since the window began."""
     w = nn.Parameter(torch.zeros(1))
@@ -146,22 +139,26 @@ def test_frozen_shared_and_several_groups():
     module = nn.Module()
     module.a, module.b = shared, shared
     module.register_buffer('steps', torch.tensor(0))
-    module.register_buffer('stats', torch.tensor(0.))
+    module.register_buffer('running_mean', torch.tensor(0.))
+    module.register_buffer('running_var', torch.tensor(0.))
+    module.register_buffer('memory', torch.tensor(0.))
     optim = torch.optim.SGD([dict(params=[frozen, shared]),
                              dict(params=[unused])], lr=1.)
     optim.param_groups.append(dict(optim.param_groups[0], params=[]))
-    resampler = PeriodicResampler(optim, PSWA(), 2, buffers=module.buffers())
-    assert len(resampler.tensors) == 3
+    resampler = PeriodicResampler(optim, PSWA(), 2, model=module)
+    assert len(resampler.tensors) == 2 + 2
     shared.grad = torch.tensor([-1.])
     for _ in (1, 2):
         frozen.data += 1
         module.steps += 1
-        module.stats += 1
+        module.running_mean += 1
+        module.memory += 1
         optim.step()
         resampler.step()
     assert shared.item() == 2.5  # (2 + 3) / 2
     assert frozen.item() == 3 and unused.item() == 1
-    assert module.steps.item() == 2 and module.stats.item() == 1.5
+    assert module.steps.item() == 2 and module.memory.item() == 2
+    assert module.running_mean.item() == 1.5
     assert module.a is module.b
 
 
@@ -186,25 +183,6 @@ def test_parameters_that_are_unfrozen_are_followed():
     assert len(messages) == 1 and 'anew' in messages[0]
 
 
-@pytest.mark.parametrize('optimizer', [
-    sgd, adamw, lambda m: torch.optim.Adagrad(
-        m.parameters(), initial_accumulator_value=0.5),
-    lambda m: torch.optim.NAdam(m.parameters()),
-    lambda m: torch.optim.Rprop(m.parameters())
-])
-def test_reset_returns_the_optimizer_to_its_first_state(optimizer):
-    """The update after a reset is that of a new optimizer."""
-    model = make()
-    optim = optimizer(model)
-    train(model, optim,
-          PeriodicResampler(optim, PSWA(), 3, optimizer_state='reset'), 3)
-    fresh = copy.deepcopy(model)
-    other = optimizer(fresh)
-    for m, o in ((model, optim), (fresh, other)):
-        train(m, o, PeriodicResampler(o, PSWA(), 100), 2, start=3)
-    assert_equal(model, fresh)
-
-
 def test_a_mean_that_is_not_finite_is_dropped():
     w = nn.Parameter(torch.ones(2))
     messages = []
@@ -217,12 +195,12 @@ def test_a_mean_that_is_not_finite_is_dropped():
     assert 'at iteration 4, because its mean is not finite' in messages[0]
 
 
-def test_a_buffer_that_is_not_finite_keeps_its_live_value():
+def test_a_statistic_that_is_not_finite_keeps_its_live_value():
     w = nn.Parameter(torch.ones(1))
-    mask = torch.tensor([-torch.inf, 0.])
-    resampler = of(w, PSWA(), 2, buffers=[mask])
+    lowest = torch.tensor([-torch.inf, 0.])
+    resampler = of(w, PSWA(), 2, statistics=statistics(lowest=lowest))
     feed(w, resampler, (1., 2.))
-    assert w.item() == 1.5 and mask.tolist() == [-torch.inf, 0]
+    assert w.item() == 1.5 and lowest.tolist() == [-torch.inf, 0]
 
 
 def test_a_window_without_a_sample_is_dropped():
@@ -239,8 +217,106 @@ def test_shift_by_hand():
     resampler = of(w, PSWA(), 2)
     for value in ([3., 0.], [3., 4.]):
         w.data = torch.tensor(value)
+        done = resampler.step()
+    assert done == (2, 2 / 5, True)  # |(3,2) - (3,4)| / 5
+
+
+def test_what_is_forgotten_does_not_count():
+    """By hand: 'polyak' begins anew where the parameters are others."""
+    a = nn.Parameter(torch.zeros(1))
+    b = nn.Parameter(torch.zeros(1), requires_grad=False)
+    resampler = PeriodicResampler(
+        torch.optim.SGD([a, b], lr=0.), PSWM('polyak'), 2,
+        warn=lambda message: None)
+    feed(a, resampler, (1., 2., 3., 4.))  # 1.5; (1.5 + 3.5) / 2
+    assert a.item() == 2.5
+    b.requires_grad_(True)
+    feed(a, resampler, (10., 20.))
+    assert a.item() == 15
+    feed(a, resampler, (30., 40.))
+    assert a.item() == (15 + 35) / 2
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_statistics_are_found_where_the_model_has_them_now(dtype):
+    """A hook sets new tensors; a model moves after the resampler was made."""
+    norm = nn.BatchNorm1d(1)
+    resampler = PeriodicResampler(
+        torch.optim.SGD(norm.parameters(), lr=0.), PSWA(), 4, model=norm)
+    norm.to(dtype)
+    for value in (1., 2., 3., 6.):
+        norm.running_mean = torch.tensor([value], dtype=dtype)
         resampler.step()
-    assert resampler.newest == (2, 2 / 5, True)  # |(3,2) - (3,4)| / 5
+    assert norm.running_mean.item() == 3
+    assert norm.running_mean.dtype == dtype
+
+
+def test_a_model_that_moves_between_periods():
+    """The mean is accumulated in the new precision, and PSWM's m_prev is."""
+    w = nn.Parameter(torch.zeros(1))
+    resampler = of(w, PSWM(0.5), 2)
+    feed(w, resampler, (1., 2.))
+    w.data = w.data.double()
+    feed(w, resampler, (1. + 2**-40, 3.))
+    assert resampler._running.mean[0].dtype == torch.float64
+    assert w.item() == 0.5 * 1.5 + 0.5 * 2  # m_prev stays in fp32
+
+
+def test_a_period_in_which_nothing_is_trainable():
+    w = nn.Parameter(torch.ones(1))
+    messages = []
+    resampler = of(w, PSWA(), 2, warn=messages.append)
+    feed(w, resampler, (1., 2.))
+    w.requires_grad_(False)
+    feed(w, resampler, (3., 4.))
+    assert w.item() == 4
+    assert len(messages) == 1 and 'nothing was trainable' in messages[0]
+    w.requires_grad_(True)
+    feed(w, resampler, (5., 6.))
+    assert w.item() == 5.5
+
+
+def test_after_the_end_the_live_weights_are_shown():
+    w = nn.Parameter(torch.zeros(1))
+    messages = []
+    resampler = of(w, PSWA(), 2, end=4, write_back=False,
+                   warn=messages.append)
+
+    def shown(*values):
+        feed(w, resampler, values)
+        with resampler.averaged():
+            return w.item()
+
+    assert (shown(1., 2.), shown(3., 4.)) == (1.5, 3.5)
+    assert not messages
+    assert (shown(5.), shown(6.)) == (5, 6)
+    assert len(messages) == 1 and 'ended with iteration 4' in messages[0]
+
+
+@pytest.mark.parametrize('interrupted', [1, 2])
+def test_an_interruption_while_the_average_is_put_in(monkeypatch, interrupted):
+    """Before the live weights are kept whole, none of them has changed."""
+    params = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+    resampler = PeriodicResampler(
+        torch.optim.SGD(params, lr=0.), PSWA(), 2, write_back=False)
+    for value in (1., 2., 3.):
+        for param in params:
+            param.data.fill_(value)
+        resampler.step()
+    copies = []
+
+    def copy_(targets, sources):
+        copies.append(None)
+        targets[0].data.copy_(sources[0])
+        if len(copies) == interrupted:
+            raise KeyboardInterrupt
+        targets[1].data.copy_(sources[1])
+
+    monkeypatch.setattr('mmpsw.methods.averaging.resampler.copy_', copy_)
+    with pytest.raises(KeyboardInterrupt):
+        with resampler.averaged():
+            pass
+    assert [param.item() for param in params] == [3, 3]
 
 
 @pytest.mark.parametrize('keys, message', [
@@ -248,11 +324,9 @@ def test_shift_by_hand():
     (dict(sample_prob=1.1), r'sample_prob=1.1'),
     (dict(sample_prob=True), r'sample_prob=True'),
     (dict(seed=-1), r'seed=-1'),
-    (dict(optimizer_state='rest'), r"optimizer_state='rest'"),
     (dict(write_back=1), r'write_back=1'),
     (dict(evaluate='mean'), r"evaluate='mean'.*'average'"),
     (dict(weighting='even'), r"weighting='even'.*'linear'"),
-    (dict(optimizer_state='reset', write_back=False), r'does nothing with'),
 ])
 def test_bad_options(keys, message):
     with pytest.raises(ValueError, match=message):
@@ -268,10 +342,20 @@ def test_parameters_that_cannot_be_averaged():
         PeriodicResampler(torch.optim.SGD(lazy.parameters(), lr=1.), PSWA(), 2,
                           names={p: n for n, p in lazy.named_parameters()})
     sparse = torch.eye(2).to_sparse().requires_grad_(True)
-    with pytest.raises(ValueError, match='number 0 of .*sparse_coo'):
+    with pytest.raises(ValueError, match='param.0 of .*sparse_coo'):
         PeriodicResampler(torch.optim.SGD([sparse], lr=1.), PSWA(), 2)
     with pytest.raises(ValueError, match='last=6 is longer than the per'):
         PeriodicResampler(sgd(make()), PWALKS(last=6), 5)
+
+
+def test_a_state_with_samples_but_without_their_mean_is_refused():
+    """What a partial load makes; the next sample would be of nothing."""
+    saved = of(nn.Parameter(torch.ones(1)), PSWA(), 3)
+    saved.step()
+    state = saved.state_dict()
+    del state['mean']
+    with pytest.raises(ValueError, match='holds 1 samples but no mean'):
+        of(nn.Parameter(torch.ones(1)), PSWA(), 3).load_state_dict(state)
 
 
 def test_a_state_of_another_model_is_refused():
@@ -282,12 +366,3 @@ def test_a_state_of_another_model_is_refused():
         with pytest.raises(ValueError, match='does not fit this model'):
             PeriodicResampler(sgd(other), PSWA(),
                               3).load_state_dict(saved.state_dict())
-
-
-def test_a_run_whose_end_nobody_knew_ends_with_what_was_sampled():
-    w = nn.Parameter(torch.zeros(1))
-    resampler = of(w, PSWA(), 4)
-    assert resampler.finish() is None
-    feed(w, resampler, (1., 2., 3., 4., 5., 8.))  # 1 to 4 are a period
-    assert resampler.finish().samples == 2 and w.item() == 6.5
-    assert resampler.finish() is None

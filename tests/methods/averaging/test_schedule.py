@@ -5,14 +5,17 @@ from mmpsw.methods.averaging import Schedule
 
 def places(schedule, iterations, accumulation=1, total=None):
     """(update, updates) at each iteration that updates."""
-    return [
-        schedule.locate(i) for i in range(1, iterations + 1)
-        if i % accumulation == 0 or i == total
-    ]
+    found = {i: schedule.locate(i) for i in range(1, iterations + 1)}
+    updates = [i for i in found if i % accumulation == 0 or i == total]
+    # A period ends with an update, and with none but its last.
+    for i, place in found.items():
+        ends = i in updates and place.update == place.updates
+        assert place is None or place.ends == ends
+    return [found[i][:2] for i in updates]
 
 
 def test_accumulation_that_does_not_divide_the_period():
-    # Updates at 3, 6, 9 | 12, 15, 18 | 21, 24, 27, 30: periods of 10
+    # updates at 3, 6, 9 | 12, 15, 18 | 21, 24, 27, 30: periods of 10
     # iterations hold 3, 3 and 4 updates.
     assert places(Schedule(10, accumulation=3), 30, 3) == [
         (1, 3), (2, 3), (3, 3), (1, 3), (2, 3), (3, 3), (1, 4), (2, 4),

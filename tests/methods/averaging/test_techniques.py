@@ -41,8 +41,6 @@ def test_pwalks_by_hand():
     (0.5, [1, 1.5, 2.5, 2.25, 3.25, 3.0]),
     ('sample', [1, 1.5, 2.5, 2.5, 3.5, 3.5]),  # 1/3 * 1.5 + 2/3 * 3 = 2.5
     ('polyak', [1, 1.5, 2.5, 2.25, 3.25, 2.75]),  # 2/3 * 2.25 + 1/3 * 3.75
-    # lag = (2 - 1) / (2 * 2): 3 + 0.25 * (3 - 1.5); mu = mean(4.375, 5.375)
-    ('ahead', [1, 1.5, 2.5, 3.375, 4.375, 5.34375]),
 ])
 def test_pswm_by_hand(momentum, expected):
     # 0.5: 0.5 * 1.5 + 0.5 * 3 = 2.25; 0.5 * 2.25 + 0.5 * 3.75 = 3.0
@@ -57,29 +55,6 @@ def test_linear_weights_by_hand():
     expected = [1, 2, third, third + 1, third + 2, 2 * third]
     result = run(PSWA(), 6, period=3, weighting='linear')
     assert result == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize('weighting', ['uniform', 'linear'])
-@pytest.mark.parametrize('last', [None, 3, 0.5])
-def test_looking_ahead_keeps_what_travels_straight(weighting, last):
-    """Whatever the window and the weights: m is the last of them."""
-    w = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
-    stats = torch.zeros(1, dtype=torch.float64)
-    resampler = PeriodicResampler(
-        torch.optim.SGD([w], lr=0.), PSWM(momentum='ahead', last=last), 6,
-        weighting=weighting, buffers=[stats])
-    for step in range(1, 25):
-        w.data = torch.tensor([3. * step, 5 - 2. * step]).double()
-        stats.fill_(step)
-        if resampler.step() is not None and step > 6:
-            expected = [3. * step, 5 - 2. * step]
-            assert w.tolist() == pytest.approx(expected, abs=1e-9)
-            assert stats.item() < step  # a buffer is the mean's
-
-
-def test_looking_ahead_needs_to_be_written_back():
-    with pytest.raises(ValueError, match="ahead.*write_back=False.*'PSWA'"):
-        run(PSWM(momentum='ahead'), 4, period=2, write_back=False)
 
 
 def test_begin_end_and_total_by_hand():

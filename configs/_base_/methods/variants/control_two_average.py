@@ -1,3 +1,0 @@
-# The mean of every two epochs. A validation in the middle of a period sees
-# that of the period so far.
-psw = dict(type='PSWA', period=2, write_back=False, evaluate='average')

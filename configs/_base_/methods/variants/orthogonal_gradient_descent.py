@@ -1,2 +1,0 @@
-# Q itself, kept orthogonal by its updates; the others decay by a tenth.
-custom_hooks = [dict(type='mmpsw.OrthogonalHook', map='gradient_descent')]

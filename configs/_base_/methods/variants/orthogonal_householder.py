@@ -1,2 +1,0 @@
-# R's QR by reflections.
-custom_hooks = [dict(type='mmpsw.OrthogonalHook', map='householder')]

@@ -1,2 +1,0 @@
-# Loewdin's symmetric orthogonalisation: R's SVD.
-custom_hooks = [dict(type='mmpsw.OrthogonalHook', map='loewdin')]

@@ -1,3 +1,0 @@
-# PSWA from the second third of ten epochs on, when the weights have stopped
-# to travel far.
-psw = dict(type='PSWA', begin=3)

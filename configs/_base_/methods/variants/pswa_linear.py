@@ -1,2 +1,0 @@
-# PSWA, with later samples counting more.
-psw = dict(type='PSWA', weighting='linear')

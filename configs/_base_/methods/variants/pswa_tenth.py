@@ -1,2 +1,0 @@
-# One update in ten is sampled, at random.
-psw = dict(type='PSWA', sample_prob=0.1)

@@ -1,0 +1,197 @@
+"""Whether a config's data are there, and fit it."""
+import os
+import os.path as osp
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.fileio import load
+from mmengine.registry import DATASETS
+
+from mmpsw import configs
+from mmpsw.checkpoints import is_local
+from mmpsw.compatibility import FAMILIES
+
+# Dataset classes of mmpretrain that fetch their files themselves.
+_SELF_FETCHING = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
+# What mmengine calls the file system among its storage backends.
+_FILE_SYSTEM = (None, 'local', 'disk')
+
+
+def check_data(cfg: Config, *phases: str) -> None:
+    """Looks for the data of 'train', 'val' or 'test', before any download.
+
+    Where nothing but the file system can hold them: a data set of a class
+    that no framework ships, or with another storage backend, finds or makes
+    its files in a way of its own.
+
+    Raises:
+        FileNotFoundError: Files or folders do not exist; it names them all.
+    """
+    problems = []
+    for phase in phases:
+        key = f'{phase}_dataloader'
+        for inner, dataset in _datasets(cfg.get(key), key):
+            if _is_stock(cfg, dataset) and not _is_elsewhere(dataset):
+                problems += _check_dataset(inner, dataset)
+        key = f'{phase}_evaluator'
+        evaluators = cfg.get(key) or []
+        for evaluator in ([evaluators] if isinstance(evaluators, dict) else
+                          evaluators):
+            if not _is_elsewhere(evaluator):
+                problems += _missing(
+                    [evaluator.get('ann_file')], key, 'put the annotations '
+                    'there, or set their place with --cfg-options '
+                    f'{key}.ann_file=FILE')
+    if problems:
+        raise FileNotFoundError('; '.join(problems))
+
+
+def check_topk(cfg: Config) -> None:
+    """Refuses an accuracy among more classes than there are.
+
+    mmpretrain's stock data sets have topk=(1, 5), and it would end with an
+    error at the first validation.
+    """
+    classes = ((cfg.get('model') or {}).get('head') or {})
+    classes = classes.get('num_classes') if isinstance(classes, dict) else None
+    for phase in ('val', 'test'):
+        evaluators = cfg.get(f'{phase}_evaluator') or []
+        for evaluator in ([evaluators] if isinstance(evaluators, dict) else
+                          evaluators):
+            topk = evaluator.get('topk') or ()
+            most = max((topk, ) if isinstance(topk, int) else topk, default=0)
+            if classes and most > classes:
+                raise ValueError(
+                    f'{phase}_evaluator.topk={topk} cannot be used, because '
+                    f'the model has {classes} classes; set --cfg-options '
+                    f'{phase}_evaluator.topk="(1,)"')
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turns what a stock data set stumbles over, while it reads its files,
+    into a ValueError of one line: mostly, nothing is left in it."""
+    try:
+        yield
+    except (ValueError, AssertionError, RuntimeError) as error:
+        dataset = _reading(error)
+        if dataset is None:
+            raise
+        empty = isinstance(error, ValueError)  # in numpy.concatenate
+        problem = ('nothing is left in it to learn from' if empty else
+                   ' '.join(str(error).split()).rstrip('.'))
+        raise ValueError(
+            f'the data set {type(dataset).__name__} cannot be used, because '
+            f'{problem}: {"; ".join(_findings(dataset))}') from error
+
+
+def _reading(error: BaseException) -> BaseDataset | None:
+    """The stock data set that an error comes from, if any."""
+    dataset, trace = None, error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get('self')
+        name = trace.tb_frame.f_code.co_name
+        if isinstance(owner, BaseDataset) and name == 'full_init':
+            dataset = owner
+        trace = trace.tb_next
+    # An empty one is false.
+    if dataset is not None and _is_shipped(type(dataset)):
+        return dataset
+    return None
+
+
+def _findings(dataset: BaseDataset) -> Iterator[str]:
+    """What the data set looks for, beside what is there."""
+    classes = dataset.metainfo.get('classes')
+    if classes:
+        yield f'metainfo.classes is {_listed(classes)}'
+    ann_file = dataset.ann_file or ''
+    if ann_file.endswith('.json'):
+        held = load(ann_file, backend_args=dataset.backend_args)
+        if isinstance(held, dict) and 'categories' in held:
+            yield (f"the categories of '{ann_file}' are "
+                   + _listed(one['name'] for one in held['categories']))
+    elif ann_file:
+        yield f"the files are named by '{ann_file}'"
+    for key in ('img_suffix', 'extensions'):
+        if hasattr(dataset, key):
+            yield f'{key} is {getattr(dataset, key)!r}'
+    prefix = dataset.data_prefix
+    for folder in prefix.values() if isinstance(prefix, dict) else [prefix]:
+        if isinstance(folder, str) and osp.isdir(folder):
+            files = (name for _, _, names in os.walk(folder) for name in names)
+            found = {Path(name).suffix for name in islice(files, 1000)}
+            yield (f"'{folder}' holds "
+                   + (f'files in {_listed(sorted(found))}' if found else
+                      'no file'))
+    if dataset.filter_cfg:
+        yield f'filter_cfg is {dict(dataset.filter_cfg)}'
+
+
+def _listed(names: Iterator[str]) -> str:
+    names = [f"'{name}'" for name in names]
+    return ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
+
+
+def _datasets(node: object, key: str) -> Iterator[tuple[str, dict]]:
+    """The data sets in a dataloader, out of their wrappers."""
+    if isinstance(node, (list, tuple)):
+        for index, item in enumerate(node):
+            yield from _datasets(item, f'{key}.{index}')
+    elif isinstance(node, dict):
+        inner = [name for name in ('dataset', 'datasets') if name in node]
+        for name in inner:
+            yield from _datasets(node[name], f'{key}.{name}')
+        if not inner:
+            yield key, node
+
+
+def _is_stock(cfg: Config, dataset: dict) -> bool:
+    kind = dataset.get('type')
+    if isinstance(kind, str):
+        scope = configs.framework(cfg)
+        kind = DATASETS.get(kind if '.' in kind or not scope else
+                            f'{scope}.{kind}')
+    return isinstance(kind, type) and _is_shipped(kind)
+
+
+def _is_shipped(kind: type) -> bool:
+    return kind.__module__.partition('.')[0] in FAMILIES['openmmlab']
+
+
+def _is_elsewhere(settings: dict) -> bool:
+    """Whether files are read by a storage backend: lmdb, petrel, a zip."""
+    return any((one.get(key) or {}).get('backend') not in _FILE_SYSTEM
+               for one in configs.dicts(settings)
+               for key in ('backend_args', 'file_client_args'))
+
+
+def _check_dataset(key: str, dataset: dict) -> list[str]:
+    """Looks for the paths that a data set names, as BaseDataset joins them."""
+    if (configs.class_name(dataset.get('type')) in _SELF_FETCHING
+            and dataset.get('download', True)):
+        return []
+    root = dataset.get('data_root') or ''
+    prefix = dataset.get('data_prefix') or {}
+    prefixes = prefix.values() if isinstance(prefix, dict) else [prefix]
+    paths = [osp.join(root, part) for part in
+             (dataset.get('ann_file'), *prefixes)
+             if isinstance(part, str) and part]
+    instead = (f"put the data set at data_root='{root}', or set its place "
+               f'with --cfg-options {key}.data_root=FOLDER')
+    # The names of missing files say more than that of their root.
+    return _missing(paths, key, instead) or _missing([root], key, instead)
+
+
+def _missing(paths: Sequence[str | None], key: str,
+             instead: str) -> list[str]:
+    """A sentence on the paths that do not exist, if any."""
+    lost = [f"'{path}'" for path in paths
+            if path and is_local(path) and not osp.exists(path)]
+    does = 'does' if len(lost) == 1 else 'do'
+    return [f'{key}: {" and ".join(lost)} {does} not exist; {instead}'
+            ] if lost else []

@@ -1,0 +1,96 @@
+"""configs/own_data, each config on data of its kind that is made here."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.logging import MMLogger
+from PIL import Image
+
+from mmpsw.commands import compare, train
+
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'own_data'
+LOADERS = [f'{phase}_dataloader.num_workers=0' for phase in ('train', 'val')]
+TINY = dict(
+    detection=[
+        'model.test_cfg.score_thr=0.0',  # it has learned nothing
+        'model.backbone.depth=18', 'model.neck.in_channels=[64,128,256,512]',
+        'train_dataloader.dataset.pipeline.2.scale=(64,64)',
+        'val_dataloader.dataset.pipeline.1.scale=(64,64)'],
+    classification=['train_dataloader.batch_size=2'],
+    segmentation=['model.backbone.base_channels=4',
+                  'train_dataloader.batch_size=2',
+                  'model.decode_head.in_channels=4',
+                  'model.auxiliary_head.in_channels=8',
+                  'model.data_preprocessor.size=(32,32)',
+                  'train_dataloader.dataset.pipeline.2.scale=(32,32)',
+                  'train_dataloader.dataset.pipeline.3.crop_size=(32,32)'])
+LENGTH = dict.fromkeys(TINY, ['train_cfg.max_epochs=1'])
+LENGTH['segmentation'] = ['train_cfg.max_iters=2', 'train_cfg.val_interval=1']
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cpu')
+    return tmp_path
+
+
+def picture(path, values=256):
+    path = Path('data/mine', path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (64, 64, 3) if values == 256 else (64, 64)
+    pixels = np.random.default_rng(0).integers(values, size=shape)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def detection():
+    """Four images of one box each, and one that has none."""
+    boxes = [dict(id=i, image_id=i, category_id=i % 2, iscrowd=0, area=256,
+                  bbox=[8, 8, 16, 16]) for i in range(4)]
+    for part in ('train', 'val'):
+        for i in range(5):
+            picture(f'images/{part}{i}.jpg')
+        Path(f'data/mine/{part}.json').write_text(json.dumps(dict(
+            images=[dict(id=i, file_name=f'{part}{i}.jpg', width=64,
+                         height=64) for i in range(5)],
+            categories=[dict(id=0, name='cat'), dict(id=1, name='dog')],
+            annotations=boxes)))
+
+
+def classification():
+    for part in ('train', 'val'):
+        for name in ('cat/0', 'cat/1', 'dog/0', 'dog/1'):
+            picture(f'{part}/{name}.jpg')
+
+
+def segmentation():
+    for part in ('train', 'val'):
+        for i in range(4):
+            picture(f'images/{part}/{i}.jpg')
+            picture(f'maps/{part}/{i}.png', values=3)
+
+
+def options(task):
+    return ['--cfg-options', *LOADERS, *TINY[task], *LENGTH[task],
+            *(['model.backbone.init_cfg=None'] if task == 'detection' else [])]
+
+
+@pytest.mark.parametrize('task', TINY)
+def test_each_config_trains_on_data_of_its_kind(task, folder):
+    globals()[task]()
+    MMLogger._instance_dict.clear()
+    assert train.main([str(CONFIGS / f'{task}.py'), '--with', 'psw',
+                       '--work-dir', 'run', *options(task)]) == 0
+    log = next(Path('run').rglob('*.log')).read_text()
+    said = dict(detection='bbox_mAP', classification='accuracy/top1',
+                segmentation='mIoU')
+    assert said[task] in log and 'psw/samples' in log
+
+
+def test_from_my_folder_to_a_table(folder):
+    classification()
+    assert compare.main(['run', str(CONFIGS / 'classification.py'), '--arms',
+                         'baseline', 'psw', *options('classification')]) == 0
+    report = Path('work_dirs/compare_classification/report')
+    assert '| psw' in (report / 'table.md').read_text()
