@@ -114,10 +114,12 @@ def tuned(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
 
 def windows(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
     """Question 2: EMAs of several windows, and psw."""
-    table, figure = {}, Figure((10, 5), dpi=110, layout='constrained')
+    table = {}
     panels = [(task, length) for task in tasks
               for length in (task.length, 4 * task.length)
               if len(task.runs('constant', 'ema_10', length))]
+    figure = Figure((2 + 2.7 * len(panels), 5), dpi=110,
+                    layout='constrained')
     grid = figure.subplots(2, len(panels), sharex=True, squeeze=False)
     for column, (task, length) in zip(grid.T, panels):
         for axes, of in zip(column, (lambda r: r.iloc[-1],
@@ -183,9 +185,9 @@ def written_back(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
                     values, arms[0])
                 axes.plot([SHARES.index(share)] * len(values), values, '.',
                           color=color, alpha=0.5)
-            means = [values.mean() for values in arms.values()]
-            axes.plot(means, color=color, linewidth=1.8)
-            axes.annotate(f'{factor} x the rate', (0, means[0]), (4, 6),
+            means = pd.Series([values.mean() for values in arms.values()])
+            axes.plot(means.dropna(), color=color, linewidth=1.8)
+            axes.annotate(f'{factor} x the rate', (0, means[0]), (4, 14),
                           textcoords='offset points', color=color, fontsize=9)
         axes.set_xticks(range(len(SHARES)), [f'{s:g}' for s in SHARES])
         axes.set_title(f'{task.name}, {REGIMES[regime]}')
