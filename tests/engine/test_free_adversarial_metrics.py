@@ -23,7 +23,7 @@ from mmpsw.engine.free_adversarial.networks import (
 from mmpsw.models import build_model
 from mmpsw.registry import METRICS, MODELS
 
-CLASSIFIER = 'configs/cls/resnet18_digits.py'
+CLASSIFIER = 'configs/study/resnet18_digits.py'
 
 
 def draws(count, size, seed=0):
