@@ -52,7 +52,7 @@ val_evaluator = dict(
         type='mmpsw.ClassifierFeatures',
         name='sign_digits',
         config='configs/study/sign_digits.py',
-        checkpoint='work_dirs/resnet18_sign_digits_small/epoch_10.pth'))
+        checkpoint='work_dirs/sign_digits/epoch_10.pth'))
 test_evaluator = val_evaluator
 # Longer, or with another decay, it gets worse again: README.md here.
 param_scheduler = [

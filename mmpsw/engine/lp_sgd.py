@@ -3,7 +3,6 @@ from itertools import chain, repeat
 from typing import Any
 
 import torch
-from mmcv.cnn import ConvModule
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -129,8 +128,9 @@ def norms_behind(model: nn.Module) -> dict[nn.Module, list[nn.Module]]:
     found: dict[nn.Module, list[nn.Module]] = {}
     for module in model.modules():
         last = None
-        if isinstance(module, ConvModule) and (
-                module.order.index('norm') < module.order.index('conv')):
+        order = getattr(module, 'order', ())  # of mmcv's ConvModule
+        if {'norm', 'conv'} <= set(order) and (
+                order.index('norm') < order.index('conv')):
             continue
         for child in module.children():
             if isinstance(child, (_BatchNorm, _InstanceNorm)):

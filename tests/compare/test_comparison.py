@@ -29,11 +29,11 @@ def test_a_grid_is_read_in_the_order_of_its_list(tmp_path):
 
 def test_without_a_list_the_baseline_is_first(tmp_path):
     grid(tmp_path, {'ema': {10: [1.], 9: [1.]}, **CURVES,
-                    'control': {2: [1.]}})
+                    'psw': {2: [1.]}})
     (tmp_path / 'comparison.json').unlink()
     (tmp_path / 'report').mkdir()
     c = read([tmp_path])
-    assert c.arms == ['baseline', 'control', 'ema', 'pswa']
+    assert c.arms == ['baseline', 'ema', 'psw', 'pswa']
     assert list(c.of_arm('ema').seed) == [9, 10]  # as numbers
 
 

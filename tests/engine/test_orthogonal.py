@@ -202,7 +202,7 @@ def mean(states, name):
     return torch.stack([state[name].double() for state in states]).mean(0)
 
 
-def test_the_control_shows_the_mean_of_merged_weights(tmp_path):
+def test_psw_shows_the_mean_of_merged_weights(tmp_path):
     plain, _ = train(tmp_path / 'plain')
     run, seen = train(tmp_path / 'psw', HOOK,
                       dict(type='PSWA', write_back=False))

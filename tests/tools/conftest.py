@@ -31,8 +31,8 @@ def one_thread():
 
 @pytest.fixture(scope='session')
 def control_run(tmp_path_factory):
-    """A control arm: its work dir ``run``, beside ``data``."""
-    folder = tmp_path_factory.mktemp('control')
+    """A psw arm: its work dir ``run``, beside ``data``."""
+    folder = tmp_path_factory.mktemp('psw')
     generate(folder / 'data' / 'digits', train=16, val=4, progress=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

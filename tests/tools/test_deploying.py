@@ -23,7 +23,7 @@ def average(*argv):
 
 @pytest.mark.parametrize('part', ['live'])
 def test_the_weights_beside_the_deployed_ones(folder, config, part):
-    """Of two checkpoints of the control, against what they hold."""
+    """Of two checkpoints of psw, against what they hold."""
     deployed = average('run/iter_6.pth')
     paths = ['run/iter_6.pth', 'run/iter_8.pth']
     found = average(*paths, '--overwrite', '--weights', part)
