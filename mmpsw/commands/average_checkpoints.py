@@ -26,6 +26,10 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         help='.pth files, or a work dir: all its epoch_*.pth or iter_*.pth')
     parser.add_argument('--last', type=options.at_least(1), metavar='K',
                         help='only the last K of them')
+    parser.add_argument(
+        '--search', metavar='CONFIG', help='only the last 1, 2, 4, ... of '
+        'them, whichever has the best mean on the validation data of this '
+        'config: a path or a zoo name. OUT.png shows them all')
     parser.add_argument('--out', type=Path, required=True,
                         help='the file to write')
     parser.add_argument('--overwrite', action='store_true',
@@ -65,7 +69,16 @@ def average(args: Namespace) -> None:
         options.merge_options(cfg, args)
         launch.set_dataloader_defaults(cfg, launch.has_accelerator())
         checks.check_data(cfg, 'train')
+    if args.search:
+        from mmpsw.commands import window_search
+        searched = configs.load_config(args.search)
+        options.merge_options(searched, args)
+        window_search.check(searched, args.out.with_suffix('.png'),
+                            args.overwrite)
     part = _part(args) if args.weights else checkpoints.weights
+    if args.search:
+        paths = paths[-window_search.best_window(
+            paths, searched, part, args.out.with_suffix('.png')):]
     averages = []
 
     def held(path: Path, content: Any) -> dict[str, Any]:
@@ -83,7 +96,7 @@ def average(args: Namespace) -> None:
           f'{paths[0].name} to {paths[-1].name}'
           + (f' (their {args.weights} weights)' if args.weights else '')
           + f', {args.out.stat().st_size / 1e6:.2f} MB')
-    if averages:
+    if averages and not args.search:
         print(f'{", ".join(averages)}: averages already, so that this is a '
               'mean of averages (--weights live takes the live weights of a '
               'run with psw)')

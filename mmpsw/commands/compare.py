@@ -284,9 +284,9 @@ def prepare(grid: grids.Grid, jobs: int | None = None
     for arm in grid.arms:
         args = train.parse_args(grid.arguments(grids.Cell(arm, grid.seeds[0])))
         cfg = train.build_config(args)
+        checks.check_training(cfg, args.amp)
         if arm == grid.first:
             remarks = differences(grid.config, cfg, grid.processes)
-        checks.check_training(cfg, args.amp)
         checks.check_weights(cfg, grid.config, args.weights)
     room = training.slots(visible_gpus(), grid.processes, jobs)
     own = [cell for cell in grid.cells if grid.host(cell) is None]

@@ -57,7 +57,8 @@ def long(c: Comparison, name: str = '') -> pd.DataFrame:
 def load(paths: Sequence[str | Path]) -> pd.DataFrame:
     """The table of earlier reports, from their folders or files.
 
-    A comparison's name is its folder's.
+    A comparison's name is its folder's, or what a column of that name says,
+    so that a file may hold several.
 
     Raises:
         ValueError: A file is missing, is none of these, or two comparisons
@@ -72,17 +73,20 @@ def load(paths: Sequence[str | Path]) -> pd.DataFrame:
         folder = file.resolve().parent
         if folder.name == 'report':  # of a grid, in its folder
             folder = folder.parent
-        if folder.name in tables:
-            raise ValueError(f"two comparisons are called '{folder.name}', "
-                             'after their folders; rename one')
         try:
             table = pd.read_csv(file, converters=dict(arm=str))
-            tables[folder.name] = table.assign(comparison=folder.name)[
-                _COLUMNS].astype(_TYPES)
+            if 'comparison' not in table:
+                table = table.assign(comparison=folder.name)
+            table = table[_COLUMNS].astype(_TYPES)
         except (ValueError, KeyError) as error:
             raise ValueError(
                 f"'{file}' is no table of a comparison ({error}); give the "
                 f'{FILE} that compare.py report has written') from error
+        for name, rows in table.groupby('comparison', sort=False):
+            if name in tables:
+                raise ValueError(f"two comparisons are called '{name}', "
+                                 'after their folders; rename one')
+            tables[name] = rows
     return pd.concat(tables.values(), ignore_index=True)
 
 

@@ -215,3 +215,87 @@ def test_batch_norm_is_recalibrated(registered):
     torch.testing.assert_close(
         result['state_dict']['norm.running_var'],
         torch.from_numpy(batches.var(1, ddof=1).mean(0)))
+
+
+SEARCH = '''
+val_dataloader = dict(
+    batch_size=4,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(type='RowsForTests'),
+    collate_fn=dict(type='default_collate'))
+test_dataloader = val_dataloader
+val_evaluator = test_evaluator = dict(type='NearThreeForTests')
+val_cfg = test_cfg = dict()
+model = dict(type='OneWeightForTests')
+custom_hooks = [dict(type='EMAHook')]
+'''
+
+
+@pytest.fixture
+def near_three():
+    """The metric is 100 minus the only weight's distance from 3."""
+    from mmengine.evaluator import BaseMetric
+    from mmengine.model import BaseModel
+    from mmengine.registry import DATASETS, METRICS, MODELS
+
+    class OneWeightForTests(BaseModel):
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, inputs, mode):
+            return [dict(weight=self.weight.item())] * len(inputs)
+
+    class NearThreeForTests(BaseMetric):
+        default_prefix = 'accuracy'
+
+        def process(self, data_batch, data_samples):
+            self.results += [row['weight'] for row in data_samples]
+
+        def compute_metrics(self, results):
+            assert len(results) == len(Rows.rows)
+            return dict(top1=100 - abs(results[0] - 3))
+
+    for registry, module in ((DATASETS, Rows), (MODELS, OneWeightForTests),
+                             (METRICS, NearThreeForTests)):
+        name = {Rows: 'RowsForTests'}.get(module, module.__name__)
+        registry.register_module(name, module=module, force=True)
+    Path('config.py').write_text(SEARCH)
+
+
+def test_the_window_whose_mean_validates_best(near_three, capsys):
+    """The last 1, 2, 4 and 6 have the means 6, 3, 6 and 5.5."""
+    for epoch, weight in enumerate((0., 9., 9., 9., 0., 6.), start=1):
+        torch.save(dict(meta={}, state_dict=dict(
+            weight=torch.tensor([weight]))), f'epoch_{epoch}.pth')
+    result = mean('.', '--search', 'config.py')
+    assert result['state_dict']['weight'].item() == 3.
+    assert result['meta']['sources'] == ['epoch_5.pth', 'epoch_6.pth']
+    said = capsys.readouterr().out
+    for line in ('the last 1: accuracy/top1 97.0000\n',
+                 'the last 2: accuracy/top1 100.0000, the best\n',
+                 'the last 4: accuracy/top1 97.0000\n',
+                 'the last 6: accuracy/top1 97.5000\n',
+                 'the 24 images of val_dataloader, which are those of '
+                 'test_dataloader too'):
+        assert line in said
+    assert Path('out.png').stat().st_size > 1000
+    picture = Path('out.png').read_bytes()
+    Path('out.pth').unlink()
+    assert 'out.png' in refusal(
+        capsys, '.', '--search', 'config.py', '--out', 'out.pth')
+    assert Path('out.png').read_bytes() == picture
+
+
+@pytest.mark.parametrize('change, message', [
+    ('val_evaluator = None', 'has no val_evaluator'),
+    ("model = dict(type='NormForTests')", 'do not fit the model')])
+def test_a_search_that_cannot_work(change, message, near_three, registered,
+                                   capsys):
+    Path('config.py').write_text(SEARCH + change)
+    save('epoch_1.pth', torch.ones(1))
+    assert message in refusal(
+        capsys, '.', '--search', 'config.py', '--out', 'out.pth')
+    assert not list(Path().glob('out.*'))

@@ -73,9 +73,9 @@ def test_one_line(argv, message, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize('config, small, metric', [
-    ('cls/resnet18_digits', ['train_cfg.max_epochs=1'], 'accuracy/top1'),
-    ('det/retinanet_r18_digits', ['train_cfg.max_epochs=1'], None),
-    ('seg/fpn_r18_digits', ['train_cfg.max_iters=2',
+    ('study/resnet18_digits', ['train_cfg.max_epochs=1'], 'accuracy/top1'),
+    ('study/retinanet_r18_digits', ['train_cfg.max_epochs=1'], None),
+    ('study/fpn_r18_digits', ['train_cfg.max_iters=2',
                              'train_cfg.val_interval=2',
                              'default_hooks.checkpoint.interval=2'], 'mIoU'),
 ], ids=['cls', 'det', 'seg'])

@@ -73,6 +73,18 @@ def test_unfinished_runs_are_left_out_where_others_are_finished(tmp_path):
     ]
 
 
+def test_a_damaged_run_is_left_out_and_the_start_is_no_point(tmp_path):
+    grid(tmp_path, {'baseline': {0: [1., 2.], 1: [3., 4.]}})
+    log, = (tmp_path / 'baseline' / 'seed_1').glob('*/vis_data/scalars.json')
+    log.write_text('broken\n' + log.read_text())
+    log, = (tmp_path / 'baseline' / 'seed_0').glob('*/vis_data/scalars.json')
+    log.write_text('{"acc": 0.5, "step": 0}\n' + log.read_text())
+    c = read([tmp_path])
+    assert list(c.points.value) == [1, 2] and list(c.runs.start) == [0.5]
+    note, = (note for note in c.notes if 'seed_1' in note)
+    assert note.startswith('baseline: seed_1 is left out, because line 1 of')
+
+
 def test_plain_work_dirs_keep_their_order_and_names(tmp_path):
     one, two = (trained(tmp_path / name, [1.]) for name in ('z', 'lr=0.1'))
     c = read([one, two, one])  # a run counts once

@@ -8,7 +8,7 @@ from mmpsw.commands import train
 from mmpsw.datasets.digits import generate
 
 CONFIG = str(
-    Path(__file__).resolve().parents[2] / 'configs/cls/resnet18_digits.py')
+    Path(__file__).resolve().parents[2] / 'configs/study/resnet18_digits.py')
 # Four updates an epoch, two epochs.
 SMALL = [
     '--cfg-options', 'model.backbone.stem_channels=4',
