@@ -173,7 +173,7 @@ def test_what_was_found_comes_first(compare):
     assert finding(found, 'baseline') == (
         f'At the end, {sentence} Over the training, {sentence}')
     one = compare({'lr': {0: [.51]}})
-    assert 'below; lr 1.0 (one seed) above; psw is' in finding(
+    assert 'above the baseline; lr 1.0 (one seed); swa 2.0' in finding(
         statistics(long(one), 'baseline'), 'baseline')
     assert finding(statistics(long(c), 'swa'), 'swa').startswith(
         'At the end, baseline is 2.0 +- 0.0 points above swa; ema 4.0 +- 1.3;')
