@@ -232,9 +232,8 @@ custom_hooks = [dict(type='mmpsw.PSWHook'), dict(type='EMAHook')]
 @needs_cpu
 @pytest.mark.parametrize('argv', [
     ['--amp', '--with', 'pwalks', *EPOCHS],
-    [*EPOCHS, 'optim_wrapper.type=mmpsw.PSWAmpOptimWrapper',
-     'optim_wrapper.psw.type=PSWA', 'optim_wrapper.psw.period=5',
-     'optim_wrapper.psw.by_epoch=False', 'optim_wrapper.psw.buffers=keep'],
+    ['--with', 'psw', *EPOCHS,
+     'optim_wrapper.type=mmpsw.PSWAmpOptimWrapper'],
 ], ids=['option', 'config'])
 def test_ours_trains_on_a_cpu_in_bfloat16(argv, folder):
     assert run(CLS, '--work-dir', 'run', *argv, 'train_cfg.max_epochs=1') == 0
