@@ -25,7 +25,7 @@ def read_description() -> str:
     return re.sub(r'\[([^\]]*)\]\((?!http|#)[^)]*\)', r'\1', text)
 
 
-# Why these bounds: tests/README.md, 'What we depend on'. mmengine is not here,
+# Why these bounds: tests/SECURITY.md. mmengine is not here,
 # as it has two names, of which a user has one: mmpsw/compatibility.py looks.
 REQUIRES = [
     'torch>=2.6,<3',
