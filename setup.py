@@ -25,8 +25,8 @@ def read_description() -> str:
     return re.sub(r'\[([^\]]*)\]\((?!http|#)[^)]*\)', r'\1', text)
 
 
-# Why these bounds: tests/SECURITY.md. mmengine is not here,
-# as it has two names, of which a user has one: mmpsw/compatibility.py looks.
+# Why these bounds: tests/SECURITY.md. mmengine is not here, as it has two
+# names, of which a user has one: mmpsw/compatibility.py looks.
 REQUIRES = [
     'torch>=2.6,<3',
     'numpy>=1.23,<3',
