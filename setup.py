@@ -85,7 +85,8 @@ with TemporaryDirectory() as scratch:
         package_data={
             # Where mmengine looks for `_base_ = 'mmpsw::...'`, and mim for
             # tools: links in a checkout, what they lead to in a wheel.
-            'mmpsw': ['py.typed', 'README.md', '.mim/*.yml',
+            'mmpsw': ['py.typed', 'README.md',
+                      'engine/averaging/README.md', '.mim/*.yml',
                       '.mim/configs/**/*.py', '.mim/configs/**/*.md',
                       '.mim/tools/**/*.py', '.mim/tools/*.md',
                       '.mim/tools/*_train.sh'],

@@ -1,8 +1,9 @@
-"""Links between the documents: each leads to a file, and to a heading of it."""
+"""Each link between the documents leads to a file, and to a heading of it."""
 import re
 from pathlib import Path
 
 import pytest
+from scripts import TOOLS, script
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*ROOT.glob('*.md'), *(
@@ -58,3 +59,12 @@ def test_files_that_commands_name_are_there(path):
     missing = {name for name in named if not (ROOT / name).exists()
                and 'centralization' not in name}  # an example to follow
     assert not missing
+
+
+@pytest.mark.parametrize('name', sorted(
+    str(path.relative_to(TOOLS)) for path in TOOLS.rglob('*.py')))
+def test_every_command_says_how_it_is_used(name, capsys):
+    with pytest.raises(SystemExit) as info:
+        script(name).main(['--help'])
+    assert info.value.code == 0
+    assert capsys.readouterr().out.startswith('usage: ')
