@@ -1,4 +1,4 @@
-"""PSW beside what a training may also have; tests/README.md has the table."""
+"""PSW beside what a training may also have; tests/README.md has a table."""
 import copy
 import io
 import itertools
