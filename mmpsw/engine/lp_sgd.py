@@ -2,6 +2,7 @@
 from itertools import chain, repeat
 from typing import Any
 
+import numpy
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -14,12 +15,16 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from mmpsw.methods.lp_sgd import LpSGD
+from mmpsw.methods.sparsity import hoyer
 from mmpsw.models import unwrapped
 from mmpsw.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 
 __all__ = ['LpSGDConstructor', 'LpSGDHook']
 
 OPTIMIZERS.register_module(module=LpSGD)
+
+# WilliamLiPro/LpSS, demo.py: epochs 0, E/6, E/3, E - 3 and E of E = 50.
+_SCHEDULE = (0, 1 / 6, 1 / 3, 0.94, 1), (0.02, 1, 0.25, 0.002, 1e-4)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -162,12 +167,42 @@ class LpSGDHook(Hook):
     filters: a pretrained model computes what it did, also where its norms are
     in eval mode, as in mmdet's backbones.
 
+    Hoyer's sparsity of the weights on the sphere, which p controls, is logged
+    before each validation, as ``lp_sgd/hoyer``.
+
+    Args:
+        schedule (bool): The authors' schedule of the rates, instead of the
+            config's: over the run's shares 0, 1/6, 1/3, 0.94 and 1, linear
+            between 0.02, 1, 0.25, 0.002 and 0.0001 times the rates. Defaults
+            to False.
+
     Raises:
         ValueError: The optimizer is another, or a filter is all zero.
     """
 
     # Before averages take the first weights.
     priority = 'HIGH'
+
+    def __init__(self, schedule: bool = False):
+        self.schedule = schedule
+
+    def before_train_iter(self, runner: Runner, *args: Any,
+                          **kwargs: Any) -> None:
+        """Set the rates, where the schedule is the authors'."""
+        if self.schedule:
+            factor = numpy.interp(runner.iter / runner.max_iters, *_SCHEDULE)
+            for group in runner.optim_wrapper.optimizer.param_groups:
+                group['lr'] = group.setdefault(
+                    'initial_lr', group['lr']) * float(factor)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Log Hoyer's sparsity."""
+        optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+        found = [hoyer(w) for group in getattr(optimizer, 'param_groups', ())
+                 if group.get('p') is not None for w in group['params']]
+        if found:
+            runner.message_hub.update_scalar(
+                'train/lp_sgd/hoyer', sum(found) / len(found))
 
     def before_train(self, runner: Runner) -> None:
         """Look at the weights after they were loaded."""
@@ -177,6 +212,10 @@ class LpSGDHook(Hook):
                 'LpSGDHook needs LpSGD, but the optimizer is a '
                 f'{type(optimizer).__name__}: use both, as '
                 'configs/_base_/methods/lp_sgd.py does, or neither.')
+        if self.schedule and runner.param_schedulers:
+            raise ValueError(
+                'schedule=True cannot be used with a param_scheduler, because '
+                'both set the rates: set param_scheduler=[].')
         if runner.iter:  # a resumed run goes on with what was saved
             return
         model = unwrapped(runner.model)

@@ -10,7 +10,11 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from mmpsw.methods.orthogonal import OrthogonalConv2d, OrthogonalTraining
+from mmpsw.methods.orthogonal import (
+    OrthogonalConv2d,
+    OrthogonalTraining,
+    minimise_energy,
+)
 from mmpsw.models import unwrapped
 from mmpsw.registry import HOOKS, MODELS
 
@@ -50,6 +54,10 @@ class OrthogonalHook(Hook):
         start (str): 'random' or 'identity': where R starts. Defaults to
             'random', the paper's.
         seed (int): Of the generator that draws R and the rows. Defaults to 0.
+        refine (int): The paper's refined start: so many steps of gradient
+            descent on the hyperspherical energy of each layer's neurons,
+            which get the norm 1, before the training. Only of weights that
+            are drawn. Defaults to 0.
 
     Raises:
         ValueError: The model has no layer that can be turned, or a setting
@@ -60,13 +68,15 @@ class OrthogonalHook(Hook):
 
     def __init__(self, map: str = 'cayley', max_dim: int = 1152,
                  share: float = 0.25, stochastic: bool = False,
-                 period: int = 750, start: str = 'random', seed: int = 0):
+                 period: int = 750, start: str = 'random', seed: int = 0,
+                 refine: int = 0):
         self.settings = dict(map=map, share=share, period=period, start=start,
                              seed=seed)
         self.max_dim = max_dim
         self.stochastic = stochastic
         self.trainings: dict[str, OrthogonalTraining] = {}
         self.zero: list[str] = []
+        self.refine = refine
 
     def before_run(self, runner: Runner) -> None:
         """Look at the layers, when the run is a training."""
@@ -117,6 +127,10 @@ class OrthogonalHook(Hook):
         self._check_start(runner, model)
         self.zero = [name for name, conv in _convolutions(model)
                      if not conv.weight.any()]
+        if self.refine:
+            whole, drawn, _ = self._choose(model)
+            for weight in (whole | drawn).values():
+                minimise_energy(weight, self.refine)
         self._begin(runner)
 
     def _begin(self, runner: Runner) -> None:
@@ -188,6 +202,11 @@ class OrthogonalHook(Hook):
         given = runner._load_from and not runner._resume or any(
             'Pretrained' in str(getattr(module, 'init_cfg', ''))
             for module in model.modules())
+        if given and self.refine:
+            raise ValueError(
+                f'refine={self.refine} is not possible with weights that are '
+                'given (load_from, or a pretrained part), because it replaces '
+                'them: leave it out.')
         if given and (self.settings['map'], self.settings['start']) == (
                 'regulariser', 'random'):
             raise ValueError(

@@ -13,6 +13,7 @@ from launching import environment
 from mmcv.cnn import ConvModule
 from mmengine.config import Config
 from mmengine.dist import get_rank
+from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
 from reference import assert_equal
 from several_processes import DDP
@@ -23,6 +24,7 @@ from mmpsw.commands.checks import check_fit
 from mmpsw.configs import load_fragment
 from mmpsw.engine.lp_sgd import LpSGDHook, norms_behind
 from mmpsw.methods.lp_sgd import LpSGD
+from mmpsw.methods.sparsity import hoyer
 
 OPTIMIZER = dict(type='mmpsw.LpSGD', lr=0.05, sphere_lr=0.02, p=[1.3, 1.2],
                  momentum=0.9, nesterov=True, weight_decay=1e-3)
@@ -236,6 +238,40 @@ def test_a_stock_run_does_not_resume_from_the_sphere(tmp_path):
     cfg.custom_hooks = [dict(type='mmpsw.LpSGDHook')]
     check_fit(cfg, Net())
     check_fit(Config(dict(load_from=cfg.load_from)), Net())
+
+
+def test_the_authors_schedule(tmp_path):
+    """24 iterations: the peak at 4, a quarter of it at 8."""
+    seen = []
+
+    class Rates(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            groups = runner.optim_wrapper.optimizer.param_groups
+            seen.append([group['lr'] for group in groups])
+
+    def run(folder, **keys):
+        return trained(tmp_path / folder, model=Net(), optimizer=OPTIMIZER,
+                       wrapper=WRAPPER, validate=False, hooks=[
+                           dict(type='mmpsw.LpSGDHook', schedule=True),
+                           Rates()], **keys)
+
+    whole = run('a', checkpoint=dict(interval=1))
+    rates = torch.tensor(seen)
+    peak = rates[4]
+    assert sorted(peak.tolist()) == pytest.approx([0.02, 0.02, 0.05])
+    for at, factor in ((0, 0.02), (2, 0.51), (8, 0.25), (6, 0.625)):
+        torch.testing.assert_close(rates[at], factor * peak)
+    rest = run('b', resume_from=tmp_path / 'a/epoch_2.pth')
+    assert_equal(whole.model, rest.model)
+    with pytest.raises(ValueError, match='set param_scheduler='):
+        run('c', param_scheduler=dict(type='MultiStepLR', milestones=[1]))
+
+
+def test_hoyers_sparsity_is_logged(tmp_path):
+    run = train(tmp_path, validate=True)
+    logged = run.message_hub.get_scalar('train/lp_sgd/hoyer')
+    expected = [hoyer(run.model.net[i].weight) for i in (0, 3)]
+    assert logged.current() == pytest.approx(sum(expected) / 2)
 
 
 def test_averages_begin_on_the_sphere(tmp_path):

@@ -375,6 +375,22 @@ def test_offsets_of_deformable_convolutions_are_named(monkeypatch):
     assert said[0].count('conv_offset (zero at the start)') == 13
 
 
+def test_a_refined_start(tmp_path):
+    """Neurons of norm 1, whose energy is lower and stays."""
+    _, seen = train(tmp_path / 'run', opt(refine=100))
+    for name in ('convs.0.weight', 'convs.3.weight'):
+        first, last = seen.starts[0][name], seen.after[-1][name]
+        energies = [hyperspherical_energy(w) for w in (
+            Net().state_dict()[name], first, last)]
+        assert energies[1] < energies[0] - 1e-3
+        assert abs(energies[2] / energies[1] - 1) < 1e-5
+        norms = first.flatten(1).norm(dim=1)
+        torch.testing.assert_close(norms, torch.ones_like(norms))
+    with pytest.raises(ValueError, match='refine=100 is not possible'):
+        train(tmp_path / 'given', opt(refine=100),
+              load_from=str(tmp_path / 'run/epoch_4.pth'))
+
+
 def test_a_resume_by_hand_is_refused(tmp_path):
     train(tmp_path / 'whole', checkpoint=dict(interval=2))
     run = runner(tmp_path / 'rest', model=Net(), hooks=[HOOK])

@@ -16,6 +16,7 @@ from mmpsw.methods.orthogonal import (
     OrthogonalTraining,
     descend,
     hyperspherical_energy,
+    minimise_energy,
     newton_steps,
 )
 
@@ -396,6 +397,26 @@ def test_energy_is_a_mean_over_pairs():
     pairs = [1 / (unit[i] - unit[j]).norm().item() for i in range(4)
              for j in range(4) if i != j]
     assert abs(hyperspherical_energy(weight) - sum(pairs) / 12) < 1e-12
+
+
+@pytest.mark.parametrize('c_out, d, energy', [
+    (2, 2, 1 / 2), (3, 2, 3**-0.5), (4, 3, (8 / 3)**-0.5),
+    (4, 27, (8 / 3)**-0.5),
+    # The octahedron: 12 pairs at sqrt(2), 3 at 2.
+    (6, 3, (12 / 2**0.5 + 3 / 2) / 15)])
+def test_the_smallest_energy_is_that_of_regular_bodies(c_out, d, energy):
+    weight = torch.randn(c_out, d, 1, 1)
+    minimise_energy(weight, 300)
+    assert abs(hyperspherical_energy(weight) - energy) < 1e-6
+    assert_close(weight.flatten(1).norm(dim=1), torch.ones(c_out))
+
+
+def test_a_real_layer_comes_near_the_simplex():
+    """128 neurons of 576 numbers fit: all at sqrt(2 128 / 127)."""
+    weight = torch.randn(128, 64, 3, 3, dtype=torch.float32)
+    before, least = hyperspherical_energy(weight), (256 / 127)**-0.5
+    minimise_energy(weight, 200)
+    assert hyperspherical_energy(weight) - least < (before - least) / 100
 
 
 @pytest.mark.parametrize('name', CONSTRAINED + ['regulariser'])

@@ -16,7 +16,9 @@ from .training import (
     OrthogonalConv2d,
     OrthogonalTraining,
     hyperspherical_energy,
+    minimise_energy,
 )
 
 __all__ = ['MAPS', 'Cayley', 'OrthogonalConv2d', 'OrthogonalTraining',
-           'descend', 'hyperspherical_energy', 'newton_steps']
+           'descend', 'hyperspherical_energy', 'minimise_energy',
+           'newton_steps']
