@@ -158,7 +158,7 @@ def test_the_commands_say_it_in_one_line(data_folder, capsys):
     Path('data').symlink_to(data_folder / 'data')
     wrong = ['--cfg-options', *(f'{phase}_dataloader.dataset.extensions=(".x"'
                                 ',)' for phase in ('train', 'test'))]
-    path = str(CONFIGS / 'cls' / 'resnet18_digits.py')
+    path = str(CONFIGS / 'study' / 'resnet18_digits.py')
     assert train.main([path, '--work-dir', 'run', *wrong]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith('error: the data set CustomDataset cannot be used')

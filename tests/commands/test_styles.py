@@ -35,7 +35,7 @@ def trained(request, data_folder, tmp_path_factory):
     """A folder with both configs of a task, and a run of each."""
     task, folder = request.param, tmp_path_factory.mktemp(request.param)
     (folder / 'data').symlink_to(data_folder / 'data')
-    stock = CONFIGS / task / f'{TASKS[task]}.py'
+    stock = CONFIGS / 'study' / f'{TASKS[task]}.py'
     (folder / 'strings.py').symlink_to(stock)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -84,7 +84,7 @@ def test_a_psw_checkpoint_is_tested(config, small, metric, folder):
     assert train.main(
         [path, '--with', 'pswa', '--work-dir', 'run', *SMALL, *small]) == 0
     checkpoint = str(next(Path('run').glob('*_[0-9].pth')))
-    out = 'out' if config.startswith('seg') else 'out.pkl'
+    out = 'out' if 'fpn' in config else 'out.pkl'
     argv = [path, checkpoint, '--out', out, '--work-dir', 'tested', *SMALL]
     metrics = command.test(command.parse_args(argv))
     # The detector has not learned to find a box, so it has no mAP either.
