@@ -344,7 +344,7 @@ def test_a_grid_that_is_ended_ends_its_runs(tmp_path):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     process.terminate()
-    assert 'the same command goes on' in process.communicate()[0]
+    assert 'the same command continues' in process.communicate()[0]
     assert process.returncode == 130
     with grids.hold(tmp_path):  # the run held it too
         pass
