@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(__file__).resolve().parent
         print(f'usage: mmpsw {"|".join(_COMMANDS)} [-h] ...\n\n'
               'Each says with -h what it takes. Configs of ours are called\n'
-              'mmpsw::cls/resnet18_digits and so on. Documents:\n'
+              'mmpsw::study/resnet18_digits and so on. Documents:\n'
               f'{folder}/README.md, {folder}/.mim/configs/README.md',
               file=sys.stdout if name in ('-h', '--help') else sys.stderr)
         return 0 if name in ('-h', '--help') else 2

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import yaml
@@ -166,17 +167,24 @@ def localise(cfg: Config, config: str | Path,
     if cfg.get('load_from'):
         cfg.load_from = checkpoint(cfg.load_from, config, folder)
     for part in configs.dicts(cfg.get('model')):
-        key = 'pretrained' if isinstance(
-            part.get('pretrained'), str) else 'checkpoint'
-        init = configs.class_name(part.get('type')) in ('Pretrained',
-                                                        'PretrainedInit')
-        if key in part and (init or key == 'pretrained'):
-            if not whole:
-                part[key] = _local(part[key], folder)
-            elif init:
-                part.clear()  # no initialisation: all weights come later
-            else:
+        keys = [key for key in ('pretrained', 'init_cfg')
+                if _is_pretrained(part.get(key))]
+        for key in keys:
+            if whole:  # all weights come later
                 part[key] = None
+            elif key == 'pretrained':
+                part[key] = _local(part[key], folder)
+            else:
+                part[key]['checkpoint'] = _local(part[key]['checkpoint'],
+                                                 folder)
+
+
+def _is_pretrained(value: Any) -> bool:
+    """Whether it is an address, or an init_cfg that has one."""
+    return isinstance(value, str) or (
+        isinstance(value, dict) and 'checkpoint' in value
+        and configs.class_name(value.get('type')) in ('Pretrained',
+                                                      'PretrainedInit'))
 
 
 def _local(place: str, folder: str | Path | None) -> str:

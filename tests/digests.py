@@ -6,7 +6,7 @@
 A change that should not change numbers must show the same digests. Bits depend
 on the machine and on torch, so no digest is kept: what the runs must equal,
 a loop written by hand and the slow reference, is in tests/engine/averaging and
-tests/methods/averaging. The runs: the three techniques, the control arm,
+tests/methods/averaging. The runs: the three techniques, psw,
 gradient accumulation, half precision on a CPU, a resume inside of a period, an
 iteration-based loop, every kind of buffers, and two processes over gloo.
 """
@@ -31,7 +31,7 @@ RUNS = {
     'pswm': dict(psw=dict(type='PSWM', momentum=0.5)),
     'pswm sample, last': dict(
         psw=dict(type='PSWM', momentum='sample', last=3)),
-    'control': dict(psw=dict(type='PSWA', write_back=False)),
+    'psw': dict(psw=dict(type='PSWA', write_back=False)),
     'keep': dict(psw=dict(type='PSWA', buffers='keep')),
     'recalibrate': dict(psw=dict(type='PSWA', buffers='recalibrate')),
     'drawn': dict(psw=dict(type='PSWA', sample_prob=0.5, seed=3)),

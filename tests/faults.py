@@ -133,7 +133,7 @@ VARIANTS = (
     Variant('pswm', ('--with', 'pswm')),
     Variant('pwalks', ('--with', 'pwalks'), keep=3),
     Variant('baseline'),
-    Variant('control', ('--with', 'pswa', '--cfg-options',
+    Variant('psw', ('--with', 'pswa', '--cfg-options',
                         'optim_wrapper.psw.write_back=False'), keep=3),
     Variant('iterations', ('--with', 'pswm', '--cfg-options',
                            'optim_wrapper.psw.by_epoch=False',

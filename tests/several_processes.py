@@ -109,7 +109,7 @@ def all_trainings(folder):
               load_from=str(folder / buffers / 'iter_4.pth'))
     train(folder / 'synced', dict(type='PSWM', buffers='average'),
           [dict(type='SyncBuffersHook')])
-    train(folder / 'control', dict(type='PSWA', write_back=False))
+    train(folder / 'psw', dict(type='PSWA', write_back=False))
     psw = dict(type='PSWA', write_back=False)
     train(folder / 'riding', None, [dict(
         type='mmpsw.RideAlongHook', averages=dict(psw=dict(psw=psw)),

@@ -90,7 +90,7 @@ def test_any_installed_package_with_configs_is_a_zoo(tmp_path, monkeypatch):
     (folder / 'x.py').write_text('a = 1\n')
     monkeypatch.syspath_prepend(tmp_path)
     assert configs.load_config('mmelse::body/x').a == 1
-    own = configs.load_config('mmpsw::cls/resnet18_digits')
+    own = configs.load_config('mmpsw::study/resnet18_digits')
     assert own.train_cfg.max_epochs == 20
 
 
@@ -105,11 +105,11 @@ def test_any_installed_package_with_configs_is_a_zoo(tmp_path, monkeypatch):
     ('mmaction::x', 'pip install mmaction2, or give'),
     ('torch::x', "with its configs; give the config's path"),
     ('a.b::x', "a.b is not installed with its configs; give the config's"),
-    ('mmpsw::cls/resnet18_digit', "'mmpsw::cls/resnet18_digits.py'"),
+    ('mmpsw::cls/resnet18_digit', "'mmpsw::study/resnet18_digits.py'"),
     ('configs/retinanet/retinanet_r50_fpn_1x_coco.py',
      "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'?"),
-    ('configs/cls/resnet18_digits.py',
-     "did you mean 'mmpsw::cls/resnet18_digits.py'?"),
+    ('configs/study/resnet18_digits.py',
+     "did you mean 'mmpsw::study/resnet18_digits.py'?"),
     ('retinanet/retinanet_r50_fpn_1x_coco.py',
      "did you mean 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'?"),
     ('lenet/lenet5_mnist', "did you mean 'mmpretrain::lenet/lenet5_mnist.py'"),

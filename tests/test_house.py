@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Each room imports from those before it. '' is mmpsw/__init__.py.
 ROOMS = ('version', 'compatibility', '', 'methods', 'registry', 'checkpoints',
-         'models', 'runtime', 'engine', 'configs', 'datasets', 'compare',
-         'commands', '__main__')
+         'models', 'runtime', 'engine', 'configs', 'zoo', 'datasets',
+         'compare', 'commands', '__main__')
 TECHNIQUES = sorted(
     path.stem for path in (ROOT / 'mmpsw' / 'methods').iterdir()
     if not path.name.startswith('_'))

@@ -1,18 +1,17 @@
-"""Each leaf is its stock baseline with a technique, and nothing else."""
+"""Each config in det, seg and cls is a stock baseline with psw, no more."""
 import ast
 import copy
 import functools
 from pathlib import Path
 
 import pytest
+import yaml
 from mmengine.config import Config
 
 from mmpsw import configs
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-LEAVES = sorted(
-    path for technique in ('pswa', 'pwalks', 'pswm')
-    for path in CONFIGS.glob(f'[a-z]*/*_{technique}.py'))
+LEAVES = sorted(CONFIGS.glob('[a-z]*/*_psw.py'))
 BASELINES = [
     'mmdet::retinanet/retinanet_r50_fpn_1x_coco',
     'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
@@ -25,9 +24,8 @@ BASELINES = [
     'mmseg::unet/unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024',
     'mmpretrain::resnet/resnet50_8xb32_in1k',
     'mmpretrain::resnet/resnet18_8xb16_cifar10',
-    f'{CONFIGS}/cls/resnet18_8xb16_cifar100.py',
-    f'{CONFIGS}/cls/vgg16bn_8xb16_cifar10.py',
-    f'{CONFIGS}/cls/vgg16bn_8xb16_cifar100.py',
+    'mmpretrain::resnet/resnet50_8xb16_cifar100',
+    'mmpretrain::vgg/vgg16bn_8xb32_in1k',
 ]
 
 
@@ -69,6 +67,19 @@ def test_a_leaf_is_its_baseline_with_the_technique(leaf):
     configs.apply_fragments(stock, [fragment])
     assert plain(cfg.to_dict()) == plain({**stock.to_dict(),
                                           'psw': fragment.psw})
+
+
+@pytest.mark.parametrize('framework', ['det', 'seg', 'cls'])
+def test_the_metafile_names_them_all(framework):
+    """In the form that mim reads; the weights are those of the baselines."""
+    metafile = CONFIGS / framework / 'metafile.yml'
+    content = yaml.safe_load(metafile.read_text())
+    named = {model['Config']: model for model in content['Models']}
+    assert set(named) == {f'configs/{framework}/{leaf.name}'
+                          for leaf in LEAVES if leaf.parent.name == framework}
+    for path, model in named.items():
+        assert model['Name'] == Path(path).stem
+        assert model['In Collection'] == content['Collections'][0]['Name']
 
 
 def test_there_is_a_leaf_for_every_baseline():

@@ -27,6 +27,8 @@ from mmpsw.models import build_model
 pytestmark = [pytest.mark.zoo, pytest.mark.timeout(3 * 3600),
               pytest.mark.filterwarnings('ignore')]
 benchmark = script('benchmark.py')
+METHODS = dict(pwalks=dict(type='PWALKS', last=0.25),
+               psw=dict(type='PSWA', write_back=False))
 STEPPED, LARGEST = 75, 60e6  # models, parameters
 
 
@@ -39,8 +41,8 @@ def zoo():
                 yield f'{package}::{path.relative_to(root).as_posix()}'
 
 
-def outcome(name, amp):
-    """What becomes of a config ``--with pwalks``."""
+def outcome(name, method, amp):
+    """What becomes of a config ``--with METHOD``."""
     try:
         cfg = Config.fromfile(configs.resolve_config(name))
     except Exception as error:
@@ -49,28 +51,33 @@ def outcome(name, amp):
         return 'has no training part'
     stock = copy.deepcopy(cfg)
     try:
-        configs.apply_fragments(cfg, [configs.load_fragment('pwalks')], amp)
+        configs.apply_fragments(cfg, [configs.load_fragment(method)], amp)
     except ValueError as error:
         refused = stock.get('runner_type') == 'FlexibleRunner'
         return 'refused: FSDP or DeepSpeed' if refused else f'OURS: {error}'
     except Exception as error:
         return f'OURS: {error!r}'
-    return 'works' if is_as_it_should(cfg, stock, amp) else 'OURS: wrong'
+    right = is_as_it_should(cfg, stock, METHODS[method], amp)
+    return 'works' if right else 'OURS: wrong'
 
 
-def is_as_it_should(cfg, stock, amp):
-    """Each optimizer's wrapper is ours, and nothing else has changed."""
+def is_as_it_should(cfg, stock, psw, amp):
+    """Each optimizer's wrapper is ours, and nothing else has changed.
+
+    But for psw, which takes the place of a config's own EMAHook.
+    """
     cfg = copy.deepcopy(cfg)
     hook, *others = cfg.pop('custom_hooks')
-    if (hook['type'] != 'mmpsw.PSWHook'
-            or others != (stock.pop('custom_hooks', None) or [])):
+    left = [one for one in stock.pop('custom_hooks', None) or []
+            if psw.get('write_back', True)
+            or configs.class_name(one['type']) != 'EMAHook']
+    if hook['type'] != 'mmpsw.PSWHook' or others != left:
         return False
     for (_, ours), (_, theirs) in zip(configs.optim_wrappers(cfg),
                                       configs.optim_wrappers(stock)):
         mixed = amp or 'Amp' in str(theirs.get('type'))
         name = f'mmpsw.PSW{"Amp" if mixed else ""}OptimWrapper'
-        if ours.pop('type') != name or ours.pop('psw') != dict(
-                type='PWALKS', last=0.25):
+        if ours.pop('type') != name or ours.pop('psw') != psw:
             return False
         theirs.pop('type', None)
         if amp:
@@ -79,18 +86,19 @@ def is_as_it_should(cfg, stock, amp):
 
 
 @cache
-def outcomes(amp):
+def outcomes(method, amp):
     found = defaultdict(list)
     for name in zoo():
-        found[outcome(name, amp)].append(name)
+        found[outcome(name, method, amp)].append(name)
     return found
 
 
+@pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('amp', [False, True])
-def test_pwalks_goes_into_every_config(amp):
-    found = outcomes(amp)
+def test_it_goes_into_every_config(method, amp):
+    found = outcomes(method, amp)
     total = sum(map(len, found.values()))
-    print(f'\n--with pwalks{" --amp" * amp}, of {total}'
+    print(f'\n--with {method}{" --amp" * amp}, of {total}'
           ' configs:')
     for what, names in sorted(found.items()):
         print(f'{len(names):5} {what}')
@@ -164,7 +172,7 @@ def stepped(name):
 
 
 def test_random_ones_are_built_and_stepped():
-    names = outcomes(False)['works']
+    names = outcomes('pwalks', False)['works']
     random.Random(0).shuffle(names)
     found = defaultdict(list)
     for name in names:

@@ -1,6 +1,6 @@
 # Photographs of hands, 32x32 pixels, with an eighth of the published width,
 # half of the batch and a larger rate: minutes on a CPU core.
-#   python tools/train.py configs/cls/resnet18_sign_digits_small.py --seed 0
+#   python tools/train.py configs/study/sign_digits.py --seed 0
 # trains the classifier first, by whose features images are measured.
 _base_ = ['../_base_/gan.py']
 model = dict(generator=dict(width=16), discriminator=dict(width=16))
@@ -51,8 +51,8 @@ val_evaluator = dict(
     features=dict(
         type='mmpsw.ClassifierFeatures',
         name='sign_digits',
-        config='configs/cls/resnet18_sign_digits_small.py',
-        checkpoint='work_dirs/resnet18_sign_digits_small/epoch_10.pth'))
+        config='configs/study/sign_digits.py',
+        checkpoint='work_dirs/sign_digits/epoch_10.pth'))
 test_evaluator = val_evaluator
 # Longer, or with another decay, it gets worse again: README.md here.
 param_scheduler = [

@@ -30,7 +30,7 @@ def check_training(cfg: Config, amp: bool = False) -> None:
     check_names(cfg)
     check_psw(cfg)
     check_amp(cfg, amp)
-    check_topk(cfg)
+    check_topk(cfg, 'val')
     check_data(cfg, 'train', 'val')
 
 
@@ -263,13 +263,16 @@ def check_fit(cfg: Config, model: nn.Module, whole: bool = False) -> None:
     content = checkpoints.read(path, whole=False)
     hooks = [configs.class_name(hook.get('type'))
              for hook in cfg.get('custom_hooks') or []]
-    if (cfg.get('resume') and 'orthogonal' in content
-            and 'OrthogonalHook' not in hooks):
-        raise ValueError(
-            f"checkpoint '{path}' was saved with orthogonal maps, which this "
-            'run does not have; add --with orthogonal (or the variant that '
-            'the run was begun with), or start from its weights with '
-            'load_from and without --resume')
+    for what, arm, there, hook in (
+            ('orthogonal maps', 'orthogonal', 'orthogonal' in content,
+             'OrthogonalHook'),
+            ('LpSGD', 'lp_sgd', _is_of_lp_sgd(content), 'LpSGDHook')):
+        if cfg.get('resume') and there and hook not in hooks:
+            raise ValueError(
+                f"checkpoint '{path}' was saved with {what}, which this run "
+                f'does not have; add --with {arm} (with the settings that the '
+                'run was begun with), or start from its weights with '
+                'load_from and without --resume')
     problem = _misfit(path, unwrapped(model), whole or bool(
         cfg.get('resume')))
     if problem is not None:
@@ -277,6 +280,11 @@ def check_fit(cfg: Config, model: nn.Module, whole: bool = False) -> None:
             f"checkpoint '{path}' is of another model than the config's, "
             f'because {problem}; give one of this model, or the config that '
             'it was trained with')
+
+
+def _is_of_lp_sgd(content: Any) -> bool:
+    groups = (content.get('optimizer') or {}).get('param_groups') or []
+    return any(group.get('p') is not None for group in groups)
 
 
 def _local_source(cfg: Config) -> str | None:

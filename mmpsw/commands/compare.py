@@ -284,9 +284,9 @@ def prepare(grid: grids.Grid, jobs: int | None = None
     for arm in grid.arms:
         args = train.parse_args(grid.arguments(grids.Cell(arm, grid.seeds[0])))
         cfg = train.build_config(args)
+        checks.check_training(cfg, args.amp)
         if arm == grid.first:
             remarks = differences(grid.config, cfg, grid.processes)
-        checks.check_training(cfg, args.amp)
         checks.check_weights(cfg, grid.config, args.weights)
     room = training.slots(visible_gpus(), grid.processes, jobs)
     own = [cell for cell in grid.cells if grid.host(cell) is None]
@@ -390,10 +390,9 @@ def summary(args: Namespace) -> None:
 def sweep(args: Namespace) -> None:
     """Prints how wide the good range of a setting is, and draws it."""
     from mmpsw.compare import plots, sweep, table
-    runs, better, metric = sweep.read(args.work_dirs, args.key, args.metric,
-                                      args.rule)
-    wide = sweep.robustness(runs, args.within, better)
-    print(f'The last validation, {metric}, against {args.key}: means over '
+    runs = sweep.read(args.work_dirs, args.key, args.metric, args.rule)
+    wide = sweep.robustness(runs, args.within)
+    print(f'The last {runs.key.iloc[0]} against {args.key}: means over '
           f'{runs.seed.nunique()} seeds; the best of these, and the range '
           f'around it that is within {args.within:g}:\n')
     out = options.out_folder(args.out or 'work_dirs/sweep',
@@ -403,9 +402,11 @@ def sweep(args: Namespace) -> None:
         form = '{:g}' if name in ('lowest', 'highest') else f'{{:.{digits}f}}'
         wide[name] = wide[name].map(form.format)
     print(wide.to_markdown(disable_numparse=True))
-    runs.to_csv(out / 'sweep.csv', index=False, lineterminator='\n')
-    print('\npicture:', plots.save(plots.plot_sweep(
-        runs, table.baseline_of(runs), args.key, metric, args.title or ''),
+    runs.rename(columns=dict(step='setting'))[[
+        'arm', 'seed', 'setting', 'value']].to_csv(
+            out / 'sweep.csv', index=False, lineterminator='\n')
+    print('\npicture:', plots.save(plots.plot_curves(
+        runs, table.baseline_of(runs), args.title or '', log=True),
         out / 'sweep.png'))
 
 

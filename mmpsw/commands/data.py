@@ -2,7 +2,7 @@
 import os
 import os.path as osp
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def check_data(cfg: Config, *phases: str) -> None:
 
     Where nothing but the file system can hold them: a data set of a class
     that no framework ships, or with another storage backend, finds or makes
-    its files in a way of its own.
+    its files in a way of its own. All that is missing is said at once.
 
     Raises:
         FileNotFoundError: Files or folders do not exist; it names them all.
@@ -38,9 +38,7 @@ def check_data(cfg: Config, *phases: str) -> None:
             if _is_stock(cfg, dataset) and not _is_elsewhere(dataset):
                 problems += _check_dataset(inner, dataset)
         key = f'{phase}_evaluator'
-        evaluators = cfg.get(key) or []
-        for evaluator in ([evaluators] if isinstance(evaluators, dict) else
-                          evaluators):
+        for evaluator in _evaluators(cfg, phase):
             if not _is_elsewhere(evaluator):
                 problems += _missing(
                     [evaluator.get('ann_file')], key, 'put the annotations '
@@ -50,25 +48,23 @@ def check_data(cfg: Config, *phases: str) -> None:
         raise FileNotFoundError('; '.join(problems))
 
 
-def check_topk(cfg: Config) -> None:
-    """Refuses an accuracy among more classes than there are.
+def check_topk(cfg: Config, phase: str) -> None:
+    """Refuses an accuracy among more classes than there are, at 'val', 'test'.
 
     mmpretrain's stock data sets have topk=(1, 5), and it would end with an
     error at the first validation.
     """
-    classes = ((cfg.get('model') or {}).get('head') or {})
-    classes = classes.get('num_classes') if isinstance(classes, dict) else None
-    for phase in ('val', 'test'):
-        evaluators = cfg.get(f'{phase}_evaluator') or []
-        for evaluator in ([evaluators] if isinstance(evaluators, dict) else
-                          evaluators):
-            topk = evaluator.get('topk') or ()
-            most = max((topk, ) if isinstance(topk, int) else topk, default=0)
-            if classes and most > classes:
-                raise ValueError(
-                    f'{phase}_evaluator.topk={topk} cannot be used, because '
-                    f'the model has {classes} classes; set --cfg-options '
-                    f'{phase}_evaluator.topk="(1,)"')
+    head = (cfg.get('model') or {}).get('head') or {}
+    classes = head.get('num_classes') if isinstance(head, dict) else None
+    for evaluator in _evaluators(cfg, phase):
+        topk = evaluator.get('topk') or ()
+        most = max((topk, ) if isinstance(topk, int) else topk, default=0)
+        if (classes and most > classes and configs.class_name(
+                evaluator.get('type')) == 'Accuracy'):
+            raise ValueError(
+                f'{phase}_evaluator.topk={topk} cannot be used, because the '
+                f'model has {classes} classes; set --cfg-options '
+                f'{phase}_evaluator.topk="(1,)"')
 
 
 @contextmanager
@@ -81,9 +77,9 @@ def explained() -> Iterator[None]:
         dataset = _reading(error)
         if dataset is None:
             raise
-        empty = isinstance(error, ValueError)  # in numpy.concatenate
-        problem = ('nothing is left in it to learn from' if empty else
-                   ' '.join(str(error).split()).rstrip('.'))
+        problem = ' '.join(str(error).split()).rstrip('.')
+        if 'need at least one array' in problem:  # to hold all of it
+            problem = 'nothing is left in it to learn from'
         raise ValueError(
             f'the data set {type(dataset).__name__} cannot be used, because '
             f'{problem}: {"; ".join(_findings(dataset))}') from error
@@ -111,10 +107,11 @@ def _findings(dataset: BaseDataset) -> Iterator[str]:
         yield f'metainfo.classes is {_listed(classes)}'
     ann_file = dataset.ann_file or ''
     if ann_file.endswith('.json'):
-        held = load(ann_file, backend_args=dataset.backend_args)
-        if isinstance(held, dict) and 'categories' in held:
-            yield (f"the categories of '{ann_file}' are "
-                   + _listed(one['name'] for one in held['categories']))
+        with suppress(ValueError):  # that it is no JSON is said already
+            held = load(ann_file, backend_args=dataset.backend_args)
+            if isinstance(held, dict) and 'categories' in held:
+                yield (f"the categories of '{ann_file}' are "
+                       + _listed(one['name'] for one in held['categories']))
     elif ann_file:
         yield f"the files are named by '{ann_file}'"
     for key in ('img_suffix', 'extensions'):
@@ -135,6 +132,11 @@ def _findings(dataset: BaseDataset) -> Iterator[str]:
 def _listed(names: Iterator[str]) -> str:
     names = [f"'{name}'" for name in names]
     return ', '.join(names[:10]) + (', ...' if len(names) > 10 else '')
+
+
+def _evaluators(cfg: Config, phase: str) -> list[dict]:
+    evaluators = cfg.get(f'{phase}_evaluator') or []
+    return [evaluators] if isinstance(evaluators, dict) else evaluators
 
 
 def _datasets(node: object, key: str) -> Iterator[tuple[str, dict]]:

@@ -14,7 +14,7 @@ from mmpsw.compare import grid as grids
 from mmpsw.compare.grid import shipped
 
 _DATA = Path('data/digits')
-_CONFIG = 'configs/det/retinanet_r18_digits_constant.py'
+_CONFIG = 'configs/study/retinanet_r18_digits_constant.py'
 _SHORT_EPOCHS = 2
 _SCORE_THR = 0.3
 
@@ -79,7 +79,7 @@ def quickstart(args: Namespace) -> None:
           f'  python {shipped("tools/compare.py")} run CONFIG --seeds 0 1 2   '
           'compares the techniques on it\n'
           '  two lines in a config of yours do the same: see '
-          'configs/det/*_pwalks.py')
+          'configs/det/*_psw.py')
 
 
 def make_grid(args: Namespace) -> grids.Grid:

@@ -63,7 +63,7 @@ def test(args: Namespace) -> dict:
     cfg = build_config(args)
     cfg.load_from = zoo.checkpoint(args.checkpoint, args.config, args.weights)
     checks.check_checkpoint(cfg.load_from)
-    data.check_topk(cfg)
+    data.check_topk(cfg, 'test')
     data.check_data(cfg, 'test')
     checks.make_work_dir(cfg, hold=False)
     runner = launch.build_runner(cfg)

@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from mmpsw import configs
 from mmpsw.commands import options
+from mmpsw.compare.runs import is_by_epoch
 from mmpsw.zoo import FROM_ZOO
 
 if TYPE_CHECKING:  # torch comes with it
@@ -107,6 +108,9 @@ def build_config(args: Namespace, notes: list[str] | None = None) -> Config:
         cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': args.seed}
     if args.from_zoo:
         cfg.load_from = FROM_ZOO
+    logger = (cfg.get('default_hooks') or {}).get('logger')
+    if args.validate_first and logger and not is_by_epoch(cfg):
+        logger.log_metric_by_epoch = False  # or its point 0 has no number
     if args.resume == 'auto':
         cfg.resume = checks.NEWEST
     elif args.resume is not None:

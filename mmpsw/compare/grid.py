@@ -94,31 +94,42 @@ class Grid:
     def host(self, cell: Cell) -> Cell | None:
         """The run in which this one rides along; None for one of its own.
 
-        One that has a run of its own goes on with that, and one that comes
-        after the baseline's run was begun needs one.
+        One that has a run of its own goes on with that, and one that the
+        baseline's run has left behind needs one.
         """
         host = Cell(BASELINE, cell.seed)
         if (cell.arm not in self.passengers or BASELINE not in self.arms
                 or self.log(cell).exists()):
             return None
-        begun = resume_point(self.run_dir(host)) is not None
-        return None if begun and not self.run_dir(cell).exists() else host
+        lag, own = (steps_done(self.run_dir(host)),
+                    steps_done(self.run_dir(cell)))
+        # It is validated after its host: a kill may have come in between.
+        begun = self.run_dir(cell).exists()
+        return host if lag - own <= begun * self.interval(BASELINE) else None
+
+    def guests(self, cell: Cell) -> list[Cell]:
+        """What rides along in a run."""
+        others = (Cell(arm, cell.seed) for arm in self.passengers)
+        return [other for other in others if self.host(other) == cell]
+
+    def done(self, cell: Cell) -> int:
+        """How far a run is, with what rides along, validation included."""
+        return min(steps_done(self.run_dir(one))
+                   for one in (cell, *self.guests(cell)))
 
     def arguments(self, cell: Cell) -> list[str]:
         """What tools/train.py is given to train a run, or go on with it."""
         hook = 'default_hooks.checkpoint'
         begin = []
         if self.run_dir(cell).exists():
-            checkpoint = resume_point(self.run_dir(cell))
+            checkpoint = resume_point(self.run_dir(cell), self.done(cell))
             begin = (['--resume', str(checkpoint)] if checkpoint
                      else ['--overwrite'])
-        guests = [Cell(arm, cell.seed) for arm in self.passengers
-                  if self.host(Cell(arm, cell.seed)) == cell]
         return [
             self.config, '--with', *split_arm(self.arms[cell.arm]),
             '--seed', str(cell.seed), '--work-dir', str(self.run_dir(cell)),
             *begin, *self.flags,
-            *(word for guest in guests for word in (
+            *(word for guest in self.guests(cell) for word in (
                 '--ride-along', self.arms[guest.arm],
                 str(self.run_dir(guest)))),
             '--cfg-options',
@@ -323,8 +334,8 @@ def steps_done(run_dir: Path) -> int:
     return max(run.validations, default=0) if run else 0
 
 
-def resume_point(run_dir: Path) -> Path | None:
-    """The newest checkpoint whose own validation is logged, or None.
+def resume_point(run_dir: Path, done: int) -> Path | None:
+    """The newest checkpoint up to the step that was validated, or None.
 
     Not simply the last checkpoint: it may have been written just before a
     validation that was interrupted, whose point would be missing.
@@ -332,7 +343,6 @@ def resume_point(run_dir: Path) -> Path | None:
     steps = {path: int(path.stem.rpartition('_')[2])
              for path in run_dir.glob('*_*.pth')
              if re.fullmatch(r'(epoch|iter)_\d+', path.stem)}
-    done = steps_done(run_dir) if steps else 0
     usable = [path for path in steps if steps[path] <= done]
     return max(usable, key=steps.get, default=None)
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from mmpsw.compare.table import KEYS, curve
 
 __all__ = ['NARROW', 'WIDE', 'check_format', 'drawn', 'plot_curves',
-           'plot_differences', 'plot_sweep', 'save']
+           'plot_differences', 'save']
 
 WIDE, NARROW = 8.5, 3.6  # inches: of a page, and of a telephone
 # Okabe and Ito's colours, which the colour-blind can tell apart, without
@@ -39,8 +39,8 @@ def looks(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 @matplotlib.rc_context(_STYLE)
 def plot_curves(table: pd.DataFrame, baseline: str, title: str = '',
-                width: float = WIDE) -> Figure:
-    """Draw the validation metric of every arm over its runs.
+                width: float = WIDE, log: bool = False) -> Figure:
+    """Draw the validation metric of every arm over its steps, or a setting.
 
     A line is the mean over an arm's seeds, the band around it that mean +-
     their standard deviation. The baseline is black and dashed. More than five
@@ -51,6 +51,7 @@ def plot_curves(table: pd.DataFrame, baseline: str, title: str = '',
         baseline: The arm that the others are compared with.
         title: Above the picture.
         width: In inches.
+        log: Whether the steps double, as those of a setting may.
     """
     arms = list(table.arm.unique())
     others = [arm for arm in arms if arm != baseline]
@@ -65,16 +66,21 @@ def plot_curves(table: pd.DataFrame, baseline: str, title: str = '',
     own = looks(others) | {baseline: _BASELINE}
     for axes, shown in zip(grid, panels):
         for arm in (baseline, *shown):
-            _draw_curve(axes, curve(table, arm), arm, *own[arm],
+            _draw_curve(axes, curve(table, arm, not log), arm, *own[arm],
                         '--' if arm == baseline else '-')
-        axes.xaxis.set_major_locator(MaxNLocator(
-            integer=True, min_n_ticks=1, nbins=8 if columns == 1 else 4))
+        if log:
+            steps = sorted(table.step.unique())
+            axes.set_xscale('log', base=2)
+            axes.set_xticks(steps, [f'{step:g}' for step in steps])
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(
+                integer=True, min_n_ticks=1, nbins=8 if columns == 1 else 4))
         if len(panels) > 1:
             axes.set_title(shown[0], color=own[shown[0]][0], loc='left')
     for axes in grid[len(panels):]:
         axes.set_visible(False)
     first = table[table.step.notna()].iloc[0]
-    counts = table.groupby('arm').run.nunique()
+    counts = table.groupby(['arm', 'step']).run.nunique().groupby('arm').max()
     seeds = ' to '.join(map(str, sorted({counts.min(), counts.max()})))
     note = ('one run an arm' if seeds == '1' else
             f'mean and standard deviation, {seeds} seeds')
@@ -131,45 +137,6 @@ def plot_differences(numbers: pd.DataFrame, baseline: str,
     figure.supxlabel(f'difference to {baseline}' + (
         ', 95 % interval over seeds; blue is better, orange worse, grey '
         'undecided' if intervals else ''), fontsize=9, wrap=True)
-    return figure
-
-
-@matplotlib.rc_context(_STYLE)
-def plot_sweep(runs: pd.DataFrame, baseline: str, key: str, metric: str,
-               title: str = '') -> Figure:
-    """Draw the last validation of every arm against a setting.
-
-    A line is the mean over the seeds, the band around it reaches from the
-    worst to the best of them.
-
-    Args:
-        runs: What :func:`mmpsw.compare.sweep.read` returns.
-        baseline: The arm that is drawn in black.
-        key: The setting, for the axis.
-        metric: What the values are, for the other.
-        title: Above the picture.
-    """
-    figure = Figure(figsize=(7, 4), dpi=150, layout='constrained')
-    axes = figure.subplots()
-    arms = runs.arm.unique()
-    own = looks([arm for arm in arms if arm != baseline])
-    for arm in arms:
-        values = runs[runs.arm == arm].groupby('setting').value
-        color, marker = own.get(arm, _BASELINE)
-        axes.fill_between(values.min().index, values.min(), values.max(),
-                          color=color, alpha=0.15, linewidth=0)
-        axes.plot(values.mean(), color=color, marker=marker, label=arm,
-                  linestyle='--' if arm == baseline else '-', linewidth=1.6,
-                  markersize=4)
-    settings = sorted(runs.setting.unique())
-    axes.set_xscale('log', base=2)
-    axes.set_xticks(settings, [f'{value:g}' for value in settings])
-    seeds = runs.seed.nunique()
-    axes.set_xlabel(key + (f' (mean, worst and best of {seeds} seeds)'
-                           if seeds > 1 else ''))
-    axes.set_ylabel(f'last validation, {metric}')
-    figure.legend(loc='outside right center', frameon=False, fontsize=9)
-    figure.suptitle(title, x=0.01, ha='left', fontweight='bold')
     return figure
 
 

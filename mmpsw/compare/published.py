@@ -92,9 +92,9 @@ def _schedule(cfg: Config, published: Config) -> list[str]:
 def _batch(cfg: Config, published: Config, stock: Stock,
            processes: int) -> list[str]:
     """The images of an update, against those that the rate is meant for."""
-    size = cfg.train_dataloader.get('batch_size')
-    size = size or cfg.train_dataloader.get('batch_sampler', {}).get(
-        'batch_size', 1)
+    loader = cfg.get('train_dataloader') or {}
+    size = loader.get('batch_size') or (
+        loader.get('batch_sampler') or {}).get('batch_size', 1)
     accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
     total = size * processes * accumulated
     named = re.search(r'_(\d+)xb(\d+)', stock.inner)

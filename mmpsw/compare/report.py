@@ -84,22 +84,20 @@ def write_report(found: pd.DataFrame,
 
 def _check_out_dir(out_dir: Path) -> None:
     """Refuse a folder with anything but an earlier report in it."""
-    if not out_dir.exists():
-        return
-    if not out_dir.is_dir():
+    if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"the report cannot be written to '{out_dir}', "
                          'because that is a file; give a folder')
-    files = sorted(path.name for path in out_dir.iterdir())
-    others = sorted({*files} - {PAGE, *FILES})
-    marks = ((PAGE, _GENERATOR), (table.FILE, 'arm,run,seed,'))
+    files = sorted(out_dir.iterdir()) if out_dir.exists() else []
+    others = [path for path in files if path.name not in (PAGE, *FILES)]
     is_report = any(mark in (out_dir / name).read_text(
-        encoding='utf-8', errors='replace')
-        for name, mark in marks if (out_dir / name).is_file())
+        encoding='utf-8', errors='replace') for name, mark in (
+            (PAGE, _GENERATOR), (table.FILE, 'arm,run,seed,'))
+        if (out_dir / name).is_file())
     if files and (others or not is_report):
         raise ValueError(
             f"the report cannot be written to '{out_dir}', because something "
-            f'else than an earlier report is there ({[*others, *files][0]}); '
-            'give another folder with --out')
+            f'else than an earlier report is there '
+            f'({[*others, *files][0].name}); give another folder with --out')
 
 
 def _render(found: pd.DataFrame, numbers: pd.DataFrame, baseline: str,

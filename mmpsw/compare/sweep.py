@@ -10,7 +10,7 @@ __all__ = ['read', 'robustness']
 
 
 def read(paths: Sequence[str | Path], key: str, metric: str | None = None,
-         rule: str | None = None) -> tuple[pd.DataFrame, str, str]:
+         rule: str | None = None) -> pd.DataFrame:
     """Read comparisons that differ in one setting.
 
     Args:
@@ -21,51 +21,47 @@ def read(paths: Sequence[str | Path], key: str, metric: str | None = None,
         metric, rule: See :func:`mmpsw.compare.comparison.read`.
 
     Returns:
-        A row for each run: arm, seed, setting, and value, the metric of its
-        last validation; which values are better, and the metric's name.
+        A :func:`mmpsw.compare.table.long` of the runs' last validations,
+        whose steps are the setting, ascending.
 
     Raises:
         ValueError: A run's config has no such number, or two folders have
             the same arm with the same one.
     """
-    read = [(str(path), comparison.read([path], metric, rule))
-            for path in paths]
-    settings = {(path, number): _setting(run.config, key, path)
-                for path, c in read
-                for number, run in c.runs.source.items()}
-    runs = table.measures(pd.concat(table.long(c, path) for path, c in read))
-    runs = runs[runs.key == 'final']
-    runs = runs.assign(setting=[
-        settings[place] for place in zip(runs.comparison, runs.run)])
-    for (arm, setting), same in runs.groupby(['arm', 'setting']).comparison:
+    found = []
+    for path in map(str, paths):
+        c = comparison.read([path], metric, rule)
+        last = table.measures(table.long(c, path))
+        last = last[last.key == 'final'].assign(key=c.metric, unit=key)
+        found.append(last.assign(step=[
+            _setting(c.runs.source[run].config, key, path)
+            for run in last.run]))
+    runs = pd.concat(found, ignore_index=True)
+    for (arm, setting), same in runs.groupby(['arm', 'step']).comparison:
         one, *others = same.unique()
         if others:
             raise ValueError(
                 f"'{one}' and '{others[0]}' both have the arm {arm} with "
                 f'{key}={setting:g}; give one of them, or names: NAME=DIR')
-    first = read[0][1]
-    return (runs.sort_values('setting', kind='stable')[
-        ['arm', 'seed', 'setting', 'value']], first.better, first.metric)
+    return runs.sort_values('step', kind='stable', ignore_index=True)
 
 
-def robustness(runs: pd.DataFrame, within: float,
-               better: str = 'higher') -> pd.DataFrame:
+def robustness(runs: pd.DataFrame, within: float) -> pd.DataFrame:
     """How wide the range is in which an arm is near its best.
 
     Args:
         runs: See :func:`read`.
         within: How far below the arm's best mean still is near, in units of
             the metric.
-        better: Which values are better, 'higher' or 'lower'.
 
     Returns:
         A row for each arm: the mean over the seeds at each setting, then
         best, the best of these means, and lowest and highest, the settings
         around it without a gap whose means are near.
     """
-    means = runs.pivot_table('value', 'arm', 'setting', sort=False)
+    means = runs.pivot_table('value', 'arm', 'step', sort=False)
     means = means[sorted(means)]
-    sign = 1 if better == 'higher' else -1
+    sign = 1 if (runs.better == 'higher').all() else -1
     near = {}
     for arm, row in (sign * means).iterrows():
         best = first = last = row.argmax()

@@ -57,7 +57,8 @@ def long(c: Comparison, name: str = '') -> pd.DataFrame:
 def load(paths: Sequence[str | Path]) -> pd.DataFrame:
     """The table of earlier reports, from their folders or files.
 
-    A comparison's name is its folder's.
+    A comparison's name is its folder's, or what a column of that name says,
+    so that a file may hold several.
 
     Raises:
         ValueError: A file is missing, is none of these, or two comparisons
@@ -72,17 +73,20 @@ def load(paths: Sequence[str | Path]) -> pd.DataFrame:
         folder = file.resolve().parent
         if folder.name == 'report':  # of a grid, in its folder
             folder = folder.parent
-        if folder.name in tables:
-            raise ValueError(f"two comparisons are called '{folder.name}', "
-                             'after their folders; rename one')
         try:
             table = pd.read_csv(file, converters=dict(arm=str))
-            tables[folder.name] = table.assign(comparison=folder.name)[
-                _COLUMNS].astype(_TYPES)
+            if 'comparison' not in table:
+                table = table.assign(comparison=folder.name)
+            table = table[_COLUMNS].astype(_TYPES)
         except (ValueError, KeyError) as error:
             raise ValueError(
                 f"'{file}' is no table of a comparison ({error}); give the "
                 f'{FILE} that compare.py report has written') from error
+        for name, rows in table.groupby('comparison', sort=False):
+            if name in tables:
+                raise ValueError(f"two comparisons are called '{name}', "
+                                 'after their folders; rename one')
+            tables[name] = rows
     return pd.concat(tables.values(), ignore_index=True)
 
 
@@ -167,16 +171,16 @@ def statistics(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
     return numbers
 
 
-def curve(table: pd.DataFrame, arm: str) -> pd.DataFrame:
+def curve(table: pd.DataFrame, arm: str, shared: bool = True) -> pd.DataFrame:
     """Mean and standard deviation (NaN for one run) of an arm, by step.
 
-    At the steps that all of its runs have.
+    At the steps that all of its runs have, unless they need not be shared.
     """
     points = table[(table.arm == arm) & table.step.notna()]
     values = points.groupby('step').value
     found = pd.DataFrame(dict(mean=values.mean(skipna=False),
                               std=values.std(skipna=False)))
-    return found[values.size() == points.run.nunique()]
+    return found[values.size() == points.run.nunique()] if shared else found
 
 
 def in_points(numbers: pd.DataFrame) -> int:
@@ -211,8 +215,8 @@ def _finding(rows: pd.DataFrame, baseline: str, when: str,
     side = ''
     for row in rows[rows.verdict != 0].itertuples():
         before, side = side, 'above' if row.difference > 0 else 'below'
-        half = '' if np.isnan(row.half_width) else (
-            f' +- {row.half_width * scale:.{digits}f}')
+        half = f' +- {row.half_width * scale:.{digits}f}' if (
+            row.pairs > 1) else ' (one seed)' if (rows.pairs > 1).any() else ''
         amount = f'{abs(row.difference) * scale:.{digits}f}{half}'
         parts.append(
             f'{row.arm} {amount}{f" {side}" if side != before else ""}'

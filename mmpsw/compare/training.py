@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mmpsw.compare.grid import Cell, Grid, steps_done
+from mmpsw.compare.grid import Cell, Grid
 from mmpsw.compare.runs import full_name, measured, parse_line
 
 __all__ = ['Board', 'Training', 'TrainingError', 'explain', 'slots', 'train']
@@ -143,7 +143,7 @@ class Training:
         self.grid, self.cell, self.board, self.env = grid, cell, board, env
         self.folder, self.log = grid.run_dir(cell), grid.log(cell)
         self.iteration = self.read_to = 0  # the last, and bytes of the file
-        self.validated = steps_done(self.folder)
+        self.validated = grid.done(cell)
         self.before = {*self._files()}
         command = grid.command(cell)
         board.say(f'\n[{board.begin(cell)}] {cell}\n$ {shlex.join(command)}\n'
@@ -215,7 +215,7 @@ class Board:
         self.grid, self.cells = grid, cells
         self.pace = 0.  # iterations an epoch
         self.steps = {cell: grid.max_steps(cell.arm) for cell in cells}
-        self.done = {cell: min(float(steps_done(grid.run_dir(cell))), steps)
+        self.done = {cell: min(float(grid.done(cell)), steps)
                      for cell, steps in self.steps.items()}
         console = Console(highlight=False, markup=False, soft_wrap=True)
         self.bar = Progress(

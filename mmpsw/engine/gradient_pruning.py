@@ -1,5 +1,4 @@
 """Pruning activation gradients: where mmengine and autograd call it."""
-import logging
 import math
 import re
 from collections import deque
@@ -22,7 +21,6 @@ from mmpsw.methods.averaging.numbers import check_integer
 from mmpsw.methods.gradient_pruning import (
     Pruner,
     factor_of_rate,
-    factor_of_sparsity,
 )
 from mmpsw.models import unwrapped
 from mmpsw.registry import HOOKS
@@ -65,11 +63,8 @@ class GradientPruningHook(Hook):
     that skips them, are multiply-adds: configs/gradient_pruning/README.md.
 
     Args:
-        rate (float, optional): The share of normal gradients that lie below
-            tau, in [0, 1). 0 changes nothing. Defaults to 0.9, unless
-            ``sparsity`` is given.
-        sparsity (float, optional): Instead: the least share of zeros, in
-            [0, 1). The variance grows as ``1 / (1 - sparsity)``.
+        rate (float): The share of normal gradients that lie below tau, in
+            [0, 1). 0 changes nothing. Defaults to 0.9.
         window (int): Iterations from which tau is predicted. Defaults to 5.
         include (str or Sequence[str], optional): Regular expressions, one of
             which must be found in a convolution's name, such as
@@ -84,23 +79,14 @@ class GradientPruningHook(Hook):
     """
 
     def __init__(self,
-                 rate: float | None = None,
-                 sparsity: float | None = None,
+                 rate: float = 0.9,
                  window: int = 5,
                  include: str | Sequence[str] = (),
                  exclude: str | Sequence[str] = (),
                  seed: int = 0):
-        if rate is not None and sparsity is not None:
-            raise ValueError(f'rate={rate!r} and sparsity={sparsity!r} cannot '
-                             'be used together, because each says how large '
-                             'tau is: leave one out.')
-        if sparsity is not None:
-            self.factor = factor_of_sparsity(sparsity)
-        else:
-            self.factor = factor_of_rate(0.9 if rate is None else rate)
+        self.factor = factor_of_rate(rate)
         check_integer('window', window, 1)
         check_integer('seed', seed, 0)
-        self.sparsity = sparsity
         self.window = window
         self.include = _patterns('include', include)
         self.exclude = _patterns('exclude', exclude)
@@ -142,8 +128,6 @@ class GradientPruningHook(Hook):
             module.register_forward_pre_hook(_note_norm, with_kwargs=True)
             for module in model.modules() if isinstance(module, NORMS)
         ]
-        if self.sparsity is not None:
-            _warn_of_variance(self.sparsity)
 
     def before_train_iter(self, runner: Runner, *args: Any,
                           **kwargs: Any) -> None:
@@ -349,14 +333,3 @@ def _patterns(key: str, patterns: str | Sequence[str]) -> list[re.Pattern]:
 
 def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.
-
-
-def _warn_of_variance(sparsity: float) -> None:
-    times = 2 / math.pi / (1 - sparsity)
-    print_log(
-        f'gradient_pruning: sparsity={sparsity} puts tau at '
-        f'{math.sqrt(math.pi / 2) * times:.1f} standard deviations of normal '
-        f'gradients, and gives what is left about {max(times, 1):.1f} times '
-        'their variance: a run may become slower, or fail.',
-        logger='current',
-        level=logging.WARNING)

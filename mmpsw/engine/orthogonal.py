@@ -8,10 +8,13 @@ from mmengine.logging import MessageHub, print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from mmpsw.methods.orthogonal import OrthogonalConv2d, OrthogonalTraining
+from mmpsw.methods.orthogonal import (
+    OrthogonalConv2d,
+    OrthogonalTraining,
+    minimise_energy,
+)
 from mmpsw.models import unwrapped
 from mmpsw.registry import HOOKS, MODELS
 
@@ -50,11 +53,11 @@ class OrthogonalHook(Hook):
             to 750, the paper's.
         start (str): 'random' or 'identity': where R starts. Defaults to
             'random', the paper's.
-        reset_norms (bool): Whether batch norm's scale and shift start anew
-            when rows are drawn, wherever they are trained. The authors' code
-            does so in stochastic layers, the paper does not. Defaults to
-            False.
         seed (int): Of the generator that draws R and the rows. Defaults to 0.
+        refine (int): The paper's refined start: so many steps of gradient
+            descent on the hyperspherical energy of each layer's neurons,
+            which get the norm 1, before the training. Only of weights that
+            are drawn. Defaults to 0.
 
     Raises:
         ValueError: The model has no layer that can be turned, or a setting
@@ -65,24 +68,72 @@ class OrthogonalHook(Hook):
 
     def __init__(self, map: str = 'cayley', max_dim: int = 1152,
                  share: float = 0.25, stochastic: bool = False,
-                 period: int = 750, start: str = 'random',
-                 reset_norms: bool = False, seed: int = 0):
+                 period: int = 750, start: str = 'random', seed: int = 0,
+                 refine: int = 0):
         self.settings = dict(map=map, share=share, period=period, start=start,
                              seed=seed)
         self.max_dim = max_dim
         self.stochastic = stochastic
-        self.reset_norms = reset_norms
         self.trainings: dict[str, OrthogonalTraining] = {}
+        self.zero: list[str] = []
+        self.refine = refine
 
     def before_run(self, runner: Runner) -> None:
-        """Add each R to its weight's optimizer, when the run is a training."""
-        trains = isinstance(getattr(runner, '_train_loop', None), BaseLoop)
-        if self.trainings or not trains:
+        """Look at the layers, when the run is a training."""
+        if not isinstance(getattr(runner, '_train_loop', None), BaseLoop):
             return
         if sum(isinstance(hook, OrthogonalHook) for hook in runner.hooks) > 1:
             raise ValueError(
                 'Two OrthogonalHooks cannot turn the same weights: leave one '
                 'out of --with, or of custom_hooks.')
+        self._choose(unwrapped(runner.model))
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Go on with the maps of a run that is resumed.
+
+        Before its optimizer's state is loaded, which is theirs too.
+
+        Raises:
+            ValueError: It was begun without them, or with other settings.
+        """
+        if not getattr(runner, '_resume', False):
+            return
+        saved = checkpoint.get('orthogonal')
+        if saved is None:
+            raise ValueError(
+                'The checkpoint cannot be resumed from with OrthogonalHook, '
+                'because it has no orthogonal maps: resume with the settings '
+                'with which the run was begun, or start a new one from its '
+                'weights with load_from.')
+        self.zero = saved['zero']
+        self._begin(runner)
+        for name, training in self.trainings.items():
+            training.load_state_dict(saved['maps'][name])
+
+    def before_train(self, runner: Runner) -> None:
+        """Start from the weights that were initialised or loaded.
+
+        Raises:
+            ValueError: There is nothing to turn, or it cannot be turned so.
+        """
+        if self.trainings:
+            return
+        if runner.iter:
+            raise ValueError(
+                'OrthogonalHook cannot go on from Runner.resume() by hand, '
+                'because its matrices have to be there before: use '
+                'resume=True with load_from.')
+        model = unwrapped(runner.model)
+        self._check_start(runner, model)
+        self.zero = [name for name, conv in _convolutions(model)
+                     if not conv.weight.any()]
+        if self.refine:
+            whole, drawn, _ = self._choose(model)
+            for weight in (whole | drawn).values():
+                minimise_energy(weight, self.refine)
+        self._begin(runner)
+
+    def _begin(self, runner: Runner) -> None:
         model = unwrapped(runner.model)
         whole, drawn, left = self._choose(model)
         for name, wrapper in _optim_wrappers(runner):
@@ -93,45 +144,18 @@ class OrthogonalHook(Hook):
             if weights:
                 self.trainings[name] = OrthogonalTraining(
                     wrapper.optimizer, weights, stochastic=drawn,
-                    norms=[m for m in model.modules() if self.reset_norms
-                           and isinstance(m, _BatchNorm) and m.affine
-                           and m.weight.requires_grad], **self.settings)
+                    **self.settings)
         if not self.trainings:
             raise ValueError(
                 'OrthogonalHook has nothing to turn, because '
                 f'{type(model).__name__} has no convolution outside of its '
                 f'heads for it{_listed("; left", left)}: train without it, or '
                 'set max_dim if they are too large.')
-        self._check_start(runner, model)
         print_log(
             f"orthogonal: {self.settings['map']} on "
             f'{len(whole) + len(drawn)} convolutions'
             f'{_listed("; whole", whole)}{_listed("; in part", drawn)}'
             f'{_listed("; left as they are", left)}', logger='current')
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Go on with the maps of a run that is resumed.
-
-        Raises:
-            ValueError: It was begun without them, or with other settings.
-        """
-        if not getattr(runner, '_resume', False):
-            return
-        saved = checkpoint.get('orthogonal', {})
-        for name, training in self.trainings.items():
-            if name not in saved:
-                raise ValueError(
-                    'The checkpoint cannot be resumed from with '
-                    'OrthogonalHook, because it has no orthogonal maps: '
-                    'resume with the settings with which the run was begun, '
-                    'or start a new one from its weights with load_from.')
-            training.load_state_dict(saved[name])
-
-    def before_train(self, runner: Runner) -> None:
-        """Start from the weights that were initialised or loaded."""
-        for training in self.trainings.values():
-            if not training.updates:
-                training.begin()
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Say how orthogonal the maps are."""
@@ -147,16 +171,19 @@ class OrthogonalHook(Hook):
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict) -> None:
         """Save what a resume needs, where the optimizer's state is saved."""
+        for training in self.trainings.values():
+            training.check()
         if self.trainings and 'optimizer' in checkpoint:
-            checkpoint['orthogonal'] = {
+            checkpoint['orthogonal'] = dict(zero=self.zero, maps={
                 name: training.state_dict()
-                for name, training in self.trainings.items()}
+                for name, training in self.trainings.items()})
 
     def _choose(self, model: nn.Module) -> tuple[dict, dict, dict]:
         """The weights to turn whole and in part, and why others are left."""
         whole, drawn, left = {}, {}, {}
         for name, conv in _convolutions(model):
-            reason = _why_not(model, conv)
+            reason = _why_not(model, conv) or (
+                'zero at the start' if name in self.zero else '')
             d = 0 if reason else conv.weight[0].numel()
             part = self.stochastic and bool(whole | drawn)
             if reason or d == 1:
@@ -175,6 +202,11 @@ class OrthogonalHook(Hook):
         given = runner._load_from and not runner._resume or any(
             'Pretrained' in str(getattr(module, 'init_cfg', ''))
             for module in model.modules())
+        if given and self.refine:
+            raise ValueError(
+                f'refine={self.refine} is not possible with weights that are '
+                'given (load_from, or a pretrained part), because it replaces '
+                'them: leave it out.')
         if given and (self.settings['map'], self.settings['start']) == (
                 'regulariser', 'random'):
             raise ValueError(

@@ -129,7 +129,7 @@ class _MaskHook(Hook):
         optimizer = runner.optim_wrapper.optimizer
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
-        self.zeros = share_of_zeros(self.masks)
+        self._set_masks(self.masks)
         self.mask_weights()
 
     def before_train_iter(self, runner: Runner, *args: Any,
@@ -170,8 +170,9 @@ class _MaskHook(Hook):
         self._gradients = None
         if self.due():
             self._gradients = {n: grad.clone() for n, grad in grads.items()}
-        for name, grad in grads.items():
-            grad.mul_(self.masks[name])
+        if grads:
+            torch._foreach_mul_(list(grads.values()),
+                                [self.factors[name] for name in grads])
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -179,8 +180,7 @@ class _MaskHook(Hook):
             return
         if self._gradients is not None:
             before = self.masks
-            self.masks = self.change_masks(self._gradients)
-            self.zeros = share_of_zeros(self.masks)
+            self._set_masks(self.change_masks(self._gradients))
             for name, weight in self.weights.items():
                 state = optimizer.state.get(weight, {})
                 for key in {'momentum_buffer', 'exp_avg'} & state.keys():
@@ -188,12 +188,19 @@ class _MaskHook(Hook):
         self.updates += 1
         self.mask_weights()
 
+    def _set_masks(self, masks: dict[str, Tensor]) -> None:
+        self.masks = masks
+        # As numbers, so that one multiplication masks all weights.
+        self.factors = {name: mask.to(self.weights[name].dtype)
+                        for name, mask in masks.items()}
+        self.zeros = share_of_zeros(masks)
+
     def mask_weights(self) -> None:
         """Set to zero what is masked of the weights in the model."""
         # Through .data, which LpSGD does not take for somebody's writing: the
         # v of what is masked stays, and counts in the filter's norm.
-        for name, weight in self.weights.items():
-            weight.data.masked_fill_(~self.masks[name], 0)
+        torch._foreach_mul_([weight.data for weight in self.weights.values()],
+                            list(self.factors.values()))
 
     def mask_average(self, model: nn.Module) -> None:
         """The same in a model beside it."""

@@ -13,7 +13,8 @@ The nearer p is to 1, the more of the weights are close to zero. p = 2 is SGD
 on the sphere: there w is v.
 """
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ __all__ = ['LpSGD']
 
 # Smaller weights are zeros: subnormal numbers slow a CPU's convolutions down.
 _SMALLEST = 1e-30
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class LpSGD(Optimizer):
@@ -57,14 +59,14 @@ class LpSGD(Optimizer):
     def __init__(self, params: Iterable, lr: float, p: float | None = None,
                  momentum: float = 0., nesterov: bool = False,
                  weight_decay: float = 0.):
-        self._versions: dict[Tensor, int] = {}
+        self._spheres: list[_Spheres] = []
         super().__init__(params, dict(
             lr=lr, p=p, momentum=momentum, nesterov=nesterov,
             weight_decay=weight_decay))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._versions = {}
+        self._spheres = []
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as any optimizer does, and check it."""
@@ -72,7 +74,8 @@ class LpSGD(Optimizer):
         _check(self.param_groups[-1])
 
     @torch.no_grad()
-    def project(self, names: dict[Tensor, str] | None = None) -> list[Tensor]:
+    def project(self, names: dict[Tensor, str] | None = None
+                ) -> dict[Tensor, Tensor]:
         """Put those weights on the sphere that have no v yet: w / ||w||_p.
 
         The first step would do it too, after its gradient was computed.
@@ -81,25 +84,47 @@ class LpSGD(Optimizer):
             names (Dict[Tensor, str], optional): Names for messages.
 
         Returns:
-            List[Tensor]: The weights that were put there.
+            Dict[Tensor, Tensor]: The weights that were put there, and what
+            each filter was multiplied by, of shape (c_out, ): the running
+            statistics of a batch norm behind it have to follow.
 
         Raises:
             ValueError: A filter is all zero, and so has no direction.
         """
-        projected = []
-        for group in self.param_groups:
-            weights = [w for w in group['params']
-                       if w.requires_grad and 'v' not in self.state[w]]
-            if group['p'] is None or not weights:
-                continue
-            for w in weights:
-                _check_filters(w, (names or {}).get(w, 'a weight'))
-            self._follow(weights, group['p'])
-            v = [self.state[w]['v'] for w in weights]
-            torch._foreach_copy_(weights, _weights(v, group['p']))
-            self._note(weights)
-            projected += weights
-        return projected
+        new = [w for group in self.param_groups if group['p'] is not None
+               for w in group['params']
+               if w.requires_grad and 'v' not in self.state[w]]
+        for w in new:
+            _check_filters(w, (names or {}).get(w, 'a weight'))
+        before = {w: w.detach().clone() for w in new}
+        factors = {}
+        for sphere in self._all_spheres(lambda w: w in before):
+            sphere.follow()
+            sphere.write()
+            for w in sphere.weights:
+                first = before[w].flatten(1)
+                size = torch.linalg.vector_norm(first, dim=1)
+                factors[w] = torch.linalg.vector_norm(
+                    w.flatten(1), dim=1) / size
+        return {w: factors[w] for w in new}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from another's state.
+
+        Raises:
+            ValueError: That is of another optimizer, or of other groups.
+        """
+        mine, theirs = ([(group.get('p'), len(group['params']))
+                         for group in state['param_groups']]
+                        for state in (self.state_dict(), state_dict))
+        if mine != theirs:
+            raise ValueError(
+                'LpSGD cannot go on from this state, because '
+                + ('it lies on other spheres: ' if any(
+                    p for p, _ in theirs) else 'another optimizer made it: ')
+                + 'resume with the settings with which the run was begun, or '
+                'start a new one from its weights with load_from.')
+        super().load_state_dict(state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Any:
@@ -110,10 +135,15 @@ class LpSGD(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [w for w in group['params'] if w.grad is not None]
+            if any(w.grad.is_sparse for w in params):
+                raise ValueError(
+                    'LpSGD cannot use sparse gradients, because it divides '
+                    'whole filters by their norm: use sparse=False in the '
+                    'embedding.')
             if params and group['p'] is None:
                 self._step_plainly(params, group)
-            elif params:
-                self._step_on_sphere(params, group)
+        for sphere in self._all_spheres(lambda w: w.grad is not None):
+            sphere.step()
         return loss
 
     def _step_plainly(self, params: list[Tensor], group: dict) -> None:
@@ -124,25 +154,8 @@ class LpSGD(Optimizer):
         grads = self._with_momentum(params, grads, group)
         torch._foreach_add_(params, grads, alpha=-group['lr'])
 
-    def _step_on_sphere(self, weights: list[Tensor], group: dict) -> None:
-        p, lr = group['p'], group['lr']
-        q = p / (p - 1)
-        self._follow(weights, p)
-        grads = self._with_momentum(weights, [w.grad for w in weights], group)
-        ghat = torch._foreach_div(grads, _norms(grads, q))
-        v = [self.state[w]['v'] for w in weights]
-        torch._foreach_mul_(v, 1 - lr)
-        torch._foreach_add_(v, ghat, alpha=-lr)
-        torch._foreach_div_(v, _norms(v, q))
-        torch._foreach_copy_(weights, _weights(v, p))
-        self._note(weights)
-
     def _with_momentum(self, params: list[Tensor], grads: list[Tensor],
                        group: dict) -> list[Tensor]:
-        if any(grad.is_sparse for grad in grads):
-            raise ValueError(
-                'LpSGD cannot use sparse gradients, because it divides whole '
-                'filters by their norm: use sparse=False in the embedding.')
         if not group['momentum']:
             return grads
         buffers = []
@@ -156,50 +169,174 @@ class LpSGD(Optimizer):
             return buffers
         return torch._foreach_add(grads, buffers, alpha=group['momentum'])
 
-    def _follow(self, weights: Sequence[Tensor], p: float) -> None:
-        """Let v follow from each filter that somebody else has written."""
-        for w in weights:
-            state = self.state[w]
-            if 'v' not in state:
-                state['v'] = torch.zeros_like(w)
-            elif self._versions.get(w) == w._version:
+    def _all_spheres(self, has: Callable[[Tensor], bool]) -> list['_Spheres']:
+        """Those of the weights that ``has`` chooses, of one dtype each."""
+        kinds: dict[tuple, list] = {}
+        for group in self.param_groups:
+            weights = [w for w in group['params'] if has(w)]
+            if group['p'] is not None and weights:
+                kind = weights[0].dtype, weights[0].device
+                kinds.setdefault(kind, []).append((group, weights))
+        found = [next((old for old in self._spheres if old.holds(parts)), None)
+                 or _Spheres(parts, self.state) for parts in kinds.values()]
+        self._spheres = found
+        return found
+
+
+class _Spheres:
+    """All weights of groups with a p, one after the other in flat tensors.
+
+    So the number of operations does not grow with that of the weights. The
+    optimizer's state holds views of ``v`` and ``momentum``.
+    """
+
+    def __init__(self, parts: list[tuple[dict, list[Tensor]]],
+                 state: Mapping[Tensor, dict[str, Tensor]]):
+        self.parts, self.state = parts, state
+        self.weights = [w for _, weights in parts for w in weights]
+        first = self.weights[0]
+        count = sum(w.numel() for w in self.weights)
+        # work is what becomes of the gradient; out is |.|, and then w.
+        self.v, self.momentum, self.work, self.out = (
+            first.new_zeros(count) for _ in range(4))
+        sizes = torch.tensor([[w[0].numel()] for w in self.weights
+                              for _ in range(len(w))]).flatten()
+        self.lengths = sizes.to(first.device)
+        # 1 / sqrt(n): see _sizes.
+        self.shares = sizes.to(first).rsqrt_()
+        self.filter_of = torch.repeat_interleave(
+            torch.arange(len(sizes), dtype=torch.int32), sizes).to(
+                first.device)
+        self.norms = torch.zeros_like(self.shares)
+        self.of_weights = {name: self._views(getattr(self, name))
+                           for name in ('v', 'momentum', 'work', 'out')}
+        # Of each group: its numbers, and its filters.
+        numbers = [sum(w.numel() for w in ws) for _, ws in parts]
+        filters = [sum(len(w) for w in ws) for _, ws in parts]
+        self.of_groups = {name: getattr(self, name).split(numbers)
+                          for name in ('v', 'momentum', 'work', 'out')}
+        self.group_norms = self.norms.split(filters)
+        self.versions: list[int | None] = [None] * len(self.weights)
+        for key, views in (('v', self.of_weights['v']),
+                           ('momentum_buffer', self.of_weights['momentum'])):
+            if key != 'v' and not any(g['momentum'] for g, _ in parts):
                 continue
-            v = state['v']
+            for w, view in zip(self.weights, views):
+                if key in state[w]:
+                    view.copy_(state[w][key])
+                state[w][key] = view
+
+    def holds(self, parts: list[tuple[dict, list[Tensor]]]) -> bool:
+        """Whether it is of these weights, and their state still its own."""
+        weights = [w for _, found in parts for w in found]
+        return (list(map(id, weights)) == list(map(id, self.weights))
+                and all(mine[0] is group for mine, (group, _) in zip(
+                    self.parts, parts))
+                and all(self.state[w].get('v') is v
+                        for w, v in zip(weights, self.of_weights['v'])))
+
+    def step(self) -> None:
+        """One update of all."""
+        lrs = [group['lr'] for group, _ in self.parts]
+        if not all(0 <= lr < 1 for lr in lrs):
+            raise ValueError(
+                f'A schedule has set the rate on the sphere to {max(lrs):.4g},'
+                ' but it is the share of v that the gradient replaces, and '
+                'belongs into [0, 1): use a smaller one, or another schedule.')
+        q = [group['p'] / (group['p'] - 1) for group, _ in self.parts]
+        self.follow()
+        torch._foreach_copy_(self.of_weights['work'],
+                             [w.grad for w in self.weights])
+        self._add_momentum()
+        # In fp32 a gradient of 0.001 has no 15th power: first it is divided
+        # by ||g||_2 / n^(1/4), so that even the largest of n is between
+        # n^(-1/4) and n^(1/4).
+        torch.mul(self.work, self.work, out=self.out)
+        scale = self._sum().mul_(self.shares).sqrt_()
+        self.work.div_(self._spread(scale.clamp_(min=_TINY)))
+        self._norm(self.work, q)
+        torch._foreach_mul_(self.group_norms, [-lr for lr in lrs])
+        torch._foreach_mul_(self.of_groups['v'], [1 - lr for lr in lrs])
+        self.v.addcmul_(self.work, self._spread(self.norms))
+        self._norm(self.v, q)
+        self.v.mul_(self._spread(self.norms))
+        self.write()
+
+    def write(self) -> None:
+        """w from v."""
+        self._weights()
+        torch._foreach_copy_(self.weights, self.of_weights['out'])
+        self.versions = [w._version for w in self.weights]
+
+    def follow(self) -> None:
+        """Let v follow from each filter that somebody else has written."""
+        written = [i for i, w in enumerate(self.weights)
+                   if self.versions[i] != w._version]
+        if not written:
+            return
+        self._weights()
+        exponents = [group['p'] for group, weights in self.parts
+                     for _ in weights]
+        for i in written:
+            w, p = self.weights[i].detach(), exponents[i]
+            v, expected = self.of_weights['v'][i], self.of_weights['out'][i]
             new = torch.where(w == 0, v, _power(w, p - 1))
-            new /= _norms([new], p / (p - 1))[0]
-            other = (w != 0) & (w != _weights([v], p)[0])
-            torch.where(other.any(_inner(w), keepdim=True), new, v, out=v)
+            new /= _norm(new, p / (p - 1))
+            other = (w != 0) & (w != expected)
+            v.copy_(torch.where(other.any(_inner(w), keepdim=True), new, v))
+            self.versions[i] = w._version
 
-    def _note(self, weights: Iterable[Tensor]) -> None:
-        self._versions.update((w, w._version) for w in weights)
+    def _add_momentum(self) -> None:
+        groups = [group for group, _ in self.parts]
+        rates = [group['momentum'] for group in groups]
+        if not any(rates):
+            return
+        torch._foreach_mul_(self.of_groups['momentum'], rates)
+        self.momentum.add_(self.work)
+        ahead = [group['nesterov'] for group in groups]
+        if not all(ahead):
+            torch._foreach_mul_(self.of_groups['work'],
+                                [float(one) for one in ahead])
+        torch._foreach_add_(self.of_groups['work'], torch._foreach_mul(
+            self.of_groups['momentum'],
+            [rate if one else 1. for rate, one in zip(rates, ahead)]))
 
+    def _norm(self, x: Tensor, q: Sequence[float]) -> None:
+        """``1 / ||x||_q`` of each filter into ``norms``; finite for zeros."""
+        torch.abs(x, out=self.out)
+        torch._foreach_pow_(self.of_groups['out'], q)
+        torch.clamp(self._sum(), min=_TINY, out=self.norms)
+        torch._foreach_pow_(self.group_norms, [-1 / one for one in q])
 
-def _weights(v: Sequence[Tensor], p: float) -> list[Tensor]:
-    """``sign(v) |v|^(1 / (p - 1))``."""
-    if p == 2:
-        return [one.clone() for one in v]
-    size = torch._foreach_abs(v)
-    torch._foreach_log_(size)
-    torch._foreach_mul_(size, 1 / (p - 1))
-    torch._foreach_exp_(size)
-    return [torch.nn.functional.threshold_(s, _SMALLEST, 0.).copysign_(one)
-            for s, one in zip(size, v)]
+    def _weights(self) -> None:
+        """``sign(v) |v|^(1 / (p - 1))`` into ``out``."""
+        torch.abs(self.v, out=self.out)
+        torch._foreach_pow_(self.of_groups['out'],
+                            [1 / (group['p'] - 1) for group, _ in self.parts])
+        torch.nn.functional.threshold_(
+            self.out, _SMALLEST, 0.).copysign_(self.v)
+
+    def _sum(self) -> Tensor:
+        return torch.segment_reduce(self.out, 'sum', lengths=self.lengths,
+                                    unsafe=True)
+
+    def _spread(self, of_filters: Tensor) -> Tensor:
+        return of_filters.index_select(0, self.filter_of)
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        parts = flat.split([w.numel() for w in self.weights])
+        return [part.view(w.shape) for part, w in zip(parts, self.weights)]
 
 
 def _power(x: Tensor, exponent: float) -> Tensor:
-    return x.abs().log_().mul_(exponent).exp_().copysign_(x)
+    return x.abs().pow_(exponent).copysign_(x)
 
 
-def _norms(tensors: Sequence[Tensor], q: float) -> list[Tensor]:
-    """``||x||_q`` of each filter, and a tiny number for one of zeros.
-
-    By the logarithm: in fp32 a gradient of 0.001 has no 15th power.
-    """
-    logs = torch._foreach_abs(tensors)
-    torch._foreach_log_(logs)
-    torch._foreach_mul_(logs, q)
-    return [(torch.logsumexp(log, _inner(log), keepdim=True) / q).exp_()
-            .clamp_(min=torch.finfo(log.dtype).tiny) for log in logs]
+def _norm(x: Tensor, q: float) -> Tensor:
+    """``||x||_q`` of each filter, and a tiny number for one of zeros."""
+    largest = x.abs().amax(_inner(x), keepdim=True).clamp_(min=_TINY)
+    return (x / largest).abs().pow_(q).sum(_inner(x), keepdim=True).pow_(
+        1 / q).mul_(largest).clamp_(min=_TINY)
 
 
 def _inner(weight: Tensor) -> tuple[int, ...]:
@@ -208,7 +345,7 @@ def _inner(weight: Tensor) -> tuple[int, ...]:
 
 def _check(group: dict[str, Any]) -> None:
     p, lr, momentum = group['p'], group['lr'], group['momentum']
-    if p is not None and not (1 < p < math.inf):
+    if p is not None and not (isinstance(p, Real) and 1 < p < math.inf):
         raise ValueError(f'p={p!r} is not possible, because ||w||_p has a '
                          'smooth sphere for 1 < p only: use a number between '
                          '1 and 2, or None for plain SGD.')

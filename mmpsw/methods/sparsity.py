@@ -68,10 +68,15 @@ def hoyer(weight: Tensor) -> float:
     """Hoyer's sparsity, from 0 (all equal) to 1 (one number is not zero).
 
     ``(sqrt(n) - ||w||_1 / ||w||_2) / (sqrt(n) - 1)`` of each filter of n
-    numbers, and the mean over those that are not all zero.
+    numbers, and the mean over those that are not all zero. It is 0 where n is
+    1, and 1 where all are zero.
     """
     rows = weight.detach().flatten(1).double()
     rows = rows[rows.any(1)]
+    if not len(rows):
+        return 1.
+    if rows.shape[1] == 1:
+        return 0.
     root = math.sqrt(rows.shape[1])
     ratio = rows.abs().sum(1) / torch.linalg.vector_norm(rows, dim=1)
     return ((root - ratio) / (root - 1)).mean().item()

@@ -15,7 +15,7 @@ def epoch_length(loop: BaseLoop) -> int | None:
     """Iterations in one pass of the data set's length, or None."""
     loader = loop.dataloader
     # With a batch sampler, a loader's own sampler is torch's default.
-    batches = loader.batch_sampler
+    batches = getattr(loader, 'batch_sampler', None)
     sampler = getattr(batches, 'sampler', None) or loader.sampler
     try:
         if _ENDLESS & {kind.__name__ for kind in type(sampler).__mro__}:

@@ -62,7 +62,7 @@ def test_weights_that_a_model_converts_while_it_loads_them(settings, other):
 
 def test_a_two_stage_detectors_rpn_in_a_one_stage_model():
     cfg = Config.fromfile(Path(__file__).resolve().parents[2]
-                          / 'configs/det/retinanet_r18_digits.py')
+                          / 'configs/study/retinanet_r18_digits.py')
     wanted = build_model(cfg)
     cfg = save({name.replace('bbox_head.', 'rpn_head.'): tensor
                 for name, tensor in wanted.state_dict().items()})

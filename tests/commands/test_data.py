@@ -38,8 +38,9 @@ def folder(tmp_path, monkeypatch):
     dict(type='RepeatDataset', times=2, dataset=COCO),
 ])
 def test_what_a_stock_data_set_lacks_in_the_file_system(dataset):
-    with pytest.raises(FileNotFoundError, match="'d/all.json' does not exist"):
+    with pytest.raises(FileNotFoundError) as info:
         data.check_data(config(dataset), 'train')
+    assert "'d/all.json' and 'd/img/' do not exist" in str(info.value)
 
 
 @pytest.mark.parametrize('settings', [
@@ -93,6 +94,14 @@ def test_classes_that_are_not_the_files():
         "filter_cfg is {'filter_empty_gt': True}")
 
 
+def test_a_file_that_is_no_json():
+    write_coco(['cat'])
+    Path('d/all.json').write_text('{"images": [')
+    message = said(dict(COCO, type='mmdet.CocoDataset', pipeline=[],
+                        metainfo=dict(classes=('cat', ))))
+    assert 'because Expecting value: line 1' in message
+
+
 def test_a_wrong_suffix():
     write_coco(['cat'])
     message = said(dict(type='mmseg.BaseSegDataset', img_suffix='.png',
@@ -136,7 +145,7 @@ def test_an_accuracy_among_more_classes_than_there_are():
     def checked(topk, classes=4):
         data.check_topk(Config(dict(
             model=dict(head=dict(num_classes=classes)),
-            val_evaluator=dict(type='Accuracy', topk=topk))))
+            val_evaluator=dict(type='Accuracy', topk=topk))), 'val')
 
     for topk in ((1, 5), [1, 5], 5):
         with pytest.raises(ValueError, match='topk=.*has 4 classes; set'):
@@ -149,7 +158,7 @@ def test_the_commands_say_it_in_one_line(data_folder, capsys):
     Path('data').symlink_to(data_folder / 'data')
     wrong = ['--cfg-options', *(f'{phase}_dataloader.dataset.extensions=(".x"'
                                 ',)' for phase in ('train', 'test'))]
-    path = str(CONFIGS / 'cls' / 'resnet18_digits.py')
+    path = str(CONFIGS / 'study' / 'resnet18_digits.py')
     assert train.main([path, '--work-dir', 'run', *wrong]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith('error: the data set CustomDataset cannot be used')

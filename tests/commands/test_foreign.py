@@ -9,7 +9,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 THEIRS = f'''
-_base_ = '{ROOT}/configs/det/retinanet_r18_digits.py'
+_base_ = '{ROOT}/configs/study/retinanet_r18_digits.py'
 train_cfg = dict(max_epochs=2)
 train_dataloader = dict(batch_size=2, dataset=dict(indices=16))
 default_hooks = dict(checkpoint=dict(interval=1))

@@ -78,7 +78,7 @@ def test_a_small_quickstart_ends_with_table_plot_and_picture(
     # Threads only wait for each other on so little work.
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     generate(tmp_path / 'digits', train=8, val=4, size=64, progress=False)
-    config = Config.fromfile('configs/det/retinanet_r18_digits.py')
+    config = Config.fromfile('configs/study/retinanet_r18_digits.py')
     annotations = f'{tmp_path}/digits/det/annotations/instances_val.json'
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         config[loader].dataset.data_root = f'{tmp_path}/digits/det/'

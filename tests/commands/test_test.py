@@ -73,9 +73,9 @@ def test_one_line(argv, message, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize('config, small, metric', [
-    ('cls/resnet18_digits', ['train_cfg.max_epochs=1'], 'accuracy/top1'),
-    ('det/retinanet_r18_digits', ['train_cfg.max_epochs=1'], None),
-    ('seg/fpn_r18_digits', ['train_cfg.max_iters=2',
+    ('study/resnet18_digits', ['train_cfg.max_epochs=1'], 'accuracy/top1'),
+    ('study/retinanet_r18_digits', ['train_cfg.max_epochs=1'], None),
+    ('study/fpn_r18_digits', ['train_cfg.max_iters=2',
                              'train_cfg.val_interval=2',
                              'default_hooks.checkpoint.interval=2'], 'mIoU'),
 ], ids=['cls', 'det', 'seg'])
@@ -84,7 +84,7 @@ def test_a_psw_checkpoint_is_tested(config, small, metric, folder):
     assert train.main(
         [path, '--with', 'pswa', '--work-dir', 'run', *SMALL, *small]) == 0
     checkpoint = str(next(Path('run').glob('*_[0-9].pth')))
-    out = 'out' if config.startswith('seg') else 'out.pkl'
+    out = 'out' if 'fpn' in config else 'out.pkl'
     argv = [path, checkpoint, '--out', out, '--work-dir', 'tested', *SMALL]
     metrics = command.test(command.parse_args(argv))
     # The detector has not learned to find a box, so it has no mAP either.

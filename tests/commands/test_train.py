@@ -25,9 +25,9 @@ CIFAR = 'mmpretrain::resnet/resnet18_8xb16_cifar10'
 MAE = 'mmpretrain::mae/benchmarks/vit-large-p16_8xb128'
 DEEPSPEED = f'{MAE}-ds-coslr-50e_in1k'
 FSDP = f'{MAE}-fsdp-coslr-50e_in1k'
-CLS = str(CONFIGS / 'cls' / 'resnet18_digits.py')
-DET = str(CONFIGS / 'det' / 'retinanet_r18_digits.py')
-SEG = str(CONFIGS / 'seg' / 'fpn_r18_digits.py')
+CLS = str(CONFIGS / 'study' / 'resnet18_digits.py')
+DET = str(CONFIGS / 'study' / 'retinanet_r18_digits.py')
+SEG = str(CONFIGS / 'study' / 'fpn_r18_digits.py')
 SMALL = [
     '--cfg-options', 'train_dataloader.num_workers=0',
     'val_dataloader.num_workers=0', 'test_dataloader.num_workers=0',
@@ -182,9 +182,9 @@ def refusal(capsys, *argv):
      'train_dataloader.dataset.datasets.0.data_root=FOLDER'),
     ([RESNET], "data_root='data/imagenet'"),
     ([DEEPSPEED, '--with', 'pswa'],
-     "FlexibleRunner with DeepSpeedStrategy, because DeepSpeed's engine"),
+     'FlexibleRunner with DeepSpeedStrategy, because its checkpoints'),
     ([FSDP, '--with', 'pwalks'],
-     'FlexibleRunner with FSDPStrategy, because its FSDP.optim_state_dict'),
+     'FlexibleRunner with FSDPStrategy, because its checkpoints'),
     ([FSDP, '--cfg-options', 'optim_wrapper.type=mmpsw.PSWOptimWrapper'],
      'FlexibleRunner with FSDPStrategy'),
     ([RETINANET, '--with', 'pswa', 'pwalks'],

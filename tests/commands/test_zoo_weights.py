@@ -122,6 +122,20 @@ def test_a_backbone_of_the_server_is_found_by_name(tmp_path, cache,
     assert cfg.model.pretrained == str(own / R50)
 
 
+def test_a_whole_models_weights_need_no_backbone(tmp_path):
+    """Its file may be as far away, and Swin asks whether there is one."""
+    for name in (RETINANET, PSPNET):
+        cfg = configs.load_config(name)
+        cfg.load_from = zoo.FROM_ZOO
+        path = tmp_path / zoo.weights_of(name).rpartition('/')[2]
+        path.write_text('')
+        zoo.localise(cfg, name, tmp_path)
+        assert cfg.load_from == str(path)
+        assert cfg.model.backbone.get('init_cfg') is None
+        assert cfg.model.get('pretrained') is None
+        assert 'Pretrained' not in str(cfg.model.to_dict())
+
+
 def test_torchvisions_weights_and_paths_are_left_alone():
     cfg = configs.load_config(RETINANET)
     cfg.load_from = 'mine.pth'

@@ -29,11 +29,11 @@ def test_a_grid_is_read_in_the_order_of_its_list(tmp_path):
 
 def test_without_a_list_the_baseline_is_first(tmp_path):
     grid(tmp_path, {'ema': {10: [1.], 9: [1.]}, **CURVES,
-                    'control': {2: [1.]}})
+                    'psw': {2: [1.]}})
     (tmp_path / 'comparison.json').unlink()
     (tmp_path / 'report').mkdir()
     c = read([tmp_path])
-    assert c.arms == ['baseline', 'control', 'ema', 'pswa']
+    assert c.arms == ['baseline', 'ema', 'psw', 'pswa']
     assert list(c.of_arm('ema').seed) == [9, 10]  # as numbers
 
 
@@ -71,6 +71,18 @@ def test_unfinished_runs_are_left_out_where_others_are_finished(tmp_path):
         'b, seed 0, was validated last at epoch 2 of 3; its last point counts '
         'as its final one.',
     ]
+
+
+def test_a_damaged_run_is_left_out_and_the_start_is_no_point(tmp_path):
+    grid(tmp_path, {'baseline': {0: [1., 2.], 1: [3., 4.]}})
+    log, = (tmp_path / 'baseline' / 'seed_1').glob('*/vis_data/scalars.json')
+    log.write_text('broken\n' + log.read_text())
+    log, = (tmp_path / 'baseline' / 'seed_0').glob('*/vis_data/scalars.json')
+    log.write_text('{"acc": 0.5, "step": 0}\n' + log.read_text())
+    c = read([tmp_path])
+    assert list(c.points.value) == [1, 2] and list(c.runs.start) == [0.5]
+    note, = (note for note in c.notes if 'seed_1' in note)
+    assert note.startswith('baseline: seed_1 is left out, because line 1 of')
 
 
 def test_plain_work_dirs_keep_their_order_and_names(tmp_path):

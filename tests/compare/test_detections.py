@@ -47,7 +47,7 @@ def detector(tmp_path_factory):
     """A config of two small scenes, and an untrained detector for them."""
     folder = tmp_path_factory.mktemp('detector')
     generate(folder / 'digits', train=1, val=2, size=64, progress=False)
-    config = Config.fromfile('configs/det/retinanet_r18_digits.py')
+    config = Config.fromfile('configs/study/retinanet_r18_digits.py')
     root = f'{folder}/digits/det/'
     for loader in (config.val_dataloader, config.test_dataloader):
         loader.dataset.data_root = root

@@ -19,7 +19,7 @@ from mmpsw.compare.comparison import read, read_plan
 from mmpsw.datasets.digits import generate
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-CONFIG = 'configs/cls/resnet18_digits.py'
+CONFIG = 'configs/study/resnet18_digits.py'
 SMALL = ('train_dataloader.dataset.indices=64',
          'val_dataloader.dataset.indices=64', 'val_dataloader.num_workers=0',
          'val_dataloader.persistent_workers=False')
@@ -97,6 +97,26 @@ def test_an_interrupted_run_goes_on_from_its_newest_validated_checkpoint(
     for step in (1, 2):  # without a validated one, anew
         (folder / f'epoch_{step}.pth').unlink()
     assert '--overwrite' in grid.command(grids.Cell('pswa', 0))
+
+
+def test_what_rides_along_goes_on_from_a_point_that_both_have(tmp_path):
+    """A kill may come between the validations of the two."""
+    grid = grid_of(tmp_path, '--arms', 'baseline', 'psw')
+    host, guest = grid.cells
+    assert grid.host(guest) == host
+    validated(grid.run_dir(host), 1, 2)
+    # Begun after it, or left out once: a run of its own.
+    assert grid.host(guest) is None and grid.done(host) == 2
+    validated(grid.run_dir(guest), stamp='20260101_000000')
+    assert grid.host(guest) is None and '--ride-along' not in grid.command(
+        host)
+    validated(grid.run_dir(guest), 1, stamp='20260102_000000')
+    assert grid.host(guest) == host and grid.done(host) == 1
+    words = grid.command(host)
+    assert words[words.index('--resume') + 1].endswith('epoch_1.pth')
+    assert words[words.index('--ride-along') + 1] == 'psw'
+    grid.log(guest).touch()  # it has one of its own
+    assert grid.host(guest) is None and grid.done(host) == 2
 
 
 def test_fragments_joined_by_plus_are_one_arm(tmp_path):
@@ -505,7 +525,7 @@ def test_progress_of_an_epoch_based_loop(tmp_path):
 def test_progress_of_an_iteration_based_loop(tmp_path):
     grid = grid_of(tmp_path, '--arms', 'baseline', '--cfg-options',
                    'train_cfg.max_iters=200',
-                   config='configs/seg/fpn_r18_digits.py')
+                   config='configs/study/fpn_r18_digits.py')
     steps, values = follow(
         grid, dict(iter=50), dict(mIoU=40.2, aAcc=90.1, step=80),
         dict(iter=150), dict(mIoU=math.nan, aAcc=91, step=160))
@@ -518,7 +538,7 @@ def test_a_detector_that_finds_nothing_has_a_map_of_zero(tmp_path):
     """mmdet logs no metric at all while there is no box."""
     _, values = follow(
         grid_of(tmp_path, '--arms', 'baseline',
-                config='configs/det/retinanet_r18_digits.py'),
+                config='configs/study/retinanet_r18_digits.py'),
         dict(iter=8), dict(step=1, time=1, data_time=1))
     assert values == [(1, 'coco/bbox_mAP 0')]
 

@@ -126,8 +126,9 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path):
      'PSPHead (ResNetV1c-50) on cityscapes'),
     ('mmpretrain::resnet/resnet18_8xb16_cifar10.py',
      'ResNet_CIFAR-18 on cifar10'),
-    ('configs/cls/resnet18_sign_digits.py', 'ResNet-18 on sign_digits'),
-    ('configs/det/retinanet_r18_digits.py', 'RetinaNet (ResNet-18) on digits'),
+    ('configs/study/resnet18_sign_digits.py', 'ResNet-18 on sign_digits'),
+    ('configs/study/retinanet_r18_digits.py',
+     'RetinaNet (ResNet-18) on digits'),
 ])
 def test_a_title_says_what_is_trained_on_what(config, expected):
     assert title(load_config(config)) == expected

@@ -16,6 +16,7 @@ from mmpsw.compare.runs import (
     expected_metric,
     full_name,
     higher_is_better,
+    logged_by,
     primary_metric,
     read_run,
 )
@@ -204,6 +205,40 @@ def test_half_a_line_at_the_end_is_left_out_and_an_error_before(tmp_path):
     path.write_text('{"acc"\n' + whole)
     with pytest.raises(ValueError, match='line 1 of .*scalars.json'):
         read_run(tmp_path)
+
+
+def test_what_is_not_utf_8_is_a_sentence(tmp_path):
+    path = session(tmp_path, '1', [train_line(1), val_line(1, acc=1.0)])
+    whole = path.read_bytes()
+    path.write_bytes(b'\xff\xfe\x00\n' + whole)
+    with pytest.raises(ValueError, match='line 1 of .* is no JSON'):
+        read_run(tmp_path)
+    path.write_bytes(whole)
+    path.with_name('config.py').write_bytes(b'a = "\xff"')
+    with pytest.raises(ValueError, match='config.py. cannot be read'):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(('evaluator', 'names'), [
+    (dict(type='CocoMetric', metric=['bbox', 'segm'], metric_items=['mAP']),
+     ['coco/bbox_mAP', 'coco/segm_mAP']),
+    (dict(type='CocoMetric', classwise=True), []),
+    (dict(type='CocoMetric', metric='proposal'), []),
+    (dict(type='mmseg.IoUMetric', iou_metrics=['mIoU']),
+     ['aAcc', 'mIoU', 'mAcc']),
+    ([dict(type='Accuracy', topk=(1, 5)), dict(type='Accuracy', prefix='b')],
+     ['accuracy/top1', 'accuracy/top5', 'b/top1']),
+    ([dict(type='Accuracy'), dict(type='Other')], []),
+])
+def test_names_are_known_before_anything_is_logged(evaluator, names):
+    assert logged_by(Config(dict(val_evaluator=evaluator))) == names
+
+
+def test_a_detector_that_finds_nothing_has_a_map_of_zero(tmp_path):
+    session(tmp_path, '1', [train_line(1), val_line(1), train_line(2),
+                            val_line(2, **{'coco/bbox_mAP': 0.5})],
+            "val_evaluator = dict(type='CocoMetric')")
+    assert values(tmp_path, 'coco/bbox_mAP') == {1: 0.0, 2: 0.5}
 
 
 @pytest.mark.parametrize(('folder', 'seed', 'found'), [

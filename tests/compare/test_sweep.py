@@ -33,8 +33,8 @@ def folders(tmp_path):
 
 
 def test_the_range_of_rates_around_the_best(folders):
-    runs, better, metric = sweep.read(folders, KEY, 'acc', 'greater')
-    assert (better, metric) == ('higher', 'acc')
+    runs = sweep.read(folders, KEY, 'acc', 'greater')
+    assert {*runs.better} == {'higher'} and {*runs.key} == {'acc'}
     assert list(runs.arm.unique()) == ['baseline', 'pswa']  # as given
     assert len(runs) == 16
     table = sweep.robustness(runs, within=1)
@@ -45,7 +45,7 @@ def test_the_range_of_rates_around_the_best(folders):
     ranges = table[['best', 'lowest', 'highest']]
     assert ranges.loc['baseline'].tolist() == [90, 0.1, 0.2]
     assert ranges.loc['pswa'].tolist() == [91, 0.1, 0.4]
-    lower = sweep.robustness(runs, within=1, better='lower')
+    lower = sweep.robustness(runs.assign(better='lower'), within=1)
     assert lower.loc['pswa', ['best', 'lowest', 'highest']].tolist() == [
         80, 0.8, 0.8]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from compare.work_dirs import trained
+from scipy.stats import ttest_rel
 
 from mmpsw.compare import table
 from mmpsw.compare.comparison import read
@@ -171,6 +172,9 @@ def test_what_was_found_comes_first(compare):
                 'below; psw is undecided.')
     assert finding(found, 'baseline') == (
         f'At the end, {sentence} Over the training, {sentence}')
+    one = compare({'lr': {0: [.51]}})
+    assert 'above the baseline; lr 1.0 (one seed); swa 2.0' in finding(
+        statistics(long(one), 'baseline'), 'baseline')
     assert finding(statistics(long(c), 'swa'), 'swa').startswith(
         'At the end, baseline is 2.0 +- 0.0 points above swa; ema 4.0 +- 1.3;')
 
@@ -247,23 +251,21 @@ def test_a_table_is_written_and_read_again(compare, tmp_path):
     pd.testing.assert_frame_equal(again, long(c, 'name'))
 
 
-@pytest.mark.parametrize('folder, final, area', [
-    ('cls/results/sign_digits_adamw',
-     (89.35065002441407, 2.1339839118916077, 3.63636474609375,
-      10.031569679872671),
-     (65.38961004257203, 1.9972146200433698, -3.519480304718016,
-      0.9146865093033258)),
-    ('det/variants/bccd_constant',
-     (0.341, 0.008660254037844362, 0.024, 0.041789664611911706),
-     (0.28176666666666667, 0.00510130702206143, 0.028933333333333384,
-      0.007841118153881629)),
-])
-def test_committed_points_give_the_numbers_of_another_implementation(
-        folder, final, area):
-    """mean, std, difference and half width of pswa."""
-    found = table.load([CHECKOUT / 'configs' / folder])
-    rows = statistics(found, 'baseline')
-    rows = rows[rows.arm == 'pswa'].set_index('key')
+@pytest.mark.parametrize('file, name', [
+    ('sign_digits_runs', 'sign_digits_adamw'),
+    ('bccd_runs', 'bccd_constant')])
+def test_committed_points_give_the_numbers_of_scipy(file, name):
+    """mean, std, difference and half width of pswa, at the end."""
+    found = table.load([CHECKOUT / f'configs/study/{file}.csv'])
+    found = found[found.comparison == name]
+    rows = statistics(found, 'baseline').set_index(['arm', 'key'])
     columns = ['mean', 'std', 'difference', 'half_width']
-    assert list(rows.loc['final', columns]) == pytest.approx(final, rel=1e-9)
-    assert list(rows.loc['area', columns]) == pytest.approx(area, rel=1e-9)
+    last = found[found.step == found.step.max()].pivot(
+        index='seed', columns='arm', values='value')
+    interval = ttest_rel(last.pswa, last.baseline).confidence_interval()
+    expected = [last.pswa.mean(), last.pswa.std(),
+                (last.pswa - last.baseline).mean(),
+                (interval.high - interval.low) / 2]
+    assert list(rows.loc[('pswa', 'final'), columns]) == pytest.approx(
+        expected, rel=1e-9)
+    assert len(last) >= 3

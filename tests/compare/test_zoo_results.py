@@ -21,11 +21,11 @@ def published(folder, config, metric, trained=None, **options):
 # The numbers are those of the zoos' own README files.
 @pytest.mark.parametrize(('config', 'metric', 'value', 'name'), [
     (RETINANET, 'coco/bbox_mAP', 0.365, RETINANET),
-    ('configs/det/mask-rcnn_r50_fpn_1x_coco_pwalks.py', 'coco/segm_mAP',
+    ('configs/det/mask-rcnn_r50_fpn_1x_coco_psw.py', 'coco/segm_mAP',
      0.347, 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'),
-    ('configs/seg/pspnet_r50-d8_4xb4-20k_voc12aug-512x512_pwalks.py', 'mIoU',
+    ('configs/seg/pspnet_r50-d8_4xb4-20k_voc12aug-512x512_psw.py', 'mIoU',
      76.78, 'mmseg::pspnet/pspnet_r50-d8_4xb4-20k_voc12aug-512x512.py'),
-    ('configs/cls/resnet18_8xb16_cifar10_pwalks.py', 'accuracy/top1', 94.82,
+    ('configs/cls/resnet18_8xb16_cifar10_psw.py', 'accuracy/top1', 94.82,
      'mmpretrain::resnet/resnet18_8xb16_cifar10.py'),
 ])
 def test_numbers_of_the_three_zoos(tmp_path, config, metric, value, name):
@@ -49,9 +49,9 @@ def test_another_place_of_the_data_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(('config', 'metric', 'trained', 'reason'), [
-    ('configs/cls/vgg16bn_8xb16_cifar10.py', 'accuracy/top1', None,
+    ('configs/study/resnet18_digits.py', 'accuracy/top1', None,
      'stems from no config of a model zoo'),
-    (RETINANET, 'coco/bbox_mAP', 'configs/det/retinanet_r18_bccd.py',
+    (RETINANET, 'coco/bbox_mAP', 'configs/study/retinanet_r18_bccd.py',
      'the validation data are not those of mmdet::retinanet.*ann_file'),
     (RETINANET, 'coco/bbox_mAP_50', None, 'not known what mmdet publishes'),
     (RETINANET, 'coco/segm_mAP', None, 'mmdet publishes no mask AP'),

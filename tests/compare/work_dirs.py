@@ -1,6 +1,8 @@
 """Work directories as mmengine writes them, made by hand."""
 import json
 
+from mmpsw.configs import folder_name
+
 CONFIG = """train_cfg = dict(by_epoch=True, max_epochs={epochs})
 randomness = dict(seed={seed})
 work_dir = '{folder}'
@@ -62,7 +64,8 @@ def grid(work, curves, torch='2.11', **others):
     """WORK/ARM/seed_N from {arm: {seed: values}}, with comparison.json."""
     for arm, seeds in curves.items():
         for seed, values in seeds.items():
-            trained(work / arm / f'seed_{seed}', values, seed, torch=torch)
+            trained(work / folder_name(arm) / f'seed_{seed}', values, seed,
+                    torch=torch)
     plan = dict(config='configs/cls/toy.py', arms={arm: arm for arm in curves},
                 seeds=sorted({s for seeds in curves.values() for s in seeds}),
                 cfg_options={})

@@ -191,12 +191,12 @@ def averaging(**psw):
 
 
 def test_the_generators_average_is_saved_and_training_goes_on(tmp_path):
-    """The control: batch norm's statistics are averaged with the weights."""
-    plain, control = GANRecord(), GANRecord()
+    """Psw: batch norm's statistics are averaged with the weights."""
+    plain, psw = GANRecord(), GANRecord()
     train(tmp_path / 'a', hooks=[plain])
     train(tmp_path / 'b', optim_wrapper=averaging(write_back=False),
-          hooks=[dict(type='mmpsw.PSWHook'), control])
-    assert_equal(plain.seen[6]['model'], control.seen[6]['model'])
+          hooks=[dict(type='mmpsw.PSWHook'), psw])
+    assert_equal(plain.seen[6]['model'], psw.seen[6]['model'])
     saved = torch.load(tmp_path / 'b' / 'iter_6.pth', weights_only=True)
     for name, value in saved['state_dict'].items():
         live = [plain.seen[step]['model'][name] for step in (4, 5, 6)]
@@ -443,7 +443,7 @@ def test_two_processes_hold_the_same_weights(tmp_path):
                 assert torch.equal(value, other[step]['model'][name]), name
         assert not torch.equal(one[step]['delta'], other[step]['delta'])
         assert torch.equal(one[step]['noise'], other[step]['noise'])
-    # A checkpoint has the plain names, and the average of the control.
+    # A checkpoint has the plain names, and the average of psw.
     saved = torch.load(work_dir / 'iter_3.pth', weights_only=True)
     run = runner(tmp_path / 'alone')
     assert saved['state_dict'].keys() == run.model.state_dict().keys()

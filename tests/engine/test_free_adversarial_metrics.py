@@ -23,7 +23,7 @@ from mmpsw.engine.free_adversarial.networks import (
 from mmpsw.models import build_model
 from mmpsw.registry import METRICS, MODELS
 
-CLASSIFIER = 'configs/cls/resnet18_digits.py'
+CLASSIFIER = 'configs/study/resnet18_digits.py'
 
 
 def draws(count, size, seed=0):
@@ -80,7 +80,8 @@ def test_features_are_the_classifiers_own(tmp_path):
             config=CLASSIFIER, checkpoint=str(tmp_path / 'weights.pth'))))
     bytes_bgr = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     images = bytes_bgr.flip(1) / 127.5 - 1
-    metric.process(None, [dict(real=x, fake=x) for x in images])
+    metric.process(None, [dict(real=x, fake=x, label=k % 3)
+                          for k, x in enumerate(images)])
     inputs = model.data_preprocessor(dict(inputs=bytes_bgr))['inputs']
     expected = model.extract_feat(inputs)[-1]
     torch.testing.assert_close(
@@ -91,7 +92,10 @@ def test_features_are_the_classifiers_own(tmp_path):
         rtol=1e-4, atol=1e-5)
     found = metric.evaluate(8)
     assert {*found} == {f'digits/{name}' for name in (
-        'frechet', 'class_score', 'precision', 'recall')}
+        'frechet', 'class_score', 'class_accuracy', 'precision', 'recall')}
+    asked = torch.arange(8) % 3
+    assert found['digits/class_accuracy'] == (
+        model(inputs).argmax(1).cpu() == asked).float().mean()
     assert found['digits/frechet'] == pytest.approx(0, abs=1e-4)
     assert found['digits/precision'] == found['digits/recall'] == 1
 
@@ -100,7 +104,8 @@ def measured(monkeypatch, real, fake, logits, splits, most=10000):
     monkeypatch.setattr(MODELS, 'build', lambda features: features)
     metric = GeneratedImages(SimpleNamespace(
         name='given', metrics=('frechet', 'score'), splits=splits), most=most)
-    first, second = (metric.compute_metrics([*zip(real, fake, logits)])
+    labels = [0] * len(real)  # which only a classifier asks for
+    first, second = (metric.compute_metrics([*zip(real, fake, logits, labels)])
                      for _ in range(2))
     assert first == second
     return first

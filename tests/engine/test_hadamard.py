@@ -23,7 +23,7 @@ from mmpsw.engine import fix_classifiers
 from mmpsw.methods.hadamard import FixedOrthogonalLinear, HadamardLinear
 from mmpsw.models import build_model, losses
 
-CLS = 'configs/cls/resnet18_sign_digits_small.py'
+CLS = 'configs/study/sign_digits.py'
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -199,7 +199,7 @@ def images(cfg):
      dict(data_preprocessor=dict(size=(64, 64))),
      {'decode_head.conv_seg': (512, 19), 'auxiliary_head.conv_seg': (256, 19)
       }),
-    ('configs/seg/unet_fcn_dsb2018_small.py', {},
+    ('configs/study/dsb2018.py', {},
      {'decode_head.conv_seg': (8, 2), 'auxiliary_head.conv_seg': (8, 2)}),
 ], ids=lambda value: value if isinstance(value, str) else '')
 @pytest.mark.parametrize('device', ['cpu'], indirect=True)
@@ -381,7 +381,7 @@ def test_layers_that_cannot_be_replaced_are_named():
 def test_a_one_stage_detector_has_no_such_layer():
     with pytest.raises(ValueError, match='RetinaNet, because it has none.*'
                        '3 x 3 convolutions.*train it without'):
-        build_model(load('configs/det/retinanet_r18_bccd_small.py'))
+        build_model(load('configs/study/bccd.py'))
 
 
 def test_knet_reads_the_weight_that_would_be_fixed():

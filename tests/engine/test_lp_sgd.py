@@ -2,20 +2,29 @@
 import logging
 import subprocess
 import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from launching import environment
+from mmcv.cnn import ConvModule
+from mmengine.config import Config
 from mmengine.dist import get_rank
+from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
 from reference import assert_equal
 from several_processes import DDP
 from torch import nn
 from toy import Toy, Weights, here, trained
 
+from mmpsw.commands.checks import check_fit
 from mmpsw.configs import load_fragment
+from mmpsw.engine.lp_sgd import LpSGDHook, norms_behind
 from mmpsw.methods.lp_sgd import LpSGD
+from mmpsw.methods.sparsity import hoyer
 
 OPTIMIZER = dict(type='mmpsw.LpSGD', lr=0.05, sphere_lr=0.02, p=[1.3, 1.2],
                  momentum=0.9, nesterov=True, weight_decay=1e-3)
@@ -63,14 +72,104 @@ def test_what_lies_on_the_sphere():
     assert count == 3  # equal ones are one group
 
 
-def test_layers_that_the_rule_leaves_out():
-    model = nn.Sequential(
-        nn.Conv2d(1, 4, 3, bias=False),  # one input channel
-        nn.Conv2d(4, 4, 3, groups=4, bias=False),
-        nn.ConvTranspose2d(4, 4, 3, bias=False),
-        nn.Conv2d(4, 4, 1, bias=True), nn.Conv2d(4, 4, 1, bias=False))
+def test_layers_that_the_rule_leaves_out(monkeypatch):
+    said = []
+    monkeypatch.setattr('mmpsw.engine.lp_sgd.print_log',
+                        lambda text, **_: said.append(text))
+    conv = partial(nn.Conv2d, 4, 4, 3, bias=False)
+    with_norm = dict(
+        one_input=nn.Conv2d(1, 4, 3, bias=False), depthwise=conv(groups=4),
+        transposed=nn.ConvTranspose2d(4, 4, 3, bias=False),
+        biased=nn.Conv2d(4, 4, 3), plain=conv())
+    model = nn.ModuleDict({name: nn.Sequential(layer, nn.BatchNorm2d(4))
+                           for name, layer in with_norm.items()})
+    # A group norm is not indifferent to the scale of single channels.
+    model['group'] = nn.Sequential(conv(), nn.GroupNorm(2, 4))
+    model['instance'] = nn.Sequential(conv(), nn.InstanceNorm2d(4))
+    model['late'] = nn.Sequential(conv(), conv(), nn.ReLU(), nn.BatchNorm2d(
+        4), nn.BatchNorm2d(4))
+    model['wide'] = nn.Sequential(conv(), nn.BatchNorm2d(8))
+    model['before'] = ConvModule(4, 4, 3, norm_cfg=dict(type='BN'), bias=False,
+                                 order=('norm', 'conv', 'act'))
     found, _ = groups(model)
-    assert [name for name, (p, *_) in found.items() if p] == ['4.weight']
+    assert [name for name, (p, *_) in found.items() if p] == [
+        'plain.0.weight', 'instance.0.weight', 'late.1.weight']
+    assert said == ['lp_sgd: without a batch or instance norm behind them, '
+                    'and so left to plain SGD: group.0, late.0, wide.0, '
+                    'before.conv']
+
+
+def pretrained(backbone):
+    """With statistics of its own weights, as after a training."""
+    norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+        norm.train()
+    for seed in range(2):
+        backbone(torch.randn(2, 3, 64, 64, generator=torch.Generator(
+            ).manual_seed(seed)))
+    return backbone
+
+
+@pytest.mark.parametrize('norm_eval', [True, False])
+def test_a_pretrained_backbone_computes_what_it_did(norm_eval):
+    """Its norms use the statistics of its old weights."""
+    from mmdet.models import ResNet
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.backbone = pretrained(ResNet(50, norm_eval=norm_eval))
+    wrapper = build_optim_wrapper(model, dict(WRAPPER, optimizer=dict(
+        OPTIMIZER, p=[1.2, 1.2, 1.2, 1.2, 1.07])))
+    x = torch.randn(2, 3, 64, 64)
+    model.train(norm_eval)  # else as in a validation
+    with torch.no_grad():
+        before = model.backbone(x)
+        weight = model.backbone.layer4[2].conv2.weight
+        size = weight.norm().item()
+        LpSGDHook().before_train(SimpleNamespace(
+            optim_wrapper=wrapper, model=model, iter=0))
+        assert weight.norm() < size / 10
+        for one, other in zip(before, model.backbone(x), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-2)
+            assert 1 - torch.cosine_similarity(
+                one.flatten(), other.flatten(), 0) < 1e-5
+
+
+def test_all_norms_behind_a_shared_layer_follow():
+    """As in RTMDet's head, with norms of its own for each size."""
+    conv = nn.Conv2d(4, 4, 3, bias=False)
+    model = nn.ModuleList(
+        nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU()) for _ in range(2))
+    assert norms_behind(model) == {conv: [model[0][1], model[1][1]]}
+
+
+def test_a_rate_of_zero_for_all_else():
+    found, _ = groups(Net(), dict(custom_keys={'net.0': dict(lr_mult=0.5)}),
+                      lr=0.)
+    assert found['net.0.weight'][:2] == (1.3, 0.01)
+    assert found['net.3.weight'][:2] == (1.2, 0.02)
+    assert found['net.6.bias'][:2] == (None, 0.)
+
+
+def test_a_schedule_that_lifts_the_rate_above_one(tmp_path):
+    with pytest.raises(ValueError, match='set the rate on the sphere to 1.'):
+        train(tmp_path, param_scheduler=dict(
+            type='OneCycleLR', eta_max=1.5, total_steps=24, by_epoch=False))
+
+
+@pytest.mark.parametrize('at', ['baseline', 'lp_sgd', 'p'])
+def test_a_resume_from_another_optimizer(tmp_path, at):
+    if at == 'baseline':
+        trained(tmp_path / 'a', model=Net(), validate=False)
+    else:
+        train(tmp_path / 'a')
+    with pytest.raises(ValueError, match='LpSGD cannot go on from this state, '
+                       f'because {"another" if at == "baseline" else "it lie"}'
+                       ) if at != 'lp_sgd' else nullcontext():
+        trained(tmp_path / 'b', model=Net(), wrapper=WRAPPER, optimizer=dict(
+                OPTIMIZER, p=1.5 if at == 'p' else OPTIMIZER['p']),
+                hooks=[dict(type='mmpsw.LpSGDHook')], validate=False,
+                resume_from=tmp_path / 'a/iter_9.pth')
 
 
 def test_paramwise_cfg_goes_on_working():
@@ -110,6 +209,8 @@ def test_shared_and_frozen_parameters():
     (False, dict(type='mmpsw.LpSGD', sphere_lr=0.1, p=1.2),
      r'set optimizer\.lr'),
     (False, dict(OPTIMIZER, p=0.9), 'p=0.9'),
+    (False, dict(OPTIMIZER, p='1.2'), "p='1.2' is not possible"),
+    (False, dict(OPTIMIZER, p=[]), r'p=\[\] is not possible'),
     (False, dict(OPTIMIZER, sphere_lr=2), r'lr=2.0 is not .* \[0, 1\)'),
 ])
 def test_bad_settings_are_refused(tmp_path, hook, optimizer, message):
@@ -127,6 +228,50 @@ def test_models_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r'Filter 0 of net\.3\.weight'):
         trained(tmp_path, model=model, optimizer=OPTIMIZER, wrapper=WRAPPER,
                 hooks=[dict(type='mmpsw.LpSGDHook')], validate=False)
+
+
+def test_a_stock_run_does_not_resume_from_the_sphere(tmp_path):
+    train(tmp_path)
+    cfg = Config(dict(resume=True, load_from=str(tmp_path / 'iter_9.pth')))
+    with pytest.raises(ValueError, match='LpSGD, .* add --with lp_sgd'):
+        check_fit(cfg, Net())
+    cfg.custom_hooks = [dict(type='mmpsw.LpSGDHook')]
+    check_fit(cfg, Net())
+    check_fit(Config(dict(load_from=cfg.load_from)), Net())
+
+
+def test_the_authors_schedule(tmp_path):
+    """24 iterations: the peak at 4, a quarter of it at 8."""
+    seen = []
+
+    class Rates(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            groups = runner.optim_wrapper.optimizer.param_groups
+            seen.append([group['lr'] for group in groups])
+
+    def run(folder, **keys):
+        return trained(tmp_path / folder, model=Net(), optimizer=OPTIMIZER,
+                       wrapper=WRAPPER, validate=False, hooks=[
+                           dict(type='mmpsw.LpSGDHook', schedule=True),
+                           Rates()], **keys)
+
+    whole = run('a', checkpoint=dict(interval=1))
+    rates = torch.tensor(seen)
+    peak = rates[4]
+    assert sorted(peak.tolist()) == pytest.approx([0.02, 0.02, 0.05])
+    for at, factor in ((0, 0.02), (2, 0.51), (8, 0.25), (6, 0.625)):
+        torch.testing.assert_close(rates[at], factor * peak)
+    rest = run('b', resume_from=tmp_path / 'a/epoch_2.pth')
+    assert_equal(whole.model, rest.model)
+    with pytest.raises(ValueError, match='set param_scheduler='):
+        run('c', param_scheduler=dict(type='MultiStepLR', milestones=[1]))
+
+
+def test_hoyers_sparsity_is_logged(tmp_path):
+    run = train(tmp_path, validate=True)
+    logged = run.message_hub.get_scalar('train/lp_sgd/hoyer')
+    expected = [hoyer(run.model.net[i].weight) for i in (0, 3)]
+    assert logged.current() == pytest.approx(sum(expected) / 2)
 
 
 def test_averages_begin_on_the_sphere(tmp_path):
@@ -155,7 +300,9 @@ def test_a_run_is_a_loop_by_hand(tmp_path):
         [dict(params=[w], p=p, lr=0.02) for w, p in zip(sphere, (1.3, 1.2))]
         + [dict(params=rest)],
         lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)
-    optimizer.project()
+    for norm, factor in zip((model.net[1], model.net[4]),
+                            optimizer.project().values()):
+        norm.running_var.add_(norm.eps).mul_(factor**2).sub_(norm.eps)
     for (x, y), after in zip(batches, seen.after, strict=True):
         optimizer.zero_grad()
         model(here(x), here(y), 'loss')['loss'].backward()

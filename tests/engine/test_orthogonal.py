@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from mmengine.dataset import pseudo_collate
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
 from reference import assert_equal
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.data import DataLoader
-from toy import Weights, here, trained
+from toy import Weights, here, runner, trained
 
 from mmpsw import configs
 from mmpsw.engine import OrthogonalHook
@@ -27,11 +29,17 @@ from mmpsw.methods.orthogonal import (
     OrthogonalConv2d,
     OrthogonalTraining,
     hyperspherical_energy,
-    neurons,
 )
 from mmpsw.models import build_model
 
 EPOCH = 6
+
+
+def neurons(weight):
+    """As the paper has them, as columns."""
+    return weight.flatten(1).T
+
+
 HOOK = dict(type='mmpsw.OrthogonalHook')
 DDP = dict(type='MMDistributedDataParallel', device_ids=None)
 
@@ -185,8 +193,8 @@ class Both(Hook):
 
 def assert_turned(run):
     for layer in training_of(run).layers.values():
-        q = MAPS['cayley'](layer.r)
-        torch.testing.assert_close(q @ layer.base, neurons(layer.weight),
+        q = MAPS['cayley'].q(layer.r)
+        torch.testing.assert_close(q @ layer.base.T, neurons(layer.weight),
                                    rtol=1e-5, atol=1e-6)
 
 
@@ -194,7 +202,7 @@ def mean(states, name):
     return torch.stack([state[name].double() for state in states]).mean(0)
 
 
-def test_the_control_shows_the_mean_of_merged_weights(tmp_path):
+def test_psw_shows_the_mean_of_merged_weights(tmp_path):
     plain, _ = train(tmp_path / 'plain')
     run, seen = train(tmp_path / 'psw', HOOK,
                       dict(type='PSWA', write_back=False))
@@ -271,7 +279,8 @@ def test_only_full_checkpoints_hold_the_maps(tmp_path):
     best, = tmp_path.glob('best_*.pth')
     assert 'orthogonal' not in torch.load(best, weights_only=False)
     state = torch.load(tmp_path / 'epoch_4.pth', weights_only=False)
-    assert state['orthogonal']['']['layers'].keys() == {'convs.0', 'convs.3'}
+    layers = state['orthogonal']['maps']['']['layers']
+    assert layers.keys() == {'convs.0', 'convs.3'}
     torch.save(state['orthogonal'], tmp_path / 'plain')
     torch.load(tmp_path / 'plain', weights_only=True)
 
@@ -325,6 +334,71 @@ def test_marked_layers_alone():
     assert marked.rotated and grouped.rotated
 
 
+class Offset(Net):
+    """Its second convolution starts at zero, as those of offsets do."""
+
+    def __init__(self):
+        super().__init__()
+        nn.init.zeros_(self.convs[3].weight)
+        self.convs[4] = nn.Tanh()  # a ReLU of zeros leads nothing back
+
+
+def test_a_layer_of_zeros_trains_as_usual(tmp_path):
+    """Turned, it would stay zero for ever. A resume leaves it too."""
+    keys = dict(model=Offset(), hooks=[HOOK], checkpoint=dict(interval=1))
+    whole = trained(tmp_path / 'whole', **keys)
+    assert list(training_of(whole).layers) == ['convs.0']
+    assert whole.model.convs[3].weight.abs().max() > 1e-2
+    rest = trained(tmp_path / 'rest', **dict(keys, model=Offset()),
+                   resume_from=tmp_path / 'whole/epoch_2.pth')
+    assert_equal(whole.model.state_dict(), rest.model.state_dict())
+
+
+def test_offsets_of_deformable_convolutions_are_named(monkeypatch):
+    from mmdet.models import ResNet
+    said = []
+    monkeypatch.setattr('mmpsw.engine.orthogonal.print_log',
+                        lambda message, **_: said.append(message))
+    model = nn.Module()
+    model.backbone = ResNet(50, dcn=dict(
+        type='DCNv2', deform_groups=1, fallback_on_stride=False),
+        stage_with_dcn=(False, True, True, True))
+    model.backbone.init_weights()
+    offsets = [name for name, _ in model.named_modules()
+               if name.endswith('conv_offset')]
+    runner = SimpleNamespace(
+        model=model, iter=0, _load_from=None, _resume=False,
+        optim_wrapper=OptimWrapper(torch.optim.SGD(model.parameters(), 0.1)))
+    hook = OrthogonalHook(max_dim=256)
+    hook.before_train(runner)
+    assert len(offsets) == 13 and hook.zero == offsets
+    assert said[0].count('conv_offset (zero at the start)') == 13
+
+
+def test_a_refined_start(tmp_path):
+    """Neurons of norm 1, whose energy is lower and stays."""
+    _, seen = train(tmp_path / 'run', opt(refine=100))
+    for name in ('convs.0.weight', 'convs.3.weight'):
+        first, last = seen.starts[0][name], seen.after[-1][name]
+        energies = [hyperspherical_energy(w) for w in (
+            Net().state_dict()[name], first, last)]
+        assert energies[1] < energies[0] - 1e-3
+        assert abs(energies[2] / energies[1] - 1) < 1e-5
+        norms = first.flatten(1).norm(dim=1)
+        torch.testing.assert_close(norms, torch.ones_like(norms))
+    with pytest.raises(ValueError, match='refine=100 is not possible'):
+        train(tmp_path / 'given', opt(refine=100),
+              load_from=str(tmp_path / 'run/epoch_4.pth'))
+
+
+def test_a_resume_by_hand_is_refused(tmp_path):
+    train(tmp_path / 'whole', checkpoint=dict(interval=2))
+    run = runner(tmp_path / 'rest', model=Net(), hooks=[HOOK])
+    run.resume(str(tmp_path / 'whole/epoch_2.pth'), resume_optimizer=False)
+    with pytest.raises(ValueError, match='use resume=True with load_from'):
+        run.train()
+
+
 def test_the_log_says_which(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr('mmpsw.engine.orthogonal.print_log',
@@ -353,7 +427,9 @@ def test_two_hooks(tmp_path):
 @pytest.mark.parametrize('keys, message', [
     (dict(optimizer=dict(type='mmpsw.LpSGD', lr=0.1, sphere_lr=0.01,
                     p=1.2),
-          wrapper=dict(constructor='mmpsw.LpSGDConstructor')),
+          wrapper=dict(constructor='mmpsw.LpSGDConstructor',
+                       paramwise_cfg=dict(custom_keys=dict(
+                           convs=dict(p=1.2))))),
      'LpSGD cannot train orthogonal maps'),
     (dict(optimizer=dict(type='mmpsw.SGDScheduleFree', lr=0.1)),
      'schedule-free optimizer cannot train orthogonal maps'),
@@ -482,8 +558,7 @@ def one_of_two(folder):
                   batch_size=2, cfg=dict(model_wrapper_cfg=DDP))
     state = dict(run.model.module.state_dict())
     for name, layer in training_of(run).layers.items():
-        state.update({f'{name}.{key}': value
-                      for key, value in layer.state().items()})
+        state.update({f'{name}.r': layer.r, f'{name}.base': layer.base})
     torch.save(state, folder / f'rank{get_rank()}.pt')
     torch.distributed.destroy_process_group()
 

@@ -1,22 +1,27 @@
 """OPT: the maps, the chain rule, and what is made of the weights."""
 import copy
+from collections import Counter
 
 import pytest
 import torch
 from scipy.linalg import polar
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpsw.methods.orthogonal import (
     MAPS,
+    Cayley,
     OrthogonalConv2d,
     OrthogonalTraining,
     descend,
     hyperspherical_energy,
-    neurons,
+    minimise_energy,
+    newton_steps,
 )
 
-CONSTRAINED = [name for name, map in MAPS.items() if map.__name__ != 'free']
+FREE = ['regulariser', 'gradient_descent']
+CONSTRAINED = [name for name in MAPS if name not in FREE]
 SIZES = [1, 2, 5, 16]
 
 
@@ -71,11 +76,20 @@ def loewdin(r):
 @pytest.mark.parametrize('name', CONSTRAINED)
 def test_the_maps(name, d):
     r = torch.randn(d, d)
-    q = MAPS[name](r)
+    q = MAPS[name].q(r)
     assert_close(q, globals()[name](r))
     assert_close(q.T @ q, torch.eye(d))
     if name == 'householder':
         assert_close(torch.linalg.det(q), torch.tensor((-1.)**(d - 1)))
+
+
+@pytest.mark.parametrize('d', [384, 576, 1152])
+def test_reflections_at_the_size_of_real_layers(d):
+    """In fp32 the determinant itself underflows on the way."""
+    q = MAPS['householder'].q(torch.randn(d, d, dtype=torch.float32))
+    assert_close(q.T @ q, torch.eye(d).float(), atol=1e-5)
+    sign, log = torch.linalg.slogdet(q.double())
+    assert sign == (-1)**(d - 1) and abs(log) < 1e-3
 
 
 def test_cayley_is_that_of_torch():
@@ -85,19 +99,19 @@ def test_cayley_is_that_of_torch():
                                 use_trivialization=False)
     with torch.no_grad():
         holder.parametrizations.weight.original.copy_(-2 * r.T)
-    assert_close(holder.weight, MAPS['cayley'](r))
+    assert_close(holder.weight, MAPS['cayley'].q(r))
 
 
 @pytest.mark.parametrize('name', CONSTRAINED)
 def test_gradients(name):
-    assert torch.autograd.gradcheck(MAPS[name], torch.randn(
+    assert torch.autograd.gradcheck(MAPS[name].q, torch.randn(
         5, 5, requires_grad=True))
 
 
 def test_gradients_where_singular_values_are_equal():
     """There the SVD's own gradient divides by nothing."""
     r = torch.linalg.qr(torch.randn(5, 5))[0].requires_grad_()
-    assert torch.autograd.gradcheck(MAPS['loewdin'], r)
+    assert torch.autograd.gradcheck(MAPS['loewdin'].q, r)
 
 
 def published_descent(q, m, grad, lr):
@@ -133,6 +147,11 @@ def test_gradient_descent_does_not_drift():
 
 
 # Training
+
+
+def neurons(weight):
+    """As the paper has them, as columns."""
+    return weight.flatten(1).T
 
 
 def network():
@@ -178,12 +197,10 @@ class Turned(nn.Module):
 
     def forward(self, r):
         map = r if self.name == 'regulariser' else globals()[self.name](r)
-        c_out, c_in, kh, kw = self.shape
-        w = (map @ self.base).reshape(kh, kw, c_in, c_out)
-        return w.permute(3, 2, 0, 1)
+        return (self.base @ map.T).view(self.shape)
 
     def right_inverse(self, weight):
-        return torch.eye(len(self.base))
+        return torch.eye(self.base.shape[1])
 
 
 def parametrized(model, training, name):
@@ -201,6 +218,98 @@ def parametrized(model, training, name):
         model.penalty = lambda: 0.1 * sum(
             (r @ r.T - torch.eye(len(r))).square().sum().sqrt() for r in found)
     return model
+
+
+@pytest.fixture
+def refined(request, monkeypatch):
+    """Whether inverses are kept, as on a GPU."""
+    monkeypatch.setattr(Cayley, 'refines', staticmethod(
+        lambda r: request.param))
+
+
+@pytest.mark.parametrize('refined', [False, True], indirect=True)
+def test_both_ways_to_divide_are_exact(refined):
+    """Twenty updates of narrow and wide layers, against autograd."""
+    model = nn.Sequential(nn.Conv2d(3, 12, 2), nn.Tanh(), nn.Conv2d(12, 5, 1),
+                          nn.Tanh(), nn.Conv2d(5, 30, 1), nn.Conv2d(
+                              30, 4, 4, bias=False), nn.Flatten(),
+                          nn.Linear(4, 2))
+    optimizer = sgd(model.parameters())
+    training = OrthogonalTraining(optimizer, weights(model), start='identity')
+    reference = parametrized(model, training, 'cayley')
+    train(model, optimizer, 20)
+    train(reference, sgd(reference.parameters()), 20)
+    for key, layer in training.layers.items():
+        assert_close(layer.weight, reference.get_submodule(key).weight, 1e-10)
+    assert max(training.errors().values()) < 1e-13
+
+
+@pytest.mark.parametrize('residual, steps', [
+    (1., 0), (float('inf'), 0), (float('nan'), 0), (0.1, 0),
+    (0.09, 5), (1e-4, 3), (2e-5, 2), (0., 2)])
+def test_how_often_an_inverse_is_refined(residual, steps):
+    """0.36^16, (4e-4)^4 and (8e-5)^2 are below 1.2e-7; their roots are not."""
+    assert newton_steps(residual, torch.finfo(torch.float32).eps) == steps
+
+
+@pytest.mark.parametrize('rate', [1e-3, 0.1, 3.])
+@pytest.mark.parametrize('refined', [True], indirect=True)
+def test_a_refined_inverse_is_as_good_at_any_rate(refined, rate):
+    """In fp32, where R moves little, and where it must be inverted anew."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(64, 64, 3, 3, dtype=torch.float32))
+    optimizer = torch.optim.SGD([weight], lr=rate, momentum=0.9)
+    training = OrthogonalTraining(optimizer, {'conv': weight})
+    start, steps = weight.detach().flatten(1), []
+    for _ in range(12):
+        weight.grad = torch.randn_like(weight) / 100
+        optimizer.step()
+        training.check()
+        steps.append(newton_steps(training.stacks[0].residual, 1e-7))
+        assert training.errors()['conv'] < 5e-6
+        end = weight.detach().flatten(1)
+        torch.testing.assert_close(end @ end.T, start @ start.T, rtol=1e-5,
+                                   atol=1e-2)
+    assert min(steps[2:]) > 1 if rate < 1 else 0 in steps
+
+
+class Count(TorchDispatchMode):
+
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('refined', [False, True], indirect=True)
+def test_operations_and_waits_of_a_resnet50(refined):
+    """53 layers of 8 sizes, by 20 products each way."""
+    from torchvision.models import resnet50
+    model = resnet50().float()
+    convs = {name: m.weight for name, m in model.named_modules()
+             if isinstance(m, nn.Conv2d)}
+    drawn = [name for name, weight in convs.items()
+             if weight[0].numel() > 1152]
+    counts = []
+    for names in ({}, convs):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9,
+                                    foreach=True)
+        if names:
+            OrthogonalTraining(optimizer, convs, stochastic=drawn,
+                               start='identity')
+        for _ in range(2):
+            for param in model.parameters():
+                param.grad = torch.ones_like(param) * 1e-4
+            with Count() as count:
+                optimizer.step()
+        counts.append(count.seen)
+    beside, found = (sum(seen.values()) for seen in counts)
+    assert found - beside <= 150
+    assert not {'item', '_local_scalar_dense', 'equal', 'is_nonzero'
+                } & counts[1].keys()
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
@@ -290,12 +399,24 @@ def test_energy_is_a_mean_over_pairs():
     assert abs(hyperspherical_energy(weight) - sum(pairs) / 12) < 1e-12
 
 
-def test_rows_are_those_of_the_paper():
-    """kh, kw, c_in from the slowest to the fastest."""
-    weight = torch.randn(4, 2, 3, 5)
-    assert_close(neurons(weight)[(2 * 5 + 3) * 2 + 1], weight[:, 1, 2, 3])
-    linear = torch.randn(4, 3)
-    assert_close(neurons(linear), linear.T)
+@pytest.mark.parametrize('c_out, d, energy', [
+    (2, 2, 1 / 2), (3, 2, 3**-0.5), (4, 3, (8 / 3)**-0.5),
+    (4, 27, (8 / 3)**-0.5),
+    # The octahedron: 12 pairs at sqrt(2), 3 at 2.
+    (6, 3, (12 / 2**0.5 + 3 / 2) / 15)])
+def test_the_smallest_energy_is_that_of_regular_bodies(c_out, d, energy):
+    weight = torch.randn(c_out, d, 1, 1)
+    minimise_energy(weight, 300)
+    assert abs(hyperspherical_energy(weight) - energy) < 1e-6
+    assert_close(weight.flatten(1).norm(dim=1), torch.ones(c_out))
+
+
+def test_a_real_layer_comes_near_the_simplex():
+    """128 neurons of 576 numbers fit: all at sqrt(2 128 / 127)."""
+    weight = torch.randn(128, 64, 3, 3, dtype=torch.float32)
+    before, least = hyperspherical_energy(weight), (256 / 127)**-0.5
+    minimise_energy(weight, 200)
+    assert hyperspherical_energy(weight) - least < (before - least) / 100
 
 
 @pytest.mark.parametrize('name', CONSTRAINED + ['regulariser'])
@@ -315,7 +436,7 @@ def test_stochastic_layers(name):
             if not update:
                 torch.randn(4, 4, generator=generator, device='cpu')
             r = torch.eye(5) * (name != 'cayley')
-            map = (lambda r: r) if name == 'regulariser' else MAPS[name]
+            map = MAPS[name].q
             base = torch.linalg.solve(
                 map(r), neurons(model[2].weight)[rows].detach())
         plain.load_state_dict(model.state_dict())
@@ -337,21 +458,6 @@ def test_stochastic_layers(name):
             assert layer.rows.tolist() == rows.tolist()
 
 
-def test_norms_start_anew_where_rows_are_drawn():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4),
-                          nn.Conv2d(4, 4, 2), nn.Flatten(), nn.Linear(16, 2))
-    optimizer = sgd(model.parameters())
-    OrthogonalTraining(optimizer, weights(model), stochastic=['2'], period=3,
-                       norms=[model[1]])
-    train(model, optimizer, 2)
-    assert (model[1].weight - 1).abs().max() > 1e-6
-    train(model, optimizer, 1)
-    assert_close(model[1].weight, torch.ones(4))
-    assert_close(model[1].bias, torch.zeros(4))
-    assert model[1].num_batches_tracked == 3  # the statistics go on
-    assert not torch.equal(model[1].running_var, torch.ones(4))
-
-
 @pytest.mark.parametrize('name', MAPS)
 def test_who_writes_the_weights_sets_w0(name):
     """An initialisation, a checkpoint, an average that is written back."""
@@ -361,31 +467,21 @@ def test_who_writes_the_weights_sets_w0(name):
     train(model, optimizer, 2)
     layer = training.layers['2']
     given = torch.randn_like(layer.weight)
-    layer.weight.data.copy_(given)
+    with torch.no_grad():
+        layer.weight.copy_(given)
     optimizer.param_groups[0]['lr'] = 1e-9  # so that Q stays
     train(model, optimizer, 1)
     assert_close(layer.weight, given, 1e-5)
-    q = layer.r if MAPS[name].__name__ == 'free' else MAPS[name](layer.r)
-    assert_close(q @ layer.base, neurons(layer.weight))
+    q = MAPS[name].q(layer.r)
+    assert_close(layer.base @ q.T, layer.weight.flatten(1))
 
 
-def test_a_second_beginning_changes_only_what_was_written():
-    model = network()
-    optimizer = sgd(model.parameters())
-    training = OrthogonalTraining(optimizer, weights(model), 'regulariser')
-    before = [w.clone() for w in weights(model).values()]
-    new = torch.randn_like(before[1])
-    model[2].weight.data.copy_(new)
-    training.begin()
-    assert torch.equal(model[0].weight, before[0])
-    layer = training.layers['2']
-    assert_close(neurons(layer.weight), layer.r @ neurons(new))
-
-
-@pytest.mark.parametrize('name', MAPS)
+@pytest.mark.parametrize('refined, name', [
+    *((False, name) for name in MAPS), (True, 'cayley')],
+    indirect=['refined'])
 @pytest.mark.parametrize('stochastic', [(), ('2', )])
 @pytest.mark.parametrize('at', [1, 3, 4])
-def test_a_resumed_training_is_the_same(name, stochastic, at):
+def test_a_resumed_training_is_the_same(refined, name, stochastic, at):
     def start():
         torch.manual_seed(3)
         model = network()
@@ -438,17 +534,56 @@ def test_a_fused_optimizer_is_refused():
                            weights(model))
 
 
+@pytest.mark.parametrize('optimizer', [
+    sgd, lambda params: torch.optim.LBFGS(params, lr=0.1)])
+def test_a_closure_is_refused(optimizer):
+    """It would compute the gradients after they are needed."""
+    model = network()
+    optimizer = optimizer(model.parameters())
+    OrthogonalTraining(optimizer, weights(model))
+    before = copy.deepcopy(model.state_dict())
+    for call in (optimizer.step,
+                 lambda closure: optimizer.step(closure=closure)):
+        with pytest.raises(ValueError, match='call closure.. first'):
+            call(lambda: gradients_of(model, 0))
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize('name', MAPS)
+@pytest.mark.parametrize('saving', [False, True])
+def test_a_gradient_that_is_not_finite_is_said(name, saving):
+    """At once; by 'cayley' at the next update, or before it is saved."""
+    model = network()
+    optimizer = sgd(model.parameters())
+    training = OrthogonalTraining(optimizer, weights(model), name)
+    before = copy.deepcopy(model.state_dict())
+    gradients_of(model, 0)
+    model[2].weight.grad[1] = float('nan')
+    with pytest.raises(ValueError, match='2: the gradient of its orthogonal'):
+        optimizer.step()
+        if saving:
+            training.state_dict()
+        optimizer.step()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]) or name == 'cayley'
+
+
 def test_a_singular_matrix_is_said():
     model = network()
     optimizer = sgd(model.parameters())
     training = OrthogonalTraining(optimizer, weights(model), 'loewdin')
     training.layers['2'].r.zero_()
-    training.layers['2']._product = None
-    before = copy.deepcopy(model.state_dict())
+    training.layers['2'].stack.update()
     with pytest.raises(ValueError, match='2: the gradient of its orthogonal'):
         train(model, optimizer, 1)
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key])
+
+
+def test_a_weight_of_zeros_is_refused():
+    model = network()
+    nn.init.zeros_(model[2].weight)
+    with pytest.raises(ValueError, match='2: a weight of zeros'):
+        OrthogonalTraining(sgd(model.parameters()), weights(model))
 
 
 def test_an_orthogonal_convolution_waits_for_its_training():

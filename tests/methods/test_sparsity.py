@@ -57,3 +57,9 @@ def test_the_ratio_follows_the_share_of_zeros(zeros, ratio):
 def test_hoyers_sparsity(rows, expected):
     weight = torch.tensor(rows, dtype=torch.float32).reshape(-1, 2, 2)
     assert hoyer(weight) == pytest.approx(expected)
+
+
+def test_hoyers_sparsity_at_its_edges():
+    """Of one number nothing can be zero beside others; of zeros all are."""
+    assert hoyer(torch.ones(8, 1, 1, 1)) == 0
+    assert hoyer(torch.zeros(8, 4, 3, 3)) == 1

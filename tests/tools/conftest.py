@@ -8,7 +8,7 @@ from mmpsw.commands import train
 from mmpsw.datasets.digits import generate
 
 CONFIG = str(
-    Path(__file__).resolve().parents[2] / 'configs/cls/resnet18_digits.py')
+    Path(__file__).resolve().parents[2] / 'configs/study/resnet18_digits.py')
 # Four updates an epoch, two epochs.
 SMALL = [
     '--cfg-options', 'model.backbone.stem_channels=4',
@@ -31,8 +31,8 @@ def one_thread():
 
 @pytest.fixture(scope='session')
 def control_run(tmp_path_factory):
-    """A control arm: its work dir ``run``, beside ``data``."""
-    folder = tmp_path_factory.mktemp('control')
+    """A psw arm: its work dir ``run``, beside ``data``."""
+    folder = tmp_path_factory.mktemp('psw')
     generate(folder / 'data' / 'digits', train=16, val=4, progress=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -31,9 +31,9 @@ def test_interleaved_runs_all_in_each_round():
     assert rounds == {'ab', 'ba'}
 
 
-@pytest.mark.parametrize('name', ['det/retinanet_r18_digits.py',
-                                  'seg/fpn_r18_digits.py',
-                                  'cls/resnet18_digits.py'])
+@pytest.mark.parametrize('name', ['study/retinanet_r18_digits.py',
+                                  'study/fpn_r18_digits.py',
+                                  'study/resnet18_digits.py'])
 def test_a_batch_of_each_framework(name):
     cfg = configs.load_config(CONFIGS / name)
     benchmark.set_input_size(cfg, 64)
@@ -45,7 +45,7 @@ def test_a_batch_of_each_framework(name):
 
 def test_steps_from_end_to_end(tmp_path):
     assert benchmark.main([
-        'step', str(CONFIGS / 'cls/resnet18_digits.py'), '--size', '32',
+        'step', str(CONFIGS / 'study/resnet18_digits.py'), '--size', '32',
         '--period', '8', '--repeats', '2', '--out', str(tmp_path),
         '--arms', 'baseline', 'pwalks', 'hadamard+pswm']) == 0
     table = pd.read_csv(tmp_path / 'step.csv')
@@ -54,8 +54,8 @@ def test_steps_from_end_to_end(tmp_path):
     assert table.megabytes.notna().all() == torch.cuda.is_available()
 
 
-@pytest.mark.parametrize('name', ['det/retinanet_r18_digits.py',
-                                  'seg/fpn_r18_digits.py'])
+@pytest.mark.parametrize('name', ['study/retinanet_r18_digits.py',
+                                  'study/fpn_r18_digits.py'])
 def test_a_step_is_an_iteration_of_the_run(name, tmp_path, monkeypatch):
     """The hooks around it included: PSW's, and a stock one."""
     args = benchmark.parse_args(['step', '--size', '64'])
@@ -74,7 +74,7 @@ def test_a_step_is_an_iteration_of_the_run(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('argv, message', [
     (['step', 'mmdet::nothing'], "mmdet has no config 'nothing'"),
-    (['step', str(CONFIGS / 'cls/resnet18_digits.py'), '--out', 'file'],
+    (['step', str(CONFIGS / 'study/resnet18_digits.py'), '--out', 'file'],
      "--out 'file' is a file"),
     (['step', '--size', '1.5'], '1.5 is not an integer >='),
     (['step', '--period', '7'], '7 is not an integer >='),

@@ -23,7 +23,7 @@ def average(*argv):
 
 @pytest.mark.parametrize('part', ['live'])
 def test_the_weights_beside_the_deployed_ones(folder, config, part):
-    """Of two checkpoints of the control, against what they hold."""
+    """Of two checkpoints of psw, against what they hold."""
     deployed = average('run/iter_6.pth')
     paths = ['run/iter_6.pth', 'run/iter_8.pth']
     found = average(*paths, '--overwrite', '--weights', part)
@@ -60,9 +60,9 @@ def test_weights_that_are_not_there(folder, config, capsys):
 
 
 @pytest.mark.parametrize(('config', 'size', 'outputs'), [
-    ('cls/resnet18_sign_digits', (96, 96), 1),
-    ('seg/unet_fcn_dsb2018', (64, 64), 1),
-    ('det/retinanet_r18_bccd', (96, 128), 10),
+    ('study/resnet18_sign_digits', (96, 96), 1),
+    ('study/unet_fcn_dsb2018', (64, 64), 1),
+    ('study/retinanet_r18_bccd', (96, 128), 10),
 ])
 @pytest.mark.filterwarnings('ignore')
 def test_torch_export_and_onnx(config, size, outputs, tmp_path, monkeypatch):

@@ -49,5 +49,5 @@ def test_one_command_makes_all_of_the_committed_numbers(tmp_path, capsys):
     assert study.main(['--data', str(COMMITTED), '--out', str(tmp_path)]) == 0
     pictures = {path.name for path in tmp_path.iterdir()}
     assert pictures == {'tuned.png', 'windows.png', 'extended.png',
-                        'written_back.png'}
+                        'written_back.png', 'hero.png'}
     assert capsys.readouterr().out.count('|:--') >= 12

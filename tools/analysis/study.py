@@ -4,7 +4,8 @@
 
 A CSV file a task holds a row for each validation: regime (constant, decay,
 extend, cyclic), length and step (epochs, or passes over the data), rate, arm,
-seed, value. It prints four tables in markdown, and writes four pictures.
+seed, value. It prints four tables in markdown, and writes four pictures, and
+the README's.
 """
 import argparse
 from collections.abc import Sequence
@@ -197,6 +198,46 @@ def written_back(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
     return pd.DataFrame(table).T, figure
 
 
+def hero(folder: Path, tasks: Sequence[Task]) -> Figure:
+    """The README's picture: steady from the start, and at every rate."""
+    figure = Figure((8.4, 3.1), dpi=150, layout='constrained')
+    left, right = figure.subplots(1, 2)
+    runs = pd.read_csv(folder / 'sign_digits_runs.csv')
+    lines = (('constant', 'psw', 'constant rate, psw', BLUE),
+             ('decay', 'baseline', 'stock decay', ORANGE),
+             ('constant', 'baseline', 'constant rate', BLACK))
+    for regime, arm, label, color in lines:
+        rows = runs[(runs.comparison == f'sign_digits_{regime}')
+                    & (runs.arm == arm) & runs.step.notna()]
+        means = rows.groupby('step').value.mean()
+        left.plot(means, color=color, linewidth=1.8)
+        _name_line(left, label, color)
+        task = tasks[1]
+        swept = task.rows[(task.rows.regime == regime)
+                          & (task.rows.arm == arm)
+                          & (task.rows.step == task.length)
+                          & task.rows.seed.isin(SWEPT)]
+        means = swept.groupby('rate').value.mean()
+        right.plot(means, 'o-', color=color, linewidth=1.8, markersize=4)
+    left.set_title('Hand signs: accuracy, %, after each epoch')
+    left.set_ylim(40)
+    left.set_xlabel('epoch')
+    right.set_xlabel('learning rate')
+    right.set_title('Blood cells: final mAP, %, at five learning rates')
+    right.set_xscale('log')
+    rates = sorted(swept.rate.unique())
+    right.set_xticks(rates, [f'{rate:g}' for rate in rates])
+    right.minorticks_off()
+    return figure
+
+
+def _name_line(axes: Axes, label: str, color: str) -> None:
+    """Below the others, in the order of the lines."""
+    place = 0.06 + 0.09 * (2 - len(axes.texts))
+    axes.text(0.97, place, label, color=color, ha='right', fontsize=9,
+              transform=axes.transAxes)
+
+
 def _dots(axes: Axes, values: pd.Series, place: int, label: str) -> None:
     color = (BLUE, BLACK)[place == 0]
     axes.plot(values, [place] * len(values), 'o', color=color, alpha=0.35,
@@ -254,6 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             table, figure = question(tasks)
             print(f'{table.fillna("-").to_markdown()}\n')
             figure.savefig(args.out / f'{name}.png')
+        hero(args.data, tasks).savefig(args.out / 'hero.png')
     return 0
 
 

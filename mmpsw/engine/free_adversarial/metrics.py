@@ -96,7 +96,7 @@ class ClassifierFeatures:
         ValueError: There are no weights; it says how to train them.
     """
 
-    metrics = ('frechet', 'class_score')
+    metrics = ('frechet', 'class_score', 'class_accuracy')
     splits = 1
 
     def __init__(self, name: str, config: str, checkpoint: str):
@@ -165,6 +165,8 @@ class GeneratedImages(BaseMetric):
     Logged as NAME/frechet, NAME/class_score, NAME/precision and NAME/recall
     with a classifier's features, and as inception/FID and inception/IS with
     Inception's. Real images are looked at in the first validation only.
+    A classifier tells NAME/class_accuracy too: the share of images that it
+    takes for the class that they were generated as.
 
     Args:
         features (dict): :class:`ClassifierFeatures` or
@@ -193,11 +195,12 @@ class GeneratedImages(BaseMetric):
         fake, logits = self._features(data_samples, 'fake')
         real = (self._features(data_samples, 'real')[0] if self.real is None
                 else [None] * len(fake))
-        self.results += zip(real, fake, logits)
+        labels = [sample['label'] for sample in data_samples]
+        self.results += zip(real, fake, logits, labels)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """All four, of all images."""
-        real, fake, logits = zip(*results)
+        """All of them, of all images."""
+        real, fake, logits, labels = zip(*results)
         if self.real is None:
             self.real = torch.stack(real)
         fake, logits = torch.stack(fake), torch.stack(logits)
@@ -205,11 +208,13 @@ class GeneratedImages(BaseMetric):
         order = torch.randperm(
             len(fake), generator=torch.Generator().manual_seed(0))
         some = order[:self.most].sort().values
-        distance, score = self.features.metrics
+        distance, score, *accuracy = self.features.metrics
         precision, recall = precision_and_recall(
             self.real[some], fake[some], self.neighbours)
+        right = logits.argmax(1) == torch.tensor(labels)
         return {distance: frechet_distance(self.real, fake),
                 score: class_score(logits[order], self.features.splits),
+                **dict.fromkeys(accuracy, float(right.float().mean())),
                 'precision': precision, 'recall': recall}
 
     def _features(self, samples: list[dict],

@@ -269,8 +269,9 @@ class FreeAdversarialGAN(BaseModel):
         """Real images, and as many generated ones of their classes."""
         images, labels = self._batch(data, training=False)
         fake = self.sample(labels, self.validation_noise)
-        return [dict(real=real, fake=generated)
-                for real, generated in zip(images, fake)]
+        return [dict(real=real, fake=generated, label=label)
+                for real, generated, label in zip(images, fake,
+                                                  labels.tolist())]
 
     test_step = val_step
 

@@ -22,7 +22,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-__all__ = ['Pruner', 'factor_of_rate', 'factor_of_sparsity', 'prune']
+__all__ = ['Pruner', 'factor_of_rate', 'prune']
 
 
 def factor_of_rate(rate: float) -> float:
@@ -31,22 +31,10 @@ def factor_of_rate(rate: float) -> float:
     Raises:
         ValueError: ``rate`` is not in [0, 1).
     """
-    _check_share('rate', rate)
+    if not 0 <= rate < 1:
+        raise ValueError(f'rate={rate!r} is not possible, because it is a '
+                         'share of the gradients: use a number in [0, 1).')
     return NormalDist().inv_cdf((1 + rate) / 2) * math.sqrt(math.pi / 2)
-
-
-def factor_of_sparsity(sparsity: float) -> float:
-    """c, so that at least a share ``sparsity`` becomes zero.
-
-    ``1 / (1 - sparsity)``, whatever the distribution: the share that is left
-    is ``E min(1, |g| / tau) <= E|g| / tau = 1 - sparsity``. It is equal where
-    no gradient is above tau.
-
-    Raises:
-        ValueError: ``sparsity`` is not in [0, 1).
-    """
-    _check_share('sparsity', sparsity)
-    return 1 / (1 - sparsity)
 
 
 def prune(grad: Tensor, tau: float, generator: torch.Generator) -> Tensor:
@@ -121,9 +109,3 @@ class Pruner:
         sums = self.table.clone()
         self.table.zero_()
         return sums
-
-
-def _check_share(name: str, share: float) -> None:
-    if not 0 <= share < 1:
-        raise ValueError(f'{name}={share!r} is not possible, because it is a '
-                         'share of the gradients: use a number in [0, 1).')

@@ -168,10 +168,10 @@ def test_two_processes(two):
     assert_by_hand(two[0], 2, 4, start=1)
 
 
-@pytest.mark.parametrize('run', ['average', 'recalibrate', 'control'])
+@pytest.mark.parametrize('run', ['average', 'recalibrate', 'psw'])
 def test_weights_and_buffers(others, run):
     ranks = recorded(others / run, 2)
-    if run != 'control':  # its live statistics are not resampled
+    if run != 'psw':  # its live statistics are not resampled
         return assert_same(ranks, 3, 6)
     for iteration in (3, 6):
         a, b = (rank[iteration]['average'] for rank in ranks)

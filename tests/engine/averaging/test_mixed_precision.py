@@ -200,7 +200,7 @@ def test_what_bf16_weights_lose_at_the_writing_back():
     assert all(0.003 < share < 0.1 for share in shares)
 
 
-def test_the_control_keeps_the_fp32_mean_of_bf16_weights():
+def test_psw_keeps_the_fp32_mean_of_bf16_weights():
     w = nn.Parameter(torch.tensor([1.], dtype=torch.bfloat16))
     resampler = PeriodicResampler(
         torch.optim.SGD([w], lr=0.), PSWA(), 2, write_back=False)

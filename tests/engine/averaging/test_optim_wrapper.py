@@ -114,7 +114,7 @@ def test_resume_is_exact_at_every_iteration(tmp_path, optimizer, loop, psw,
         assert_equal(whole.model, resumed.model)
 
 
-def test_a_checkpoint_deploys_the_average_of_the_control(tmp_path):
+def test_a_checkpoint_deploys_the_average_of_psw(tmp_path):
     run = runner(tmp_path, dict(type='PSWA', write_back=False),
                  dict(by_epoch=True, max_epochs=1),
                  checkpoint=dict(interval=1, save_best='error', rule='less'))
@@ -225,13 +225,13 @@ def test_recalibration_leaves_the_random_state_alone(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_recalibration_of_the_control_leaves_the_live_buffers(tmp_path):
+def test_recalibration_of_psw_leaves_the_live_buffers(tmp_path):
     baseline = trained(tmp_path / 'a', validate=False)
-    control = trained(
+    psw = trained(
         tmp_path / 'b',
         dict(type='PSWA', buffers='recalibrate', write_back=False),
         validate=False)
-    assert_equal(baseline.model, control.model)
+    assert_equal(baseline.model, psw.model)
 
 
 def test_clipping_and_parameter_groups(tmp_path):

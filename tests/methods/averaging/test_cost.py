@@ -100,7 +100,7 @@ def test_nothing_outside_of_the_window():
 ])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_the_memory_of_three_periods(technique, write_back, copies, dtype):
-    """One fp32 copy, PSWM and the control arm two: also at a resampling."""
+    """One fp32 copy, PSWM and psw two: also at a resampling."""
     psw = resampler([1000, 3, 2000], technique, 4, dtype,
                     write_back=write_back)
     for _ in range(12):

@@ -1,8 +1,0 @@
-# The stock decay, a tenth at 30, 60 and 90 % of the run.
-_base_ = './resnet18_sign_digits_long.py'
-param_scheduler = dict(
-    _delete_=True,
-    type='MultiStepLR',
-    by_epoch=True,
-    milestones=[9, 18, 27],
-    gamma=0.1)

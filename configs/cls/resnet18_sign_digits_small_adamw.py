@@ -1,7 +1,0 @@
-# AdamW, at the rate of mmpretrain's schedules for it scaled to a batch of 32,
-# constant.
-_base_ = './resnet18_sign_digits_small.py'
-optim_wrapper = dict(
-    optimizer=dict(
-        _delete_=True, type='AdamW', lr=0.001, weight_decay=0.05))
-param_scheduler = None

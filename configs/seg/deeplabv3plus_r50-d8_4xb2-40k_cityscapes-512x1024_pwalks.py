@@ -1,7 +1,0 @@
-# PSWA and PSWM: train the baseline --with pswa, --with pswm.
-_base_ = [
-    'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb2-40k_cityscapes-512x1024.py',  # noqa: E501
-    '../_base_/methods/pwalks.py',
-]
-optim_wrapper = dict(type='mmpsw.PSWOptimWrapper', psw=_base_.psw)
-custom_hooks = [dict(type='mmpsw.PSWHook')]
