@@ -25,8 +25,8 @@ def read_description() -> str:
     return re.sub(r'\[([^\]]*)\]\((?!http|#)[^)]*\)', r'\1', text)
 
 
-# Why these bounds: tests/README.md, 'What we depend on'. mmengine is not here,
-# as it has two names, of which a user has one: mmpsw/compatibility.py looks.
+# Why these bounds: tests/SECURITY.md. mmengine is not here, as it has two
+# names, of which a user has one: mmpsw/compatibility.py looks.
 REQUIRES = [
     'torch>=2.6,<3',
     'numpy>=1.23,<3',
@@ -85,7 +85,8 @@ with TemporaryDirectory() as scratch:
         package_data={
             # Where mmengine looks for `_base_ = 'mmpsw::...'`, and mim for
             # tools: links in a checkout, what they lead to in a wheel.
-            'mmpsw': ['py.typed', 'README.md', '.mim/*.yml',
+            'mmpsw': ['py.typed', 'README.md',
+                      'engine/averaging/README.md', '.mim/*.yml',
                       '.mim/configs/**/*.py', '.mim/configs/**/*.md',
                       '.mim/tools/**/*.py', '.mim/tools/*.md',
                       '.mim/tools/*_train.sh'],

@@ -16,7 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'usage: mmpsw {"|".join(_COMMANDS)} [-h] ...\n\n'
               'Each says with -h what it takes. Configs of ours are called\n'
               'mmpsw::study/resnet18_digits and so on. Documents:\n'
-              f'{folder}/README.md, {folder}/.mim/configs/README.md',
+              f'{folder}/engine/averaging/README.md\n{folder}/.mim/tools/README.md\n'
+              f'{folder}/.mim/configs/README.md',
               file=sys.stdout if name in ('-h', '--help') else sys.stderr)
         return 0 if name in ('-h', '--help') else 2
     sys.argv[0] = f'mmpsw {name}'  # what its usage begins with

@@ -41,8 +41,8 @@ def allow_resume() -> None:
     and its numpy arrays, so that ``--resume`` of stock mmengine 0.10 fails,
     and what a data set's ``metainfo`` may hold: arrays of other numbers, or
     of names, paths, a config's dicts. Code in a checkpoint still cannot run:
-    a HistoryBuffer names its methods through ``getattr``, for which a
-    function stands in that finds no others.
+    a HistoryBuffer names its methods through ``getattr``; a function that
+    finds no others takes its place.
     """
     renamed: list[tuple[Callable, str]] = [
         (_history_method, 'builtins.getattr')]

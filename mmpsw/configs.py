@@ -25,6 +25,10 @@ _SUFFIXES = ('.py', '.json', '.yml', '.yaml')
 _SCOPES = ('', 'mmengine', 'mmpsw', *FRAMEWORKS)
 _WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'PSWOptimWrapper',
              'PSWAmpOptimWrapper')
+# The methods that a list begins with; all others follow by their names.
+_FIRST = ('psw', 'extend', 'pswa', 'pwalks', 'pswm', 'baseline', 'ema',
+          'switch_ema', 'swa', 'swa_finetune', 'lawa', 'lookahead',
+          'schedule_free', 'schedule_free_adamw')
 # What fragments add to each other, or to the config, in a way of its own.
 _APART = ('psw', 'custom_hooks', 'model_transforms')
 
@@ -78,12 +82,19 @@ def known_methods() -> dict[str, Path]:
 def describe_methods() -> str:
     """A line on each method that has a name: what its file says first."""
     lines = []
-    for name, path in known_methods().items():
+    known = known_methods()
+    for name in sorted(known, key=_rank):
+        path = known[name]
         comment = re.match(r'(?:#.*\n)*', path.read_text(encoding='utf-8'))[0]
         text = ' '.join(comment.replace('#', ' ').split())
         first = re.split('(?<=[.])(?= [a-zA-Z])', text)[0]
         lines.append(f'{name:<20} {first}')
     return '\n'.join(lines)
+
+
+def _rank(name: str) -> int:
+    """Psw and its family first, then other averages, then the rest."""
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
 
 
 def split_arm(arm: str) -> list[str]:

@@ -49,7 +49,8 @@ from mmpsw.runtime import saving  # noqa: E402
 
 UPDATES = 24
 KILLS = 6  # of a run, at most
-COMPARED = ('state_dict', 'optimizer', 'param_schedulers', 'random_state')
+COMPARED = ('state_dict', 'live_state_dict', 'psw', 'optimizer',
+            'param_schedulers', 'random_state')
 
 CONFIG = '''
 default_scope = 'mmengine'

@@ -77,6 +77,12 @@ class Weights(Hook):
         self.after.append(copy.deepcopy(runner.model.state_dict()))
 
 
+class After(Weights):
+    """What was written back, too."""
+
+    priority = 'ABOVE_NORMAL'  # behind PSWHook, which comes first in the list
+
+
 class Overflow(Hook):
     """A fused optimizer's every fourth step is skipped, as GradScaler does."""
 

@@ -35,9 +35,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument('--overwrite', action='store_true',
                         help='allow replacing --out')
     parser.add_argument(
-        '--weights', choices=('live', 'mean'), help='not what is deployed, '
-        'but what a run with psw holds beside it: what training goes on '
-        "from, or the open period's mean")
+        '--weights', choices=('live', 'mean'), help='other weights that a '
+        'run with psw saves: live, from which training continues; mean, '
+        'of the period so far')
     parser.add_argument(
         '--recalibrate', metavar='CONFIG', help="recompute batch norm's "
         "statistics on this config's train data: a path or a zoo name")

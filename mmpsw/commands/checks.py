@@ -154,7 +154,7 @@ def check_ride_along(cfg: Config, folders: Sequence[Path],
 def make_work_dir(cfg: Config, hold: bool = True) -> None:
     """Makes the work dir, after all else was looked at, and holds it.
 
-    With ``hold``, no other training can go on in it meanwhile.
+    With ``hold``, no other training can use it meanwhile.
     """
     from mmpsw.runtime.saving import hold_work_dir
     try:
@@ -254,7 +254,7 @@ def check_pretrained(model: Any) -> None:
 def check_fit(cfg: Config, model: nn.Module, whole: bool = False) -> None:
     """Asks a model whether it can load the weights in ``load_from``.
 
-    mmengine loads however few of them fit, and goes on with random others.
+    mmengine loads those that fit, however few, and leaves the others random.
     With ``whole``, and when resuming, none may be missing.
     """
     path = _local_source(cfg)
@@ -295,11 +295,13 @@ def _local_source(cfg: Config) -> str | None:
 
 
 def _misfit(path: str, model: nn.Module, whole: bool) -> str | None:
-    """A training resumes, and a test is made, with all that is trained; other
-    runs may begin with part of the weights, such as a backbone's.
+    """Why a checkpoint does not fit a model; None if it does.
 
-    The model is asked by loading them, as its hooks may rename or resize what
-    they find: position embeddings, say. The run loads them again.
+    With ``whole`` (a resume, a test) all trained weights must be there. Other
+    runs may begin with a part of them, such as a backbone's.
+
+    The weights are loaded to find out, because the model's hooks may rename
+    or resize them (position embeddings, say). The run loads them again.
     """
     try:
         load_checkpoint(model, path, map_location='cpu', strict=True)

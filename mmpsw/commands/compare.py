@@ -3,7 +3,11 @@ import os
 import shlex
 import signal
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import (
+    ArgumentParser,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +23,11 @@ if TYPE_CHECKING:  # what imports pandas or draws comes late
 
 _DEFAULT_ARMS = ('baseline', 'psw', 'ema', 'pswa')
 _DEFAULT_OUT = Path('work_dirs/report')
+_EXAMPLES = '''examples:
+  mmpsw compare run my_config.py --seeds 0 1 2
+  mmpsw compare run my_config.py --arms baseline psw pwalks:last=0.5 --dry-run
+  mmpsw compare report ema=work_dirs/a psw=work_dirs/b
+'''
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +56,8 @@ def report_outcome(command: Callable[[], None]) -> int:
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Reads the command line (``sys.argv`` by default)."""
     parser = ArgumentParser(
-        description='Compare ways to train: the baseline, PSW and its peers.')
+        description='Compare ways to train: the baseline, psw and others.',
+        formatter_class=RawDescriptionHelpFormatter, epilog=_EXAMPLES)
     commands = parser.add_subparsers(required=True,
                                      metavar='run|report|summary|sweep')
     for command, add_options, text in (
@@ -69,16 +79,15 @@ def _run_options(parser: ArgumentParser) -> None:
     options.add_config(parser, '?')
     add = parser.add_argument
     add('--arms', nargs='+', action=options.ListMethods, metavar='ARM',
-        help='methods, with settings or without (pwalks:last=0.5): list shows '
-        'them all; the path of a file with settings that an arm adds to the '
-        'config; or several joined by + '
+        help='what train --with takes: psw, pswa, pwalks:last=0.5, ... (list '
+        'shows all), a path, or several joined by + '
         f'(default: {" ".join(_DEFAULT_ARMS)})')
     add('--seeds', nargs='+', type=options.seed, default=(0, ),
         metavar='SEED', help='each arm is trained once with each (default: 0)')
     add('--work-dir', type=Path,
         help='folder of the results (default: work_dirs/compare_CONFIG). '
-        'Finished runs in it are used, an interrupted one is gone on with, '
-        'and arms and seeds may be added')
+        'Finished runs in it are used, interrupted ones are continued, and '
+        'arms and seeds may be added')
     add('--gpus-per-run', type=options.at_least(1), default=1, metavar='N',
         help='processes of each run, on a GPU each; on a CPU too')
     add('--jobs', type=options.at_least(1),

@@ -69,7 +69,7 @@ class ValidateFirstHook(Hook):
 def leave_processes() -> None:
     """Leaves the process group, all at once.
 
-    A gloo process that still listens when its peer is gone aborts.
+    A gloo process that still listens when another one is gone aborts.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()

@@ -34,8 +34,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument(
         '--work-dir', type=Path,
         help='folder of the results (default: work_dirs/quickstart, or '
-        'quickstart_short). Finished runs in it are used, and an '
-        'interrupted one is gone on with')
+        'quickstart_short). Finished runs in it are used, and '
+        'interrupted ones are continued')
     parser.add_argument(
         '--with', dest='method', default='psw', metavar='NAME',
         help='what is compared: psw (the default), pwalks, pswm, another '
@@ -66,14 +66,14 @@ def quickstart(args: Namespace) -> None:
     compare.report_on(grid)
     print()
     print('psw evaluates the mean of each epoch\'s weights, beside the '
-          'baseline\'s run; pswa\nalso trains on from it.')
+          'baseline\'s run; pswa\nalso continues training from it.')
     if args.short:
         print('Two epochs show that everything works, and nothing about the '
               'arms.')
     print('One seed on a toy is an illustration and no evidence: judge by '
           'several seeds\non your own task.\n\n'
           f'picture with boxes: {picture}\n\n'
-          'How to go on (README.md says more):\n'
+          'What to do next (README.md says more):\n'
           f'  python {shipped("tools/train.py")} CONFIG --with '
           f'{args.method}   trains any config of mmdet, mmseg, mmpretrain\n'
           f'  python {shipped("tools/compare.py")} run CONFIG --seeds 0 1 2   '

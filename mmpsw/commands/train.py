@@ -2,7 +2,11 @@
 
 What imports torch comes late: ``--help``, and a wrong option, cost no time.
 """
-from argparse import ArgumentParser, Namespace
+from argparse import (
+    ArgumentParser,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +21,12 @@ from mmpsw.zoo import FROM_ZOO
 if TYPE_CHECKING:  # torch comes with it
     from mmpsw.engine import RideAlongHook
 
+_EXAMPLES = '''examples:
+  mmpsw train mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --with psw
+  mmpsw train my_config.py --with pswm:momentum=0.5 --amp --seed 0
+  mmpsw train my_config.py --with psw --resume
+'''
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``tools/train.py``; returns the exit status."""
@@ -27,13 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Reads the command line (``sys.argv`` by default)."""
     parser = ArgumentParser(
-        description='Train a stock or own config, as it is or with a method.')
+        description='Train a stock or own config, as it is or with a method.',
+        formatter_class=RawDescriptionHelpFormatter, epilog=_EXAMPLES)
     options.add_config(parser, '?')
     parser.add_argument(
         '--with', nargs='+', action=options.ListMethods, default=[],
         dest='methods', metavar='NAME', help='methods that are added to the '
-        'config, with settings or without (pwalks:last=0.5): list shows them '
-        'all; or the path of a file with settings such as theirs')
+        'config: psw (what we recommend), pswa, pwalks, pswm, ema, ...; list '
+        'shows them all. With settings: pwalks:last=0.5. The path of a file '
+        'with such settings works too')
     parser.add_argument(
         '--ride-along', nargs=2, action='append', default=[],
         metavar=('NAME', 'FOLDER'), help='an average that is evaluated beside '
@@ -87,7 +99,7 @@ def train(args: Namespace) -> None:
             runner.train()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f'interrupted at iteration {runner.iter}; '
-                                '--resume goes on') from None
+                                '--resume continues') from None
     launch.leave_processes()
 
 

@@ -303,8 +303,9 @@ def _join(sessions: Sequence[list[dict]],
           config: Config) -> dict[int, dict]:
     """Metrics by step.
 
-    What a session begins with is what it was resumed to: whatever an earlier
-    one has from that step on did not lead to the final weights.
+    A resumed session repeats some steps of the one before. From its first
+    step on, the points of the earlier session are dropped, because they did
+    not lead to the final weights.
     """
     joined: dict[int, dict] = {}
     for lines in sessions:

@@ -113,8 +113,8 @@ def train(grid: Grid, room: Sequence[dict[str, str]],
                         return failed
                 time.sleep(_POLL)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt('interrupted; the same command goes on '
-                                    'where this one stopped') from None
+            raise KeyboardInterrupt('interrupted; the same command '
+                                    'continues from here') from None
         finally:  # nobody would see what an orphan does
             for run in running:
                 run.process.terminate()

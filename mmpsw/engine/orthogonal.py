@@ -120,7 +120,7 @@ class OrthogonalHook(Hook):
             return
         if runner.iter:
             raise ValueError(
-                'OrthogonalHook cannot go on from Runner.resume() by hand, '
+                'OrthogonalHook cannot continue a Runner.resume() by hand, '
                 'because its matrices have to be there before: use '
                 'resume=True with load_from.')
         model = unwrapped(runner.model)

@@ -119,7 +119,7 @@ class LpSGD(Optimizer):
                         for state in (self.state_dict(), state_dict))
         if mine != theirs:
             raise ValueError(
-                'LpSGD cannot go on from this state, because '
+                'LpSGD cannot continue from this state, because '
                 + ('it lies on other spheres: ' if any(
                     p for p, _ in theirs) else 'another optimizer made it: ')
                 + 'resume with the settings with which the run was begun, or '

@@ -24,13 +24,13 @@ __all__ = ['RandomStateHook']
 class RandomStateHook(Hook):
     """Saves the state of the random generators, and restores it on resume.
 
-    mmengine saves the seed only, so that a resumed run augments its images,
-    and drops out, otherwise than the run that was not interrupted. And a
-    validation draws numbers of its own: here it leaves the training's alone.
+    mmengine saves the seed only, so that a resumed run draws other
+    augmentations and dropout than the run that was not interrupted. A
+    validation draws numbers too; here they do not change the training's.
 
-    A run that is resumed inside an epoch goes on inside it, and from the
-    weights that were trained where a checkpoint deploys an average, as
-    :class:`PSWHook` has it, for stock runs too.
+    As with :class:`PSWHook`, a run that is resumed inside an epoch continues
+    inside it. Where a checkpoint's ``state_dict`` is an average, it continues
+    from the live weights.
 
     Exact in a single process whose data loader has no persistent workers
     (those have generators of their own, which nobody can restore). An

@@ -43,8 +43,8 @@ def fit_to_epoch_length(checkpoint: dict, loop: BaseLoop) -> None:
     """Convert iterations where an epoch has another number of them, in place.
 
     Another number of processes, or another batch size, makes longer or shorter
-    epochs. mmengine goes on with the saved iteration's number, which stands
-    in another epoch now. Here a run goes on at the same part of the same
+    epochs. mmengine continues with the saved iteration's number, which is in
+    another epoch now. Here a run continues at the same part of the same
     epoch, rounded down to an iteration. In an iteration-based loop nothing is
     converted: there the number is the place.
 
@@ -72,7 +72,7 @@ def fit_to_epoch_length(checkpoint: dict, loop: BaseLoop) -> None:
 
 def skip_trained_batches(loop: BaseLoop,
                          then: Callable[[], None] | None = None) -> int:
-    """Make an epoch loop, resumed inside an epoch, go on inside it.
+    """Make an epoch loop, resumed inside an epoch, continue inside it.
 
     mmengine's EpochBasedTrainLoop starts such an epoch again from its first
     batch, and by this trains more iterations than it should. The batches that

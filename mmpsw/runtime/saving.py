@@ -1,4 +1,4 @@
-"""A checkpoint is on the disk whole, before the one in front of it goes."""
+"""A new checkpoint is whole on the disk before the old one is removed."""
 import fcntl
 import functools
 import logging

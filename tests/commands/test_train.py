@@ -232,9 +232,8 @@ custom_hooks = [dict(type='mmpsw.PSWHook'), dict(type='EMAHook')]
 @needs_cpu
 @pytest.mark.parametrize('argv', [
     ['--amp', '--with', 'pwalks', *EPOCHS],
-    [*EPOCHS, 'optim_wrapper.type=mmpsw.PSWAmpOptimWrapper',
-     'optim_wrapper.psw.type=PSWA', 'optim_wrapper.psw.period=5',
-     'optim_wrapper.psw.by_epoch=False', 'optim_wrapper.psw.buffers=keep'],
+    ['--with', 'psw', *EPOCHS,
+     'optim_wrapper.type=mmpsw.PSWAmpOptimWrapper'],
 ], ids=['option', 'config'])
 def test_ours_trains_on_a_cpu_in_bfloat16(argv, folder):
     assert run(CLS, '--work-dir', 'run', *argv, 'train_cfg.max_epochs=1') == 0
@@ -278,9 +277,10 @@ def test_the_methods_are_listed(capsys):
         run('--with', 'list')
     assert info.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(configs.known_methods())
-    assert any(line.startswith('psw ') and 'mean of each epoch' in line
-               for line in lines)
+    names = [line.split()[0] for line in lines]
+    assert sorted(names) == sorted(configs.known_methods())
+    assert names[:2] == ['psw', 'extend'] and names[-1] == 'sparsity'
+    assert 'mean of each epoch' in lines[0]
 
 
 @pytest.mark.parametrize('option, message', [
@@ -432,7 +432,7 @@ def test_ctrl_c(folder, capsys, monkeypatch):
     argv = [CLS, '--with', 'pwalks', '--work-dir', 'run', *EPOCHS]
     assert run(*argv[:3], '--with', 'press.py', *argv[3:]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
-        'interrupted at iteration 5; --resume goes on')
+        'interrupted at iteration 5; --resume continues')
     assert run(*argv, '--resume') == 0
     assert Path('run/epoch_2.pth').is_file()
 

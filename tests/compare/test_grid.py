@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 
 from mmpsw.commands import compare, train
 from mmpsw.compare import grid as grids
@@ -343,7 +344,7 @@ def test_a_grid_that_is_ended_ends_its_runs(tmp_path):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     process.terminate()
-    assert 'the same command goes on' in process.communicate()[0]
+    assert 'the same command continues' in process.communicate()[0]
     assert process.returncode == 130
     with grids.hold(tmp_path):  # the run held it too
         pass
@@ -358,14 +359,19 @@ def test_arms_that_ride_along_get_the_results_of_runs_of_their_own(tmp_path):
         work = tmp_path / folder
         assert compare.main(['run', CONFIG, '--arms', *arms, '--work-dir',
                              str(work), *small]) == 0
-        tables.append([line for line in points(work).splitlines()
-                       if not line.startswith('baseline')])
+        tables.append({arm: read([work]).points.query('arm == @arm').value
+                       .to_list() for arm in ('psw', 'ema')})
         logs = sorted(path.parent.name for path in work.glob('*/seed_0.log'))
         assert logs == (['baseline'] if folder == 'along' else
                         ['ema', 'psw'])
     assert tables[0] == tables[1]
-    along = tmp_path / 'along'
-    assert (along / 'ema' / 'seed_0' / 'epoch_2.pth').is_file()
+    own, along = tmp_path / 'own', tmp_path / 'along'
+    for arm in ('psw', 'ema'):
+        one, other = (torch.load(
+            work / arm / 'seed_0' / 'epoch_2.pth',
+            weights_only=False)['state_dict'] for work in (own, along))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
     assert read_plan(along)['passengers'] == ['psw', 'ema']
     # Asked for later, when the baseline's run is over: a run of its own.
     assert compare.main(['run', CONFIG, '--arms', 'baseline', 'swa',

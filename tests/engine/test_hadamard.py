@@ -16,7 +16,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from reference import Reference, assert_equal
 from torch import nn
-from toy import Points, Weights, here, trained
+from toy import After, Points, here, trained
 
 from mmpsw import configs
 from mmpsw.engine import fix_classifiers
@@ -73,7 +73,7 @@ BF16 = dict(kind='mmpsw.PSWAmpOptimWrapper', wrapper=dict(dtype='bfloat16'))
 @pytest.mark.parametrize('kind', ['hadamard', 'orthogonal'])
 def test_training_is_that_of_the_equation_by_hand(tmp_path, kind):
     """Six updates; W is read out once, and stays."""
-    weights = Weights()
+    weights = After()
     train(tmp_path, hooks=[weights], kind=kind, optimizer=dict(
         type='SGD', lr=0.05), train_cfg=dict(by_epoch=True, max_epochs=1))
     model = fixed(kind)
@@ -112,7 +112,7 @@ def test_pwalks_averages_scale_and_bias_and_resumes_exactly(
             ('plain', dict(PWALKS, write_back=False), None),
             ('whole', PWALKS, None),
             ('resumed', PWALKS, tmp_path / 'whole' / 'iter_10.pth')):
-        kept[name] = Weights()
+        kept[name] = After()
         torch.manual_seed(1)
         run = runs[name] = trained(
             tmp_path / name, psw, model=fixed(kind), hooks=[kept[name]],
@@ -396,7 +396,7 @@ def test_a_learned_checkpoint_begins_a_run(tmp_path):
     stock = Classifier()
     stock.net[0].weight.data.fill_(0.25)
     torch.save(dict(state_dict=stock.state_dict()), tmp_path / 'stock.pth')
-    weights = Weights()
+    weights = After()
     with pytest.warns(UserWarning, match="'head.fc' in the checkpoint is a "
                       'learned classifier'):
         train(tmp_path / 'run', hooks=[weights],

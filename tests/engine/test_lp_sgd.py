@@ -163,7 +163,8 @@ def test_a_resume_from_another_optimizer(tmp_path, at):
         trained(tmp_path / 'a', model=Net(), validate=False)
     else:
         train(tmp_path / 'a')
-    with pytest.raises(ValueError, match='LpSGD cannot go on from this state, '
+    with pytest.raises(ValueError, match='LpSGD cannot continue from this '
+                       'state, '
                        f'because {"another" if at == "baseline" else "it lie"}'
                        ) if at != 'lp_sgd' else nullcontext():
         trained(tmp_path / 'b', model=Net(), wrapper=WRAPPER, optimizer=dict(

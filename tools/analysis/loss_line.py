@@ -2,11 +2,11 @@
 
     loss_line.py CONFIG epoch_3.pth:live epoch_3.pth    along (1 - t) A + t B
 
-A checkpoint of a PSW run holds more weights than those to deploy, which are
-named by a word behind the file's name:
+A word behind the file's name takes other weights of a checkpoint of psw than
+those to deploy:
 
     epoch_3.pth             what is deployed
-    epoch_3.pth:live        psw: what training goes on from
+    epoch_3.pth:live        psw: where training continues
     iter_50.pth:mean        saved inside of a window: the running mean
     epoch_3.pth:previous    PSWM, psw: the last period's mean
 
@@ -64,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_config(parser)
     add = parser.add_argument
-    add('checkpoints', nargs=2, metavar=('A.pth', 'B.pth'),
+    add('checkpoints', nargs=2, metavar='CHECKPOINT',
         help='the weights at t = 0 and t = 1')
     add('--points', type=options.at_least(2), default=31,
         help='values of t from -0.25 to 1.25, beside 0 and 1 (default: '

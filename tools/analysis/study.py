@@ -145,7 +145,7 @@ def windows(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
 
 
 def extended(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
-    """Question 3: going on from a finished schedule."""
+    """Question 3: training on from a finished schedule."""
     table, figure = {}, Figure((10, 3.2), dpi=110, layout='constrained')
     for axes, task in zip(figure.subplots(1, len(tasks), sharey=True), tasks):
         more = task.longer - task.length

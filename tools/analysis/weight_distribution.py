@@ -1,4 +1,4 @@
-"""Trains on through a period, and draws the weights that are sampled in it.
+"""Trains through a period, and draws the weights that are sampled in it.
 
     weight_distribution.py CONFIG epoch_3.pth --with pwalks
 
@@ -6,8 +6,8 @@ For each layer: the spread, which is the standard deviation of a weight over
 the samples (in the mean over the layer, relative to the root mean square of
 their mean), and the shift ||mean - w|| / ||w|| from the last weights w to
 their mean. For some layers the distribution of the weights around their mean.
-Nothing but the pictures and their numbers is written. From a checkpoint the
-run may go on behind its end, with the last learning rate.
+Only the pictures and their numbers are written. A finished
+run continues behind its end, with its last learning rate.
 """
 import argparse
 import math

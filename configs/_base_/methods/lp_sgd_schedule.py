@@ -1,5 +1,5 @@
 # LpSGD with the authors' schedule of both rates, over the run's length.
-_base_ = '../lp_sgd.py'
+_base_ = './lp_sgd.py'
 param_scheduler = []
 custom_hooks = [
     dict(type='mmpsw.LpSGDHook', schedule=True),

@@ -1,3 +1,3 @@
 # PSWA: the mean over the whole period replaces the weights at its end.
-# All keys: mmpsw/README.md, or help(mmpsw.PSWOptimWrapper).
+# All keys: mmpsw/engine/averaging/README.md.
 psw = dict(type='PSWA')

@@ -1,5 +1,5 @@
 # Switch EMA (arXiv 2402.09240): the same moving average, from which training
-# goes on after each epoch.
+# continues after each epoch.
 custom_hooks = [
     dict(type='mmpsw.SwitchEMAHook', momentum=0.02, update_buffers=True)
 ]

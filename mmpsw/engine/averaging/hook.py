@@ -51,8 +51,8 @@ class PSWHook(Hook):
       ``state_dict``. The live weights are saved beside it, and put into the
       model when a run is resumed.
     - With several processes, the statistics' means are averaged over them.
-    - A run that is resumed inside an epoch goes on inside it, and one with
-      another number of processes goes on at the same place in its epoch.
+    - A run that is resumed inside an epoch continues inside it; one with
+      another number of processes continues at the same place in its epoch.
     - Checkpoints are saved by a :class:`SafeSavingHook`, which it adds.
 
     A stock EMAHook (priority NORMAL) sees the weights that were written back.

@@ -45,8 +45,8 @@ class PSWOptimWrapperMixin:
               'average', 'keep' or 'recalibrate'. All other buffers keep their
               live values. Defaults to 'average'.
             - write_back (bool): False: the average is validated, tested and
-              saved, and training goes on from the live weights. Defaults to
-              True.
+              saved, and training continues from the live weights. Defaults
+              to True.
             - evaluate (str): What is validated, tested and saved:
               'resampled', what the last resampling left; or 'average', the
               mean of the period so far. Defaults to 'resampled'.

@@ -1,4 +1,4 @@
-"""The weights that a checkpoint of PSW holds beside its ``state_dict``."""
+"""Weights that a checkpoint of psw holds beside its ``state_dict``."""
 from typing import Any
 
 from torch import Tensor
@@ -8,7 +8,7 @@ from mmpsw.runtime.resume import LIVE
 
 __all__ = ['PARTS', 'weights_of']
 
-# What training goes on from, the open period's mean, the last period's mean.
+# Where training continues, the open period's mean, the last period's mean.
 PARTS = ('live', 'mean', 'previous')
 
 

@@ -70,9 +70,9 @@ class GANHook(Hook):
             if not torch.isfinite(weight).all():
                 raise ValueError(
                     f'{name} is not finite at iteration {runner.iter + 1}, so '
-                    'that the run cannot go on; the newest checkpoint is from '
-                    'before: resume from it with a lower learning rate, or '
-                    'without --amp.')
+                    'that the run cannot continue; the newest checkpoint is '
+                    'from before: resume from it with a lower learning rate, '
+                    'or without --amp.')
 
     def _draw(self, runner: Runner) -> None:
         from torchvision.utils import make_grid  # all else works without

@@ -239,7 +239,7 @@ class FreeAdversarialGAN(BaseModel):
         if bad:
             raise ValueError(
                 f'{bad[0]} is {logs[bad[0]]} at step {self.steps}, so '
-                'that the run cannot go on; the newest checkpoint is from '
+                'that the run cannot continue; the newest checkpoint is from '
                 'before: resume from it with a lower learning rate, or '
                 'without --amp.')
         if self.stalled >= self.patience * self.discriminator_steps:

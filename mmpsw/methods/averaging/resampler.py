@@ -46,11 +46,11 @@ class PeriodicResampler:
         optimizer.step()
         resampler.step()
 
-    Averaged are the optimizer's trainable parameters (those that require a
+    It averages the optimizer's trainable parameters (those that require a
     gradient when a window begins) and the model's running statistics of
     normalisation layers. All other buffers keep their live values. Between
-    windows nothing is computed, and after :meth:`step` returned the live
-    tensors are the same objects as before, with new values.
+    windows it computes nothing. :meth:`step` gives the live tensors new
+    values; they stay the same objects.
 
     Parameters may be sharded by torch's ``fully_shard``: each process then
     averages its shards, and all decide alike. :meth:`state_dict` has the same
@@ -380,7 +380,7 @@ class PeriodicResampler:
     def _drop(self, samples: int, reason: str) -> Resampling:
         self.warn(f'The weights are not resampled at iteration '
                   f'{self.iteration}, because {reason}: the live weights '
-                  'stay, and training goes on with the next period.')
+                  'stay, and the next period begins.')
         return Resampling(samples, math.nan, False)
 
     def _statistics(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:

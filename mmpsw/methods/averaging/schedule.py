@@ -8,7 +8,7 @@ __all__ = ['Place', 'Schedule']
 
 
 class Place(NamedTuple):
-    """Where an iteration stands in its period.
+    """The place of an iteration in its period.
 
     Attributes:
         update (int): The ordinal in its period, from 1, of the update to
@@ -26,7 +26,7 @@ class Place(NamedTuple):
 class Schedule:
     """Consecutive periods of iterations within [begin, end).
 
-    Nothing is counted: where an iteration stands follows from its number
+    Nothing is counted: the place of an iteration follows from its number
     alone, so that a schedule has no state to save. A period ends with its
     last *update*, which under gradient accumulation may come some iterations
     before its last iteration. The period that ``end`` or ``total`` cuts short
@@ -76,7 +76,7 @@ class Schedule:
         return fewest, fewest + (rest > 0)
 
     def locate(self, iteration: int) -> Place | None:
-        """Where an iteration, counted from 1, stands.
+        """The place of an iteration, counted from 1.
 
         Returns:
             Place or None: None outside of [begin, end), after ``total``, and

@@ -28,10 +28,10 @@ class Settings:
             averaging's own, and saved. Defaults to 0.
         write_back (bool): False leaves the live weights alone, and m is what
             is evaluated. Defaults to True.
-        evaluate (str): What is evaluated and saved: 'resampled', m with
-            ``write_back=False`` and else the live weights; or 'average', the
-            running mean of the period so far, and after its end mu. Defaults
-            to 'resampled'.
+        evaluate (str): The weights that are evaluated and saved. With
+            'resampled' they are the live weights, or m where
+            ``write_back=False``. With 'average' they are the running mean of
+            the period so far, and mu after its end. Defaults to 'resampled'.
 
     Raises:
         ValueError: A value is out of its range.

@@ -1,7 +1,7 @@
 """How large tensors are, and how far apart: looked at once a period.
 
 The host waits once for each device. Temporary tensors take 64 MB at most, or
-one slice of a tensor along its longest dimension, if that is more.
+a little more where a tensor is sliced.
 """
 import math
 from collections.abc import Iterator, Sequence
@@ -56,7 +56,9 @@ def _parts(means: Sequence[Tensor],
         slices = math.ceil(mean.numel() / _NUMBERS)
         pairs = [(mean, tensor)]
         if slices > 1:
-            dim = max(range(mean.dim()), key=mean.shape.__getitem__)
+            # Slices of the first dimension are dense, whose norm is exact.
+            dim = 0 if mean.shape[0] >= slices else max(
+                range(mean.dim()), key=mean.shape.__getitem__)
             pairs = zip(mean.tensor_split(slices, dim),
                         tensor.tensor_split(slices, dim))
         for pair in pairs:

@@ -6,7 +6,7 @@ They share one shape, so that what differs between them is the mathematics::
 
 Reconstructed from the abstract of arXiv 1905.05774 and claims 1 to 5 of US
 11,922,316 B2. PSWM's blend is inferred (claim 2 re-initialises the running
-mean *to the stored previous mean*), which is why it has three readings.
+mean *to the stored previous mean*), so that three forms are offered.
 """
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar

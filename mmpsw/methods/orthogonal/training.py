@@ -175,7 +175,7 @@ class OrthogonalTraining:
                 raise ValueError(
                     f"{name}: the gradient of its orthogonal map's matrix R "
                     'is not finite, because the loss was '
-                    'not, or R has become singular: go on from the last '
+                    'not, or R has become singular: continue from the last '
                     "checkpoint with a lower learning rate, or map='cayley', "
                     'which has an inverse everywhere.')
         for stack, residual in zip(self._refined(), sizes[len(self.stacks):]):

@@ -1,4 +1,4 @@
-"""PSW beside what a training may also have; tests/README.md has the table."""
+"""PSW beside what a training may also have; tests/README.md has a table."""
 import copy
 import io
 import itertools
@@ -11,7 +11,7 @@ from reference import Reference, assert_equal
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.data import default_collate
-from toy import Points, Toy, Weights, assert_statistics, here, trained
+from toy import After, Points, Toy, assert_statistics, here, trained
 
 from mmpsw.methods.averaging import PSWA, PSWM, PeriodicResampler
 
@@ -51,12 +51,6 @@ class Witness(Hook):
             expected = [m.to(w.dtype) for m, w in zip(self.mean, self.live)]
         for tensor, value in zip(self.tensors(), expected, strict=True):
             torch.testing.assert_close(tensor.detach(), value)
-
-
-class After(Weights):
-    """What was written back, too."""
-
-    priority = 'ABOVE_NORMAL'
 
 
 def train(work_dir, hooks=(), psw=None, witness=True, **keys):
