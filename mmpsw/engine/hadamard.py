@@ -32,7 +32,8 @@ _PLAIN = ('torch.nn.modules.linear.Linear', 'torch.nn.modules.conv.Conv2d',
 
 @MODELS.register_module()
 def fix_classifiers(model: nn.Module, kind: str = 'hadamard', seed: int = 0,
-                    **rows: Any) -> None:
+                    columns: str | None = None,
+                    first_row: int | None = None) -> None:
     """Replaces a model's classification layers by fixed ones, in place.
 
     These are the linear layers of a classifier's ``head`` that end in its
@@ -44,8 +45,9 @@ def fix_classifiers(model: nn.Module, kind: str = 'hadamard', seed: int = 0,
         model (nn.Module): Built, its optimizer not yet.
         kind (str): 'hadamard' or 'orthogonal'. Defaults to 'hadamard'.
         seed (int): Draws columns, or the orthogonal matrix.
-        **rows: ``columns`` and ``first_row`` of a
-            :class:`~mmpsw.methods.hadamard.HadamardLinear`.
+        columns, first_row (str, int): As of
+            :class:`~mmpsw.methods.hadamard.HadamardLinear`, whose own are the
+            defaults.
 
     Raises:
         ValueError: There is no such layer, or it is of a kind that cannot be
@@ -54,6 +56,8 @@ def fix_classifiers(model: nn.Module, kind: str = 'hadamard', seed: int = 0,
     if kind not in _KINDS:
         raise ValueError(f"kind='{kind}' is not known: use 'hadamard' or "
                          "'orthogonal'.")
+    rows = {key: value for key, value in (
+        ('columns', columns), ('first_row', first_row)) if value is not None}
     if rows and kind != 'hadamard':
         raise ValueError(f"{', '.join(rows)} cannot be used with kind="
                          f"'{kind}', because only Hadamard's matrix has rows "

@@ -201,8 +201,11 @@ class LpSGDHook(Hook):
         found = [hoyer(w) for group in getattr(optimizer, 'param_groups', ())
                  if group.get('p') is not None for w in group['params']]
         if found:
-            runner.message_hub.update_scalar(
-                'train/lp_sgd/hoyer', sum(found) / len(found))
+            mean = sum(found) / len(found)
+            runner.message_hub.update_scalar('train/lp_sgd/hoyer', mean)
+            # The scalar is written with the next epoch's, if there is one.
+            print_log(f"lp_sgd: Hoyer's sparsity is {mean:.3f}",
+                      logger='current')
 
     def before_train(self, runner: Runner) -> None:
         """Look at the weights after they were loaded."""

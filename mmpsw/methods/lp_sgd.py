@@ -170,12 +170,13 @@ class LpSGD(Optimizer):
         return torch._foreach_add(grads, buffers, alpha=group['momentum'])
 
     def _all_spheres(self, has: Callable[[Tensor], bool]) -> list['_Spheres']:
-        """Those of the weights that ``has`` chooses, of one dtype each."""
+        """Those of the weights that ``has`` chooses, of one kind each."""
         kinds: dict[tuple, list] = {}
         for group in self.param_groups:
             weights = [w for w in group['params'] if has(w)]
             if group['p'] is not None and weights:
-                kind = weights[0].dtype, weights[0].device
+                kind = (weights[0].dtype, weights[0].device,
+                        group['momentum'], group['nesterov'])
                 kinds.setdefault(kind, []).append((group, weights))
         found = [next((old for old in self._spheres if old.holds(parts)), None)
                  or _Spheres(parts, self.state) for parts in kinds.values()]
@@ -186,8 +187,9 @@ class LpSGD(Optimizer):
 class _Spheres:
     """All weights of groups with a p, one after the other in flat tensors.
 
-    So the number of operations does not grow with that of the weights. The
-    optimizer's state holds views of ``v`` and ``momentum``.
+    So the number of operations does not grow with that of the weights. None
+    takes memory of the weights' size, which costs a CPU more than to compute.
+    The optimizer's state holds views of ``v`` and ``momentum``.
     """
 
     def __init__(self, parts: list[tuple[dict, list[Tensor]]],
@@ -196,7 +198,8 @@ class _Spheres:
         self.weights = [w for _, weights in parts for w in weights]
         first = self.weights[0]
         count = sum(w.numel() for w in self.weights)
-        # work is what becomes of the gradient; out is |.|, and then w.
+        # work is what becomes of the gradient; out is |.|, what a filter is
+        # multiplied by, and then w.
         self.v, self.momentum, self.work, self.out = (
             first.new_zeros(count) for _ in range(4))
         sizes = torch.tensor([[w[0].numel()] for w in self.weights
@@ -214,12 +217,12 @@ class _Spheres:
         numbers = [sum(w.numel() for w in ws) for _, ws in parts]
         filters = [sum(len(w) for w in ws) for _, ws in parts]
         self.of_groups = {name: getattr(self, name).split(numbers)
-                          for name in ('v', 'momentum', 'work', 'out')}
+                          for name in ('v', 'out')}
         self.group_norms = self.norms.split(filters)
         self.versions: list[int | None] = [None] * len(self.weights)
         for key, views in (('v', self.of_weights['v']),
                            ('momentum_buffer', self.of_weights['momentum'])):
-            if key != 'v' and not any(g['momentum'] for g, _ in parts):
+            if key != 'v' and not parts[0][0]['momentum']:
                 continue
             for w, view in zip(self.weights, views):
                 if key in state[w]:
@@ -287,19 +290,13 @@ class _Spheres:
             self.versions[i] = w._version
 
     def _add_momentum(self) -> None:
-        groups = [group for group, _ in self.parts]
-        rates = [group['momentum'] for group in groups]
-        if not any(rates):
-            return
-        torch._foreach_mul_(self.of_groups['momentum'], rates)
-        self.momentum.add_(self.work)
-        ahead = [group['nesterov'] for group in groups]
-        if not all(ahead):
-            torch._foreach_mul_(self.of_groups['work'],
-                                [float(one) for one in ahead])
-        torch._foreach_add_(self.of_groups['work'], torch._foreach_mul(
-            self.of_groups['momentum'],
-            [rate if one else 1. for rate, one in zip(rates, ahead)]))
+        group = self.parts[0][0]
+        if group['momentum']:
+            self.momentum.mul_(group['momentum']).add_(self.work)
+            if group['nesterov']:
+                self.work.add_(self.momentum, alpha=group['momentum'])
+            else:
+                self.work.copy_(self.momentum)
 
     def _norm(self, x: Tensor, q: Sequence[float]) -> None:
         """``1 / ||x||_q`` of each filter into ``norms``; finite for zeros."""
@@ -321,7 +318,8 @@ class _Spheres:
                                     unsafe=True)
 
     def _spread(self, of_filters: Tensor) -> Tensor:
-        return of_filters.index_select(0, self.filter_of)
+        """For each weight its filter's number, in ``out``."""
+        return torch.index_select(of_filters, 0, self.filter_of, out=self.out)
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         parts = flat.split([w.numel() for w in self.weights])

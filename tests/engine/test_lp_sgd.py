@@ -268,11 +268,15 @@ def test_the_authors_schedule(tmp_path):
         run('c', param_scheduler=dict(type='MultiStepLR', milestones=[1]))
 
 
-def test_hoyers_sparsity_is_logged(tmp_path):
+def test_hoyers_sparsity_is_logged(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr('mmpsw.engine.lp_sgd.print_log',
+                        lambda text, **keys: said.append(text))
     run = train(tmp_path, validate=True)
     logged = run.message_hub.get_scalar('train/lp_sgd/hoyer')
     expected = [hoyer(run.model.net[i].weight) for i in (0, 3)]
     assert logged.current() == pytest.approx(sum(expected) / 2)
+    assert said[-1].endswith(f'sparsity is {logged.current():.3f}')
 
 
 def test_averages_begin_on_the_sphere(tmp_path):

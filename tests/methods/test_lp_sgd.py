@@ -155,11 +155,15 @@ class Count(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.operations = 0
+        self.operations = self.largest = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.operations += 1
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if torch.is_tensor(out) and not any(
+                out is one for one in (*args, *(kwargs or {}).values())):
+            self.largest = max(self.largest, out.numel())
+        return out
 
 
 @pytest.mark.parametrize('shapes', [
@@ -180,6 +184,8 @@ def test_operations_grow_with_nothing_and_memory_stays(shapes):
     with Count() as count:
         optimizer.step()
     assert count.operations <= 40
+    # What is new has a number for each filter, and not for each weight.
+    assert count.largest == sum(len(w) for w in params[:2 * half])
     assert optimizer.state[params[0]]['v'] is v
     assert places == (params[0].data_ptr(), v.data_ptr())
 
