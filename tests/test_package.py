@@ -154,7 +154,7 @@ def test_the_description_links_to_no_file_of_a_checkout(wheel):
     text = wheel.read(name).decode()
     links = re.findall(r'\]\(([^)]*)\)', text)
     assert all(link.startswith(('http', '#')) for link in links)
-    assert 'mmpsw: better checkpoints' in text
+    assert 'mmpsw: the average of each epoch' in text
 
 
 def test_what_is_imported_is_declared(wheel):
