@@ -214,12 +214,12 @@ def test_options_given_twice_are_both_used(tmp_path):
 
 
 def test_folders_of_what_rides_along_are_taken_as_they_are(tmp_path):
-    grid = grid_of(tmp_path / 'a,b 1=[2]', '--arms', 'baseline',
+    grid = grid_of(tmp_path / 'a,b 1=[2]x', '--arms', 'baseline',
                    'psw:period=2', '--seeds', '7')
     args = train.parse_args(grid.arguments(grid.cells[0]))
-    assert args.work_dir == f'{tmp_path}/a,b 1=[2]/work/baseline/seed_7'
+    assert args.work_dir == f'{tmp_path}/a,b 1=[2]x/work/baseline/seed_7'
     assert args.ride_along == [
-        ['psw:period=2', f'{tmp_path}/a,b 1=[2]/work/psw_period_2/seed_7']]
+        ['psw:period=2', f'{tmp_path}/a,b 1=[2]x/work/psw_period_2/seed_7']]
     hook = train.ride_along(args)
     assert hook.folders == {'psw:period=2': Path(args.ride_along[0][1])}
     twice = train.parse_args([CONFIG, *2 * ['--ride-along', 'ema', 'a']])
