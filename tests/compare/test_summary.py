@@ -102,18 +102,10 @@ def test_how_many_intervals_err_by_chance_is_said(capsys):
     """Of the siblings: three comparisons, each with its arms."""
     files = sorted(CHECKOUT.glob('configs/*/runs.csv'))
     assert compare.main(['summary', *map(str, files)]) == 0
-    arms = sum(len(set(line.split(',')[1] for line in lines)) - 1
-               for file in files for lines in by_comparison(file))
+    arms = sum(rows.arm.nunique() - 1 for file in files for _, rows in
+               pd.read_csv(file).groupby('comparison'))
     assert f'{arms} intervals at 95 %: about {arms * 0.05:.2g}' in (
         capsys.readouterr().out)
-
-
-def by_comparison(file):
-    """The rows of each comparison in a file."""
-    found = {}
-    for line in file.read_text().splitlines()[1:]:
-        found.setdefault(line.split(',')[0], []).append(line)
-    return found.values()
 
 
 @pytest.mark.parametrize('argv, message', [
