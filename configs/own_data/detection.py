@@ -11,9 +11,10 @@ train_dataloader = dict(
         data_root=data_root,
         metainfo=metainfo,
         ann_file='train.json',
-        data_prefix=dict(img='images/'),
-        # True, the stock value, leaves out images without a box.
-        filter_cfg=dict(filter_empty_gt=False)))
+        # Images without a box are left out, as stock has it. To keep them:
+        # filter_cfg=dict(filter_empty_gt=False). Then wrong names of classes
+        # leave all images without a box, and nothing says so.
+        data_prefix=dict(img='images/')))
 val_dataloader = dict(
     dataset=dict(
         data_root=data_root,
