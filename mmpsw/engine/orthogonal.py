@@ -1,11 +1,9 @@
 """OPT's seam to mmengine: which layers, the checkpoint, and the log."""
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub, print_log
-from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -17,6 +15,8 @@ from mmpsw.methods.orthogonal import (
 )
 from mmpsw.models import unwrapped
 from mmpsw.registry import HOOKS, MODELS
+
+from .averaging.follower import optim_wrappers
 
 __all__ = ['OrthogonalHook']
 
@@ -136,7 +136,7 @@ class OrthogonalHook(Hook):
     def _begin(self, runner: Runner) -> None:
         model = unwrapped(runner.model)
         whole, drawn, left = self._choose(model)
-        for name, wrapper in _optim_wrappers(runner):
+        for name, wrapper in optim_wrappers(runner).items():
             trained = {id(param) for group in wrapper.optimizer.param_groups
                        for param in group['params']}
             weights = {key: weight for key, weight in (whole | drawn).items()
@@ -242,12 +242,6 @@ def _why_not(model: nn.Module, conv: nn.Module) -> str:
             torch.float32, torch.float64),
     }
     return next((reason for reason, holds in reasons.items() if holds), '')
-
-
-def _optim_wrappers(runner: Runner) -> list[tuple[str, Any]]:
-    if isinstance(runner.optim_wrapper, OptimWrapperDict):
-        return list(runner.optim_wrapper.items())
-    return [('', runner.optim_wrapper)]
 
 
 def _listed(title: str, layers: dict) -> str:

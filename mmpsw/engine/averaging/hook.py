@@ -194,8 +194,8 @@ class PSWHook(Hook):
         if any(type(hook).__name__ == 'MeanTeacherHook'
                for hook in runner.hooks):
             warn('psw averages what is trained, the student; what the model '
-                  'predicts with is the MeanTeacherHook\'s teacher, so that '
-                  'the metrics do not show the average.')
+                 'predicts with is the MeanTeacherHook\'s teacher, so that '
+                 'the metrics do not show the average.')
 
     def _resume(self, runner: Runner) -> None:
         restore_live_weights(runner.model, self.loaded.get(LIVE, {}))
@@ -203,14 +203,14 @@ class PSWHook(Hook):
             state = self.loaded.get('psw', {}).get(name)
             if state is None:
                 warn("The checkpoint has no averaging state ('psw'), because "
-                      'it was saved without psw: a fresh period begins, from '
-                      'the weights in its state_dict.')
+                     'it was saved without psw: a fresh period begins, from '
+                     'the weights in its state_dict.')
                 continue
             others = follower.load_state_dict(state)
             if others:
                 warn('The checkpoint was saved with other settings of psw '
-                      f'({others}): a fresh period begins, from the live '
-                      'weights.')
+                     f'({others}): a fresh period begins, from the live '
+                     'weights.')
 
     def _then_show_live(self, runner: Runner, run: Callable) -> Callable:
 
@@ -243,9 +243,9 @@ class PSWHook(Hook):
             seen = ('the live weights' if resampler.average is None else
                     'the average of the last whole period')
             warn(f'psw: the validation after iteration {resampler.iteration} '
-                  f'comes inside of a period of {resampler.schedule.period}: '
-                  f'what is validated and saved is {seen}; '
-                  "evaluate='average' shows the mean of the period so far")
+                 f'comes inside of a period of {resampler.schedule.period}: '
+                 f'what is validated and saved is {seen}; '
+                 "evaluate='average' shows the mean of the period so far")
 
     def _recalibrate(self, runner: Runner, follower: Follower) -> None:
         resampler = follower.resampler
@@ -295,11 +295,11 @@ def _say_how_often(runner: Runner) -> None:
         schedule = follower.resampler.schedule
         if schedule.begin >= runner.max_iters:
             warn(f'psw.begin is iteration {schedule.begin}, but the run ends '
-                  f'at {runner.max_iters}: the weights are never resampled.')
+                 f'at {runner.max_iters}: the weights are never resampled.')
         elif schedule.begin + schedule.period > runner.max_iters:
             warn(f'psw.period is {schedule.period} iterations, but the run '
-                  f'ends at {runner.max_iters}: the weights are resampled '
-                  'only once, at its end.')
+                 f'ends at {runner.max_iters}: the weights are resampled '
+                 'only once, at its end.')
 
 
 def _log(runner: Runner, name: str, follower: Follower,
