@@ -5,10 +5,12 @@ the others are compared with, before anything was validated.
 """
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -95,8 +97,9 @@ def train(grid: Grid, room: Sequence[dict[str, str]],
         try:
             while waiting or running:
                 while waiting and free:
-                    running.append(Training(grid, waiting.pop(0), board,
-                                            free.pop(0), lock))
+                    with uninterrupted():  # a run that nobody knew of
+                        running.append(Training(grid, waiting.pop(0), board,
+                                                free.pop(0), lock))
                 for run in running[:]:
                     status = run.follow()
                     validated |= run.validated > 0
@@ -120,6 +123,21 @@ def train(grid: Grid, room: Sequence[dict[str, str]],
                 run.process.terminate()
                 run.process.wait()
     return failed
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until what is within is done."""
+    late: list[int] = []
+    before = {number: signal.signal(number, lambda got, _: late.append(got))
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in late:
+        signal.raise_signal(number)
 
 
 def explain(grid: Grid, failed: Sequence[Cell]) -> str:

@@ -353,6 +353,35 @@ def test_a_grid_that_is_ended_ends_its_runs(tmp_path):
         pass
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_while_a_run_is_begun_leaves_no_run(
+        tmp_path, monkeypatch, number):
+    """The process is there, but nobody has its number yet."""
+    signal_before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    grid = grid_of(tmp_path, '--seeds', '0', '1', '--arms', 'pswa')
+    begun = []
+
+    class Interrupted(subprocess.Popen):
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            begun.append(self)
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(training.subprocess, 'Popen', Interrupted)
+    try:
+        with grids.hold(grid.work_dir) as lock:
+            with pytest.raises(KeyboardInterrupt, match='continues'):
+                training.train(grid.with_metric(), 2 * [dict(os.environ)],
+                               lock)
+        with grids.hold(grid.work_dir):
+            assert len(begun) == 1
+    finally:
+        signal.signal(signal.SIGTERM, signal_before)
+        for process in begun:
+            process.kill()
+
+
 def test_arms_that_ride_along_get_the_results_of_runs_of_their_own(tmp_path):
     generate(Path('data/digits'))
     small = ['--cfg-options', 'train_cfg.max_epochs=2', *SMALL]
