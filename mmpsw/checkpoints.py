@@ -80,7 +80,7 @@ def data_only() -> Iterator[None]:
     allow_resume()
     switch = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
     before = os.environ.get(switch)
-    if _CODE not in os.environ:
+    if os.environ.get(_CODE) not in ('1', 'y', 'yes', 'true'):
         os.environ[switch] = '1'
     try:
         yield

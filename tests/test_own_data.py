@@ -94,3 +94,76 @@ def test_from_my_folder_to_a_table(folder):
                          'baseline', 'psw', *options('classification')]) == 0
     report = Path('work_dirs/compare_classification/report')
     assert '| psw' in (report / 'table.md').read_text()
+
+
+def refused(task, capsys, *more):
+    assert train.main([str(CONFIGS / f'{task}.py'), '--work-dir', 'run',
+                       *options(task), *more]) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+EMPTY_IS_KEPT = [f'{phase}_dataloader.dataset.filter_cfg.filter_empty_gt=False'
+                 for phase in ('train', 'val')]
+
+
+@pytest.mark.parametrize('phase', ['train', 'val'])
+@pytest.mark.parametrize('names, found', [
+    ('("cats","dogs")', 'only 0 of its 2 classes'),
+    # mmdet would call the file's dog 0, which is the name of cats.
+    ('("cats","dog")', 'only 1 of its 2 classes')])
+def test_a_detector_whose_classes_are_not_the_files(
+        phase, names, found, folder, capsys):
+    """Where images without a box are kept it trained to the end, with mAP 0,
+    or to an IndexError in the first validation."""
+    detection()
+    line = refused('detection', capsys, *EMPTY_IS_KEPT,
+                   f'{phase}_dataloader.dataset.metainfo.classes={names}')
+    assert line.startswith('error: the data set CocoDataset cannot be used, '
+                           f'because its file has {found}: '
+                           "metainfo.classes is 'cats', 'dog")
+    assert f"of 'data/mine/{phase}.json' are 'cat', 'dog'" in line
+
+
+def test_an_image_folder_without_an_object(folder, capsys):
+    detection()
+    path = Path('data/mine/val.json')
+    path.write_text(json.dumps({**json.loads(path.read_text()),
+                                'annotations': []}))
+    assert 'because no image in it has an object' in refused(
+        'detection', capsys)
+
+
+def test_class_folders_that_count_differently(folder, capsys):
+    classification()
+    Path('data/mine/val/cat').rename('data/mine/val/eel')
+    line = refused('classification', capsys)
+    assert ("the class folder 'dog' has the label 1 in training and 0 in "
+            'validation') in line
+    assert "'data/mine/val' the same folders" in line
+
+
+def test_class_folders_of_other_names_are_said(folder):
+    classification()
+    Path('data/mine/val/cat').rename('data/mine/val/Cat')
+    assert train.main([str(CONFIGS / 'classification.py'), '--work-dir',
+                       'run', *options('classification')]) == 0
+    log = next(Path('run').rglob('*.log')).read_text()
+    assert "the class folders 'Cat' of 'data/mine/val' are not in" in log
+
+
+def test_a_wrong_suffix_of_label_maps(folder, capsys):
+    segmentation()
+    line = refused('segmentation', capsys, 'val_dataloader.dataset.'
+                   'seg_map_suffix=_label.png')
+    assert "0_label.png' does not exist" in line
+    assert "seg_map_suffix is '_label.png'" in line
+    assert "'data/mine/maps/val' holds files in '.png'" in line
+
+
+def test_a_label_that_no_loss_knows(folder, capsys):
+    segmentation()
+    for i in range(4):
+        picture(f'maps/train/{i}.png', values=9)
+    line = refused('segmentation', capsys)
+    assert 'error: the label ' in line and 'below num_classes' in line
+    assert "'data/mine/maps/train/" in line

@@ -2,7 +2,8 @@
 # images that they name, in data/mine/images.
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 data_root = 'data/mine/'
-# The names of the files' categories, letter by letter. Others are left out.
+# Names of the files' categories, letter by letter. Those that are not here are
+# left out.
 metainfo = dict(classes=('cat', 'dog'))
 
 model = dict(bbox_head=dict(num_classes=2))
@@ -12,8 +13,7 @@ train_dataloader = dict(
         metainfo=metainfo,
         ann_file='train.json',
         # Images without a box are left out, as stock has it. To keep them:
-        # filter_cfg=dict(filter_empty_gt=False). Then wrong names of classes
-        # leave all images without a box, and nothing says so.
+        # filter_cfg=dict(filter_empty_gt=False).
         data_prefix=dict(img='images/')))
 val_dataloader = dict(
     dataset=dict(

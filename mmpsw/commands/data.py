@@ -1,6 +1,7 @@
 """Whether a config's data are there, and fit it."""
 import os
 import os.path as osp
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -9,7 +10,9 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.fileio import load
+from mmengine.hooks import Hook
 from mmengine.registry import DATASETS
+from mmengine.runner import Runner
 
 from mmpsw import configs
 from mmpsw.checkpoints import is_local
@@ -70,9 +73,19 @@ def check_topk(cfg: Config, phase: str) -> None:
 @contextmanager
 def explained() -> Iterator[None]:
     """Turns what a stock data set stumbles over, while it reads its files,
-    into a ValueError of one line: mostly, nothing is left in it."""
+    into a ValueError of one line: mostly, nothing is left in it. The same for
+    a label that the loss does not know, which only a CPU can say."""
     try:
         yield
+    except IndexError as error:
+        label = re.fullmatch(r'Target (-?\d+) is out of bounds\.', str(error))
+        if label is None:
+            raise
+        raise ValueError(
+            f'the label {label[1]} cannot be learned, because it is neither '
+            'below num_classes nor the ignore_index of the loss; set these, '
+            'or reduce_zero_label, or mend the labels of one of '
+            f'{_listed(_batch(error))}') from error
     except (ValueError, AssertionError, RuntimeError) as error:
         dataset = _reading(error)
         if dataset is None:
@@ -80,9 +93,111 @@ def explained() -> Iterator[None]:
         problem = ' '.join(str(error).split()).rstrip('.')
         if 'need at least one array' in problem:  # to hold all of it
             problem = 'nothing is left in it to learn from'
-        raise ValueError(
-            f'the data set {type(dataset).__name__} cannot be used, because '
-            f'{problem}: {"; ".join(_findings(dataset))}') from error
+        raise _unusable(dataset, problem) from error
+
+
+class DataHook(Hook):
+    """Looks whether names fit what stock data sets found, before the first
+    iteration: else a run learns or measures nothing, or the wrong thing.
+
+    Raises:
+        ValueError: A class is in no file, no image has an object, a label map
+            is missing, or a class folder has another label in validation.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        train, val = (_of_loop(loop)
+                      for loop in (runner.train_loop, runner.val_loop))
+        for datasets in (train, val):
+            _check_names(datasets)
+            _check_labels(datasets)
+        for dataset in val:
+            for other in train:
+                _check_folders(runner, other, dataset)
+
+    def before_test(self, runner: Runner) -> None:
+        _check_names(_of_loop(runner.test_loop))  # may have no label
+
+
+def _of_loop(loop: object) -> list[BaseDataset]:
+    """The data sets of a loop, if all that it reads are stock."""
+    waiting = [getattr(getattr(loop, 'dataloader', None), 'dataset', None)]
+    found = []
+    while waiting:
+        dataset = waiting.pop()
+        inner = [*getattr(dataset, 'datasets', ()),
+                 *filter(None, [getattr(dataset, 'dataset', None)])]
+        waiting += inner
+        if not inner:
+            found.append(dataset)
+    return found if all(
+        isinstance(dataset, BaseDataset) and _is_shipped(type(dataset))
+        and dataset._fully_initialized for dataset in found) else []
+
+
+def _check_names(datasets: Sequence[BaseDataset]) -> None:
+    """Without them all, mmdet gives labels to those that it finds, in the
+    order of the file, and a detection of a higher label ends in an error."""
+    for dataset in datasets:
+        found = getattr(dataset, 'cat_ids', None)  # of a file in COCO's format
+        classes = dataset.metainfo.get('classes') or ()
+        if found is not None and len(found) < len(classes):
+            raise _unusable(dataset, 'its file has only '
+                            f'{len(found)} of its {len(classes)} classes')
+
+
+def _check_labels(datasets: Sequence[BaseDataset]) -> None:
+    infos = [dataset.get_data_info(index) for dataset in datasets
+             for index in range(min(1, len(dataset)))]
+    # Some of a loop's data sets may be there without labels.
+    if infos and all('instances' in info for info in infos) and not any(
+            dataset.get_data_info(index)['instances']
+            for dataset in datasets for index in range(len(dataset))):
+        raise _unusable(datasets[0], 'no image in it has an object')
+    for dataset, info in zip(datasets, infos):
+        path = info.get('seg_map_path')
+        backend = (getattr(dataset, 'backend_args', None) or {}).get('backend')
+        if (path and backend in _FILE_SYSTEM and is_local(path)
+                and not osp.exists(path)):
+            raise _unusable(dataset, f"'{path}' does not exist")
+
+
+def _check_folders(runner: Runner, train: BaseDataset,
+                   val: BaseDataset) -> None:
+    """Compares what mmpretrain's CustomDataset makes of its folders."""
+    labels, others = (getattr(dataset, 'folder_to_idx', None) or {}
+                      for dataset in (train, val))
+    for name, label in others.items():
+        if labels.get(name, label) != label:
+            raise ValueError(
+                f"the class folder '{name}' has the label {labels[name]} in "
+                f'training and {label} in validation, because folders are '
+                'numbered in alphabetical order in each; give '
+                f"'{train.img_prefix}' and '{val.img_prefix}' the same "
+                'folders, empty ones too')
+    unknown = [name for name in others if name not in labels]
+    if labels and unknown:
+        runner.logger.warning(
+            f"the class folders {_listed(unknown)} of '{val.img_prefix}' are "
+            f"not in '{train.img_prefix}', and are taken for those of the "
+            'same number, in alphabetical order')
+
+
+def _unusable(dataset: BaseDataset, problem: str) -> ValueError:
+    return ValueError(
+        f'the data set {type(dataset).__name__} cannot be used, because '
+        f'{problem}: {"; ".join(_findings(dataset))}')
+
+
+def _batch(error: BaseException) -> Iterator[str]:
+    """The images of the batch that an error comes from."""
+    samples, trace = [], error.__traceback__
+    while trace is not None:
+        for name in ('data_samples', 'batch_data_samples'):
+            samples = trace.tb_frame.f_locals.get(name) or samples
+        trace = trace.tb_next
+    for sample in samples:
+        yield sample.metainfo.get('seg_map_path') or sample.get('img_path')
 
 
 def _reading(error: BaseException) -> BaseDataset | None:
@@ -114,10 +229,11 @@ def _findings(dataset: BaseDataset) -> Iterator[str]:
                        + _listed(one['name'] for one in held['categories']))
     elif ann_file:
         yield f"the files are named by '{ann_file}'"
-    for key in ('img_suffix', 'extensions'):
+    prefix = dataset.data_prefix
+    maps = 'seg_map_path' in prefix
+    for key in ('img_suffix', *maps * ['seg_map_suffix'], 'extensions'):
         if hasattr(dataset, key):
             yield f'{key} is {getattr(dataset, key)!r}'
-    prefix = dataset.data_prefix
     for folder in prefix.values() if isinstance(prefix, dict) else [prefix]:
         if isinstance(folder, str) and osp.isdir(folder):
             files = (name for _, _, names in os.walk(folder) for name in names)

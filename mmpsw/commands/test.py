@@ -68,6 +68,7 @@ def test(args: Namespace) -> dict:
     checks.make_work_dir(cfg, hold=False)
     runner = launch.build_runner(cfg)
     checks.check_fit(cfg, runner.model, whole=True)
+    runner.register_hook(data.DataHook(), priority='VERY_HIGH')
     with data.explained():
         metrics = runner.test()
     launch.leave_processes()

@@ -89,6 +89,7 @@ def train(args: Namespace) -> None:
         runner.logger.warning(note)
     # Not in the config, which stays what the user wrote.
     runner.register_hook(RandomStateHook(), priority='VERY_HIGH')
+    runner.register_hook(data.DataHook(), priority='VERY_HIGH')
     save_safely(runner)
     if passengers is not None:
         runner.register_hook(passengers)

@@ -266,7 +266,8 @@ def record(grid: Grid, remarks: Sequence[str] = ()) -> None:
     """Write what is compared into a grid's folder.
 
     A folder that holds the same experiment keeps the arms and seeds that it
-    has, besides those that are asked for.
+    has, besides those that are asked for. One in which nothing was validated
+    yet may become another.
 
     Args:
         grid: What is to be compared.
@@ -321,6 +322,8 @@ def joined(folder: Path, plan: dict) -> dict:
         raise ValueError(
             f"--work-dir '{folder}' holds something else than a comparison of "
             f'this version; give another folder, or remove it') from error
+    if others and not any(map(steps_done, folder.glob('*/seed_*/'))):
+        return plan  # all of it would be trained anew
     if others:
         raise ValueError(
             f"--work-dir '{folder}' holds another comparison, in which "

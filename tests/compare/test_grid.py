@@ -154,18 +154,33 @@ def test_another_experiment_is_refused_in_its_folder(tmp_path, other, said):
     arm = tmp_path / 'mine.py'
     arm.write_text("psw = dict(type='PSWA', period=3)\n")
     if other:
-        record(grid_of(tmp_path, '--arms', 'baseline', str(arm)))
+        grid = grid_of(tmp_path, '--arms', 'baseline', str(arm))
+        record(grid)
+        validated(grid.run_dir(grid.cells[0]), 1)
     else:
         (tmp_path / 'work').mkdir()
         (tmp_path / 'work' / 'mine.txt').write_text('mine')
     before = {path: path.read_bytes()
-              for path in (tmp_path / 'work').iterdir()}
+              for path in (tmp_path / 'work').glob('*.*')}
     arm.write_text("psw = dict(type='PSWA', period=2)\n")
     grid = grid_of(tmp_path, *(text.format(arm=arm) for text in other or ()))
     with pytest.raises(ValueError, match=said):
         record(grid)
     assert before == {path: path.read_bytes()
-                      for path in (tmp_path / 'work').iterdir()}
+                      for path in (tmp_path / 'work').glob('*.*')}
+
+
+def test_a_comparison_in_which_nothing_was_validated_may_become_another(
+        tmp_path):
+    """It failed: the user mends an option, and gives the command again."""
+    grid = grid_of(tmp_path, '--arms', 'baseline', 'pswa')
+    record(grid)
+    validated(grid.run_dir(grid.cells[0]))
+    mended = grid_of(tmp_path, '--arms', 'pswa', '--cfg-options',
+                     'train_cfg.max_epochs=3')
+    saved = record(mended)
+    assert list(saved['arms']) == ['pswa']
+    assert saved['cfg_options'] == {'train_cfg.max_epochs': '3'}
 
 
 def test_two_comparisons_in_one_folder_are_refused(tmp_path):
