@@ -94,7 +94,8 @@ class OrthogonalHook(Hook):
         Before its optimizer's state is loaded, which is theirs too.
 
         Raises:
-            ValueError: It was begun without them, or with other settings.
+            ValueError: It was begun without them, with other settings, or
+                before 0.2.
         """
         if not getattr(runner, '_resume', False):
             return
@@ -105,6 +106,12 @@ class OrthogonalHook(Hook):
                 'because it has no orthogonal maps: resume with the settings '
                 'with which the run was begun, or start a new one from its '
                 'weights with load_from.')
+        if 'maps' not in saved:
+            raise ValueError(
+                'The checkpoint cannot be resumed from with OrthogonalHook, '
+                'because mmpsw before 0.2 saved it, which kept the maps in '
+                'another form: start a new run from its weights with '
+                'load_from.')
         self.zero = saved['zero']
         self._begin(runner)
         for name, training in self.trainings.items():

@@ -454,6 +454,17 @@ def test_a_checkpoint_of_another_kind(tmp_path, before, after, message):
               resume_from=tmp_path / 'before/epoch_4.pth')
 
 
+def test_a_checkpoint_of_the_version_before(tmp_path):
+    """Its maps were under the wrapper's name, with `base` for `neurons`."""
+    train(tmp_path / 'before')
+    path = tmp_path / 'before/epoch_4.pth'
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint['orthogonal'] = checkpoint['orthogonal']['maps']
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match='mmpsw before 0.2 saved it'):
+        train(tmp_path / 'after', HOOK, resume_from=path)
+
+
 def test_a_free_matrix_does_not_start_at_random_from_given_weights(tmp_path):
     train(tmp_path / 'before')
     given = dict(load_from=str(tmp_path / 'before/epoch_4.pth'))
