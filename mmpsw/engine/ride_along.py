@@ -13,7 +13,7 @@ import torch
 from mmengine.dist import is_main_process, master_only
 from mmengine.fileio import dump
 from mmengine.hooks import EMAHook, Hook, LoggerHook
-from mmengine.runner import EpochBasedTrainLoop, Runner, autocast
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
 
 from mmpsw.checkpoints import whole_file
@@ -151,9 +151,11 @@ class RideAlongHook(Hook):
                     'change the run, or recalibrate: train it as a run of its '
                     'own.')
         self.loaded: dict[str, Any] = {}
+        self.begun = False
 
     def before_train(self, runner: Runner) -> None:
         """Begin to follow the run, or go on with it."""
+        self.begun = True
         for name, average in self.averages.items():
             average.begin(runner)
             if runner.iter:
@@ -170,10 +172,13 @@ class RideAlongHook(Hook):
 
     def after_val(self, runner: Runner) -> None:
         """Validate the averages, as the run itself was."""
+        if not self.begun:
+            return  # a validation alone
         before = random_state()
         for name, average in self.averages.items():
-            with _shown(runner, average):
-                _log(runner, name, self.folders[name], _validate(runner))
+            folder = self.folders[name]
+            with _shown(runner, average), _written_to(runner, folder):
+                _log(runner, name, folder, _validate(runner))
         set_random_state(before)
 
     def after_train(self, runner: Runner) -> None:
@@ -217,8 +222,9 @@ def _shown(runner: Runner, average: _Followed | _Averaged) -> Iterator[None]:
 def _log(runner: Runner, name: str, folder: Path,
          metrics: dict[str, Any]) -> None:
     """Write what mmengine's LoggerHook would."""
-    logger = next(h for h in runner.hooks if isinstance(h, LoggerHook))
-    step = runner.epoch if logger.log_metric_by_epoch else runner.iter
+    by_epoch = next((hook.log_metric_by_epoch for hook in runner.hooks
+                     if isinstance(hook, LoggerHook)), True)
+    step = runner.epoch if by_epoch else runner.iter
     metrics = {key: value.tolist() if hasattr(value, 'tolist') else value
                for key, value in metrics.items()}
     lines = [dict(iter=runner.iter, step=runner.iter),
@@ -231,16 +237,47 @@ def _log(runner: Runner, name: str, folder: Path,
     runner.logger.info(f'{name} rides along: {shown}')
 
 
-@torch.no_grad()
+class _Metrics(Hook):
+    """What a validation found: a loop of a framework's own tells hooks."""
+
+    def after_val_epoch(self, runner: Runner,
+                        metrics: dict[str, float] | None = None) -> None:
+        self.found = metrics
+
+
 def _validate(runner: Runner) -> dict[str, float]:
-    """What ``ValLoop.run`` does, without the hooks, which log it."""
-    loop = runner.val_loop
-    runner.model.eval()
-    for batch in loop.dataloader:
-        with autocast(enabled=loop.fp16):
-            outputs = runner.model.val_step(batch)
-        loop.evaluator.process(data_samples=outputs, data_batch=batch)
-    return loop.evaluator.evaluate(len(loop.dataloader.dataset))
+    """What the run's loop does, without the hooks, which would log it.
+
+    But with a framework's hooks that prepare a validation.
+    """
+    hooks, metrics = runner._hooks, _Metrics()
+    runner._hooks = [
+        hook for hook in hooks
+        if type(hook).before_val is not Hook.before_val
+        and type(hook).__module__.split('.')[0] not in ('mmengine', 'mmpsw')
+    ] + [metrics]
+    try:
+        runner.val_loop.run()
+    finally:
+        runner._hooks = hooks
+    return metrics.found
+
+
+@contextmanager
+def _written_to(runner: Runner, folder: Path) -> Iterator[None]:
+    """Files of the run's evaluators, such as predictions, go to a folder."""
+    before = [(metric, key, getattr(metric, key))
+              for metric in getattr(getattr(
+                  runner.val_loop, 'evaluator', None), 'metrics', ())
+              for key in ('out_file_path', 'outfile_prefix', 'output_dir')
+              if getattr(metric, key, None)]
+    try:
+        for metric, key, path in before:
+            setattr(metric, key, str(folder / Path(path).name))
+        yield
+    finally:
+        for metric, key, path in before:
+            setattr(metric, key, path)
 
 
 @master_only

@@ -16,10 +16,12 @@ def epoch_length(loop: BaseLoop) -> int | None:
     loader = loop.dataloader
     # With a batch sampler, a loader's own sampler is torch's default.
     batches = getattr(loader, 'batch_sampler', None)
-    sampler = getattr(batches, 'sampler', None) or loader.sampler
+    sampler = getattr(batches, 'sampler', None) or getattr(
+        loader, 'sampler', None)
     try:
         if _ENDLESS & {kind.__name__ for kind in type(sampler).__mro__}:
-            size = loader.batch_size or getattr(batches, 'batch_size', 1)
+            size = getattr(loader, 'batch_size', None) or getattr(
+                batches, 'batch_size', 1)
             return math.ceil(len(loader.dataset) / (size * get_world_size()))
         return len(loader)
     except TypeError:

@@ -11,8 +11,8 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmpsw.registry import HOOKS
 
 from .resume import (
-    LIVE,
     fit_to_epoch_length,
+    live_weights,
     restore_live_weights,
     skip_trained_batches,
 )
@@ -61,7 +61,7 @@ class RandomStateHook(Hook):
         if not getattr(runner, '_resume', False):
             return
         fit_to_epoch_length(checkpoint, runner.train_loop)
-        self.live = checkpoint.get(LIVE, {})
+        self.live = live_weights(runner, checkpoint)
         if get_world_size() == 1:
             self.loaded = checkpoint.get('random_state', {})
 

@@ -4,16 +4,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mmpsw.models import unwrapped
 
 __all__ = [
-    'LIVE', 'fit_to_epoch_length', 'named_tensors', 'restore_live_weights',
-    'skip_trained_batches'
+    'LIVE', 'fit_to_epoch_length', 'live_weights', 'named_tensors',
+    'restore_live_weights', 'skip_trained_batches'
 ]
 
 # Beside a checkpoint's ``state_dict`` that is an average: the weights from
@@ -37,6 +38,28 @@ def restore_live_weights(model: nn.Module, live: dict[str, Tensor]) -> None:
     for name, tensor in named_tensors(model).items():
         if name in live:
             tensor.copy_(live[name])
+
+
+def live_weights(runner: Runner, checkpoint: dict) -> dict[str, Tensor]:
+    """The weights from which a checkpoint's training goes on, by name, where
+    its ``state_dict`` is an average: psw's, or that of an EMAHook which this
+    run does not have.
+
+    Args:
+        runner (Runner): The runner that loads it.
+        checkpoint (dict): What was loaded.
+    """
+    if (getattr(runner, '_resume', False) and 'ema_state_dict' in checkpoint
+            and not any(isinstance(hook, EMAHook) for hook in runner.hooks)):
+        ema = checkpoint.pop('ema_state_dict')  # a second call says nothing
+        checkpoint[LIVE] = {
+            name.removeprefix('module.'): tensor
+            for name, tensor in ema.items() if name.startswith('module.')}
+        print_log('The checkpoint was saved with an EMAHook, which this run '
+                  'does not have: training continues from the live weights, '
+                  'and not from the average in its state_dict',
+                  logger='current', level=logging.WARNING)
+    return checkpoint.get(LIVE, {})
 
 
 def fit_to_epoch_length(checkpoint: dict, loop: BaseLoop) -> None:
@@ -113,8 +136,14 @@ class _Remaining:
     def __iter__(self) -> Iterator[Any]:
         self.loop.dataloader = self.dataloader
         batches = iter(self.dataloader)
-        for _ in range(self.trained):
-            next(batches)
+        for done in range(self.trained):
+            if next(batches, None) is None:
+                raise ValueError(
+                    f'The run cannot be resumed inside of its epoch, because '
+                    f'{self.trained} batches of it were trained, and it has '
+                    f'only {done} here (another batch size or number of '
+                    'processes): resume with resume=True and load_from, '
+                    'which converts the place.')
         if self.then is not None:
             self.then()
         return batches

@@ -6,8 +6,10 @@ import torch
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
+from mmengine.runner import ValLoop
+from mmengine.structures import BaseDataElement
 from reference import assert_equal
-from toy import FUSED, Error, Overflow, Points, runner, trained
+from toy import FUSED, Error, Overflow, Points, Toy, runner, trained
 
 from mmpsw.engine import RideAlongHook
 from mmpsw.engine.ride_along import passenger
@@ -188,3 +190,88 @@ def test_bad_runs_are_refused(tmp_path):
                  resume_from=tmp_path / 'b' / 'iter_8.pth')
     with pytest.raises(ValueError, match='was saved without it'):
         run.train()
+
+
+class LossToo(Toy):
+    """Reports its validation loss, as mmengine has it."""
+
+    def forward(self, x, y, mode='tensor'):
+        out = super().forward(x, y, mode)
+        return out if mode != 'predict' else [
+            *out, BaseDataElement(loss=dict(l=torch.tensor(1.)))]
+
+
+class OwnLoop(ValLoop):
+    """As mmdet's TeacherStudentValLoop: it returns nothing."""
+
+    def run(self):
+        self.runner.call_hook('before_val')
+        self.runner.call_hook('before_val_epoch')
+        self.runner.model.eval()
+        for index, batch in enumerate(self.dataloader):
+            self.run_iter(index, batch)
+        found = self.evaluator.evaluate(len(self.dataloader.dataset))
+        self.runner.call_hook('after_val_epoch', metrics={
+            f'student/{key}': value for key, value in found.items()})
+        self.runner.call_hook('after_val')
+
+
+def all_logged(folder):
+    path, = folder.glob('*/vis_data/scalars.json')
+    return [{key: value for key, value in json.loads(line).items()
+             if not key.startswith(('data_time', 'time'))}
+            for line in path.read_text().splitlines() if 'error' in line]
+
+
+@pytest.mark.parametrize('keys', [
+    dict(model=LossToo), dict(val_cfg=dict(type=OwnLoop))])
+def test_the_runs_own_loop_validates(tmp_path, keys):
+    average = AVERAGES['psw']
+    made = []
+    for folder, settings, beside in (
+            ('own', average, ()),
+            ('host', {}, [dict(
+                type='mmpsw.RideAlongHook', averages=dict(psw=average),
+                folders=dict(psw=str(tmp_path / 'along')))])):
+        run = runner(tmp_path / folder, settings.get('psw'), hooks=beside,
+                     model=keys.get('model', Toy)(), **EPOCHS)
+        if 'val_cfg' in keys:
+            run._val_loop = dict(keys['val_cfg'])
+        run.train()
+        made.append(run)
+    lines = all_logged(tmp_path / 'own')
+    assert len(lines) == 4 and all_logged(tmp_path / 'along') == lines
+    assert ('student/error' in lines[0]) == ('val_cfg' in keys)
+
+
+class DumpError(Error):
+    """Writes what is predicted to a file, as DumpResults."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.out_file_path = path
+
+    def compute_metrics(self, results):
+        with open(self.out_file_path, 'w') as file:
+            json.dump(results, file)
+        return super().compute_metrics(results)
+
+
+def test_what_the_runs_evaluator_writes_stays_the_runs(tmp_path):
+    files = {}
+    for name, hooks in (('alone', []), ('host', [dict(
+            type='mmpsw.RideAlongHook', averages=dict(psw=AVERAGES['psw']),
+            folders=dict(psw=str(tmp_path / 'along')))])):
+        path = tmp_path / f'{name}.json'
+        run = runner(tmp_path / name, hooks=hooks, **EPOCHS)
+        run._val_evaluator = Evaluator(DumpError(str(path)))
+        run.train()
+        files[name] = path.read_text()
+    assert files['alone'] == files['host']
+    along = (tmp_path / 'along' / 'host.json').read_text()
+    assert along != files['host']
+
+
+def test_a_validation_alone_has_nothing_beside_it(tmp_path):
+    runner(tmp_path, hooks=[hook(tmp_path)]).val()
+    assert not list(tmp_path.glob('psw/*'))

@@ -45,6 +45,7 @@ class Follower:
         self.settings = settings
         self.resampler = settings.build(optimizer, **options)
         self._stepped = False
+        self._updated: set[Tensor] = set()
         self._skipped: Tensor | None = None
         # An optimizer around another one, as timm's Lookahead, may leave out
         # torch's own constructor: its hooks are heard from here on.
@@ -63,6 +64,7 @@ class Follower:
             # A GPU is waited for only where it matters.
             updated = (not self.resampler.in_window(iteration)
                        or not skipped.item())
+        self.resampler.weights.updated, self._updated = self._updated, set()
         return self.resampler.step(iteration, updated)
 
     def live(self) -> dict[str, Tensor]:
@@ -101,6 +103,10 @@ class Follower:
 
     def _note_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._stepped = True
+        if not self.resampler.samples:  # which then looks what is trained
+            self._updated.update(
+                param for group in optimizer.param_groups
+                for param in group['params'] if param.grad is not None)
         self._skipped = getattr(optimizer, 'found_inf', None)
 
 
@@ -129,8 +135,13 @@ def follow(runner: Runner,
     wrappers = optim_wrappers(runner)
     model = unwrapped(runner.model)
     names = {tensor: name for name, tensor in named_tensors(model).items()}
-    statistics = owned_statistics(
+    owned = owned_statistics(
         model, {name: one.optimizer for name, one in wrappers.items()})
+    # By the names under which they are saved, which a hook may change.
+    statistics = {
+        owner: {names.get(module._buffers[own], key): (module, own)
+                for key, (module, own) in places.items()}
+        for owner, places in owned.items()}
     return {
         name: Follower(
             one, wrappers[name].optimizer,

@@ -21,6 +21,7 @@ from mmpsw.runtime.ranks import mean_over_ranks
 from mmpsw.runtime.resume import (
     LIVE,
     fit_to_epoch_length,
+    live_weights,
     named_tensors,
     restore_live_weights,
     skip_trained_batches,
@@ -70,7 +71,8 @@ class PSWHook(Hook):
     def __init__(self, recalibrate_batches: int = 100):
         check_integer('recalibrate_batches', recalibrate_batches, 1)
         self.recalibrate_batches = recalibrate_batches
-        self.loaded: dict[str, Any] = {}
+        self.loaded: dict[str, Any] | None = None
+        self._inside_said = False
 
     def before_run(self, runner: Runner) -> None:
         """Follow the optimizers, when the run is a training.
@@ -79,8 +81,13 @@ class PSWHook(Hook):
             ValueError: Something is missing or not supported.
         """
         check_runner(runner)
-        if not isinstance(getattr(runner, '_train_loop', None), BaseLoop):
+        if (not isinstance(getattr(runner, '_train_loop', None), BaseLoop)
+                or isinstance(runner.optim_wrapper, dict)):
             return  # a validation or a test
+        if sum(isinstance(hook, PSWHook) for hook in runner.hooks) > 1:
+            raise ValueError(
+                'There are two PSWHooks, and each of them would sample every '
+                'update: leave one of them out of custom_hooks.')
         wrappers = _psw_wrappers(runner)
         if any(wrapper.follower is None for wrapper in wrappers.values()):
             followers = follow(
@@ -100,16 +107,19 @@ class PSWHook(Hook):
         if getattr(runner, '_resume', False):
             fit_to_epoch_length(checkpoint, runner.train_loop)
         # mmengine may have loaded it onto the GPU.
-        self.loaded = {key: _on_cpu(checkpoint.get(key, {}))
-                       for key in ('psw', LIVE)}
+        self.loaded = _on_cpu({
+            'psw': checkpoint.get('psw', {}),
+            LIVE: live_weights(runner, checkpoint)})
+        for follower in _followers(runner).values():
+            follower.resampler.forget()  # it was of other weights
 
     def before_train(self, runner: Runner) -> None:
         """Continue a run that is resumed, inside of its epoch too."""
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             skip_trained_batches(runner.train_loop)
-        if runner.iter:
+        if runner.iter and self.loaded is not None:
             self._resume(runner)
-        self.loaded = {}
+        self.loaded = None
         self._inside_said = False
         _say_how_often(runner)
         if runner.val_loop is not None and any(
@@ -129,8 +139,8 @@ class PSWHook(Hook):
                 if follower.settings.buffers == 'recalibrate':
                     self._recalibrate(runner, follower)
 
-    def before_val_epoch(self, runner: Runner) -> None:
-        """Validate the average."""
+    def before_val(self, runner: Runner) -> None:
+        """Validate the average. Other hooks may begin with its features."""
         self._say_where_inside(runner)
         self._show_average(runner)
 
@@ -140,7 +150,7 @@ class PSWHook(Hook):
         """Put the live weights back."""
         self._show_live(runner)
 
-    def before_test_epoch(self, runner: Runner) -> None:
+    def before_test(self, runner: Runner) -> None:
         """Test the average."""
         self._show_average(runner)
 
@@ -161,17 +171,20 @@ class PSWHook(Hook):
         checkpoint['psw'] = {name: follower.state_dict()
                              for name, follower in followers.items()}
         tensors = named_tensors(runner.model)
-        names = {id(tensor): name for name, tensor in tensors.items()}
         for owner, follower in followers.items():
-            shown = checkpoint['psw'][owner].get(follower.resampler.shows, {})
+            resampler = follower.resampler
+            shown = checkpoint['psw'][owner].get(resampler.shows, {})
             live = follower.live() if shown else {}
+            names = {tensor: name for name, tensor in resampler.weights.named(
+                resampler.tensors).items()}
             for key, tensor in tensors.items():
-                name = names[id(tensor)]  # tied weights have several keys
+                name = names.get(tensor)  # a tied one has several keys
                 if name in shown:
                     checkpoint['state_dict'][key] = shown[name].to(
                         tensor.dtype)
-                    checkpoint.setdefault(LIVE, {})[key] = live[name].to(
-                        'cpu', tensor.dtype)
+                    # What two optimizers share, the first one has put aside.
+                    checkpoint.setdefault(LIVE, {}).setdefault(
+                        key, live[name].to('cpu', tensor.dtype))
 
     def _check_others(self, runner: Runner) -> None:
         shown = []
@@ -228,7 +241,7 @@ class PSWHook(Hook):
             follower.resampler.show_average()
 
     def _show_live(self, runner: Runner) -> None:
-        for follower in _followers(runner).values():
+        for follower in reversed(_followers(runner).values()):
             follower.resampler.show_live()
 
     def _say_where_inside(self, runner: Runner) -> None:
@@ -257,7 +270,10 @@ class PSWHook(Hook):
             if not follower.settings.write_back:
                 stack.enter_context(resampler.averaged())
             with _forward_context(runner, model):
-                recalibrate(model, functools.partial(losses, model), batches)
+                recalibrate(
+                    model, functools.partial(losses, model), batches,
+                    {layer for layer, _ in
+                     resampler.weights.statistics.values()})
             mean_over_ranks(resampler.statistics)
             resampler.take_statistics()
 
@@ -293,6 +309,7 @@ def _say_how_often(runner: Runner) -> None:
     """Where periods do not fit into the run."""
     for follower in _followers(runner).values():
         schedule = follower.resampler.schedule
+        rest = (runner.max_iters - schedule.begin) % schedule.period
         if schedule.begin >= runner.max_iters:
             warn(f'psw.begin is iteration {schedule.begin}, but the run ends '
                  f'at {runner.max_iters}: the weights are never resampled.')
@@ -300,6 +317,10 @@ def _say_how_often(runner: Runner) -> None:
             warn(f'psw.period is {schedule.period} iterations, but the run '
                  f'ends at {runner.max_iters}: the weights are resampled '
                  'only once, at its end.')
+        elif schedule.end is None and 0 < 10 * rest < schedule.period:
+            warn(f'psw: the last period is cut to {rest} of '
+                 f'{schedule.period} iterations, so that the average that is '
+                 f'saved at the end is of no more: train for {rest} less.')
 
 
 def _log(runner: Runner, name: str, follower: Follower,

@@ -1,6 +1,6 @@
 """Batch-norm statistics of weights that no forward pass has seen yet."""
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +14,9 @@ __all__ = ['recalibrate']
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, forward: Callable[[Any], Any],
-                batches: Iterable[Any]) -> int:
-    """Recompute the running statistics of all batch-norm layers.
+                batches: Iterable[Any],
+                only: Collection[nn.Module] | None = None) -> int:
+    """Recompute the running statistics of batch-norm layers.
 
     They are reset and become the plain average over the batches' statistics,
     as in ``torch.optim.swa_utils.update_bn``. Layers that are frozen (in
@@ -27,6 +28,8 @@ def recalibrate(model: nn.Module, forward: Callable[[Any], Any],
         model (nn.Module): The model, as it is while training.
         forward (Callable): Runs the model on one batch, in training mode.
         batches (Iterable): The batches. No more than these are read.
+        only (Collection[nn.Module], optional): Other layers than these keep
+            their statistics. Defaults to None, all are recomputed.
 
     Returns:
         int: How many layers were recalibrated; without any, no batch is read.
@@ -38,6 +41,7 @@ def recalibrate(model: nn.Module, forward: Callable[[Any], Any],
         module for module in model.modules()
         if isinstance(module, _BatchNorm) and module.training
         and module.running_mean is not None
+        and (only is None or module in only)
     ]
     if not layers:
         return 0

@@ -231,6 +231,13 @@ class PeriodicResampler:
             copy_(self.tensors, self._live)
             self._live = None
 
+    def forget(self) -> None:
+        """Drop the average and the samples so far, as other weights were
+        loaded: until a period ends, there is nothing to show."""
+        self._running.restart()
+        self._live = None
+        self._forget()
+
     def take_statistics(self) -> None:
         """With ``write_back=False``: those in the model become those of m."""
         if not self.settings.write_back and self._previous:
@@ -316,6 +323,7 @@ class PeriodicResampler:
         if end is not None and self.iteration > end and self.average:
             self.warn(f'The last period ended with iteration {end}: from now '
                       'on the live weights are evaluated and saved.')
+            self._running.restart()
             self._previous = None
 
     @torch.no_grad()

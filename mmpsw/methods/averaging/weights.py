@@ -33,8 +33,14 @@ def running_statistics(model: nn.Module) -> dict[str, Place]:
         for path, module in model.named_modules()
         if {'running_mean', 'running_var'} <= module._buffers.keys()
         for name in ('running_mean', 'running_var')
-        if module._buffers[name] is not None
+        if _is_statistic(module._buffers[name])
     }
+
+
+def _is_statistic(buffer: Tensor | None) -> bool:
+    """Not one of a quantised layer, or of one that no batch has met yet."""
+    return (buffer is not None and not is_lazy(buffer)
+            and buffer.dtype in ACCUMULATED_IN)
 
 
 class Weights:
@@ -51,8 +57,10 @@ class Weights:
             :func:`running_statistics`.
 
     Attributes:
-        params (List[Tensor]): Those that required a gradient when
-            :meth:`follow` last looked.
+        params (List[Tensor]): Those that required a gradient, or had just
+            been updated, when :meth:`follow` last looked.
+        updated (Set[Tensor]): What the caller knows to have been updated, as
+            a model may freeze it again before the iteration ends.
 
     Raises:
         ValueError: There is no such parameter, or one cannot be averaged.
@@ -63,6 +71,7 @@ class Weights:
         self.optimizer = optimizer
         self.names = names
         self.statistics = dict(statistics)
+        self.updated: set[Tensor] = set()
         self.params = self._trainable()
         if not self.params:
             raise ValueError(
@@ -158,7 +167,7 @@ class Weights:
 
     def _trainable(self) -> list[Tensor]:
         trainable = {name: param for name, param in self._parameters().items()
-                     if param.requires_grad}
+                     if param.requires_grad or param in self.updated}
         for name, param in trainable.items():
             _check(param, name)
         return list(trainable.values())
@@ -187,7 +196,7 @@ def _check_fit(name: str, part: Mapping[str, Tensor],
 
 
 def _check(param: Tensor, name: str) -> None:
-    if is_lazy(param):
+    if is_lazy(param) or param.is_meta:
         raise ValueError(
             f'Parameter {name} is not initialised yet: run one forward pass '
             'before the resampler is made.')
