@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import MMLogger
 from PIL import Image
 
 from mmpsw.commands import compare, train
+from mmpsw.commands import test as test_command
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'own_data'
 LOADERS = [f'{phase}_dataloader.num_workers=0' for phase in ('train', 'val')]
@@ -124,6 +126,24 @@ def test_a_detector_whose_classes_are_not_the_files(
     assert f"of 'data/mine/{phase}.json' are 'cat', 'dog'" in line
 
 
+def test_a_training_file_may_lack_the_last_classes(folder):
+    """mmdet's labels are right then; a string is one class."""
+    detection()
+    path = Path('data/mine/train.json')
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(
+        held, categories=held['categories'][:1], annotations=[
+            box for box in held['annotations'] if not box['category_id']])))
+    assert train.main([str(CONFIGS / 'detection.py'), '--work-dir', 'run',
+                       *options('detection')]) == 0
+    one = 'metainfo.classes=cat'
+    assert train.main([
+        str(CONFIGS / 'detection.py'), '--work-dir', 'one',
+        *options('detection'), 'model.bbox_head.num_classes=1',
+        f'train_dataloader.dataset.{one}', f'val_dataloader.dataset.{one}',
+    ]) == 0
+
+
 def test_an_image_folder_without_an_object(folder, capsys):
     detection()
     path = Path('data/mine/val.json')
@@ -158,6 +178,49 @@ def test_a_wrong_suffix_of_label_maps(folder, capsys):
     assert "0_label.png' does not exist" in line
     assert "seg_map_suffix is '_label.png'" in line
     assert "'data/mine/maps/val' holds files in '.png'" in line
+
+
+class Mapped(LocalBackend):
+    """As petrel's path_mapping."""
+
+    def get(self, path):
+        return super().get(str(path).replace('mine/maps', 'elsewhere'))
+
+
+def test_label_maps_that_something_else_reads(folder, capsys):
+    segmentation()
+    Path('data/elsewhere').mkdir()
+    for part in ('train', 'val'):
+        Path(f'data/mine/maps/{part}').rename(f'data/elsewhere/{part}')
+        Path(f'data/mine/maps/{part}').mkdir()
+    assert "0.png' does not exist" in refused('segmentation', capsys)
+    register_backend('mapped', Mapped, force=True)
+    assert train.main([
+        str(CONFIGS / 'segmentation.py'), '--work-dir', 'mapped',
+        *options('segmentation'), *(
+            f'{part}_dataloader.dataset.pipeline.1.backend_args.backend=mapped'
+            for part in ('train', 'val'))]) == 0
+
+
+def test_images_without_labels_are_tested(folder):
+    segmentation()
+    assert train.main([str(CONFIGS / 'segmentation.py'), '--work-dir', 'run',
+                       *options('segmentation')]) == 0
+    Path('mine.py').write_text(
+        f"_base_ = '{CONFIGS / 'segmentation.py'}'\n"
+        "pipeline = [dict(type='LoadImageFromFile'), "
+        "dict(type='PackSegInputs')]\n"
+        "test_dataloader = dict(num_workers=0, persistent_workers=False, "
+        "dataset=dict(pipeline=pipeline, data_prefix=dict("
+        "seg_map_path='nowhere')))\n"
+        "test_evaluator = [dict(type='IoUMetric', iou_metrics=['mIoU'], "
+        'format_only=True)]\n')
+    Path('data/mine/nowhere').mkdir()
+    assert test_command.main([
+        'mine.py', 'run/iter_2.pth', '--out', 'maps', '--work-dir', 'test',
+        '--cfg-options', *TINY['segmentation'][:1],
+        *TINY['segmentation'][2:5]]) == 0
+    assert len(list(Path('maps').glob('*.png'))) == 4
 
 
 def test_a_label_that_no_loss_knows(folder, capsys):

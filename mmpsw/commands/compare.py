@@ -117,7 +117,7 @@ def _report_options(parser: ArgumentParser) -> None:
         help="a folder that compare.py run has made, or any run's work dir. "
         'NAME=WORK_DIR gives a name: work dirs of one NAME are the seeds of '
         'an arm, and the arms of such a folder become NAME/ARM. An earlier '
-        "report's folder is reported again")
+        "report's folder is reported again, to --out")
     add('--baseline', metavar='NAME',
         help="the arm that the others are compared with (default: 'baseline', "
         'else the first)')
@@ -293,6 +293,12 @@ def prepare(grid: grids.Grid, jobs: int | None = None
     for arm in grid.arms:
         args = train.parse_args(grid.arguments(grids.Cell(arm, grid.seeds[0])))
         cfg = train.build_config(args)
+        if arm == grids.BASELINE and any(
+                configs.is_psw(wrapper)
+                for _, wrapper in configs.optim_wrappers(cfg)):
+            raise ValueError(
+                f"the arm {grids.BASELINE} of '{grid.config}' is psw itself, "
+                'because the config has it already; give the stock config')
         checks.check_training(cfg, args.amp)
         if arm == grid.first:
             remarks = differences(grid.config, cfg, grid.processes)
@@ -338,6 +344,11 @@ def report(args: Namespace) -> None:
     from mmpsw.compare.notes import notes, title
     only = Path(args.work_dirs[0])
     if len(args.work_dirs) == 1 and (only / table.FILE).is_file():
+        if not args.out:
+            raise ValueError(
+                f"the report in '{only}' would be replaced by a shorter one, "
+                'because its table has no notes, configs and commands; give '
+                'another folder with --out, or the runs')
         c, found = None, table.load([only])  # an earlier report
         baseline = table.baseline_of(found, args.baseline)
         out, name, zoo, remarks, config = only, only.name, None, [], None

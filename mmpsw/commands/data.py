@@ -108,8 +108,9 @@ class DataHook(Hook):
     def before_train(self, runner: Runner) -> None:
         train, val = (_of_loop(loop)
                       for loop in (runner.train_loop, runner.val_loop))
+        _check_names(train, train=True)
+        _check_names(val)
         for datasets in (train, val):
-            _check_names(datasets)
             _check_labels(datasets)
         for dataset in val:
             for other in train:
@@ -135,13 +136,19 @@ def _of_loop(loop: object) -> list[BaseDataset]:
         and dataset._fully_initialized for dataset in found) else []
 
 
-def _check_names(datasets: Sequence[BaseDataset]) -> None:
+def _check_names(datasets: Sequence[BaseDataset], train: bool = False
+                 ) -> None:
     """Without them all, mmdet gives labels to those that it finds, in the
     order of the file, and a detection of a higher label ends in an error."""
     for dataset in datasets:
         found = getattr(dataset, 'cat_ids', None)  # of a file in COCO's format
-        classes = dataset.metainfo.get('classes') or ()
-        if found is not None and len(found) < len(classes):
+        classes = _classes(dataset)
+        if found is None or len(found) >= len(classes):
+            continue
+        names = _categories(dataset)
+        # A training set may lack the last ones.
+        if not (train and found and [names.get(number) for number in found]
+                == classes[:len(found)]):
             raise _unusable(dataset, 'its file has only '
                             f'{len(found)} of its {len(classes)} classes')
 
@@ -156,10 +163,20 @@ def _check_labels(datasets: Sequence[BaseDataset]) -> None:
         raise _unusable(datasets[0], 'no image in it has an object')
     for dataset, info in zip(datasets, infos):
         path = info.get('seg_map_path')
-        backend = (getattr(dataset, 'backend_args', None) or {}).get('backend')
-        if (path and backend in _FILE_SYSTEM and is_local(path)
+        if (path and _reads_maps(dataset) and is_local(path)
                 and not osp.exists(path)):
             raise _unusable(dataset, f"'{path}' does not exist")
+
+
+def _reads_maps(dataset: BaseDataset) -> bool:
+    """Whether the stock step reads label maps, from the file system."""
+    steps = [step for step in dataset.pipeline.transforms
+             if type(step).__name__ == 'LoadAnnotations'
+             and _is_shipped(type(step))]
+    return bool(steps) and not any(
+        _is_elsewhere({key: getattr(one, key, None)})
+        for one in (dataset, *steps)
+        for key in ('backend_args', 'file_client_args'))
 
 
 def _check_folders(runner: Runner, train: BaseDataset,
@@ -217,16 +234,15 @@ def _reading(error: BaseException) -> BaseDataset | None:
 
 def _findings(dataset: BaseDataset) -> Iterator[str]:
     """What the data set looks for, beside what is there."""
-    classes = dataset.metainfo.get('classes')
+    classes = _classes(dataset)
     if classes:
         yield f'metainfo.classes is {_listed(classes)}'
     ann_file = dataset.ann_file or ''
     if ann_file.endswith('.json'):
-        with suppress(ValueError):  # that it is no JSON is said already
-            held = load(ann_file, backend_args=dataset.backend_args)
-            if isinstance(held, dict) and 'categories' in held:
-                yield (f"the categories of '{ann_file}' are "
-                       + _listed(one['name'] for one in held['categories']))
+        names = _categories(dataset)
+        if names:
+            yield (f"the categories of '{ann_file}' are "
+                   + _listed(names.values()))
     elif ann_file:
         yield f"the files are named by '{ann_file}'"
     prefix = dataset.data_prefix
@@ -243,6 +259,22 @@ def _findings(dataset: BaseDataset) -> Iterator[str]:
                       'no file'))
     if dataset.filter_cfg:
         yield f'filter_cfg is {dict(dataset.filter_cfg)}'
+
+
+def _classes(dataset: BaseDataset) -> list[str]:
+    classes = dataset.metainfo.get('classes')
+    return ([] if classes is None else
+            [classes] if isinstance(classes, str) else list(classes))
+
+
+def _categories(dataset: BaseDataset) -> dict[int, str]:
+    """Those of a file in COCO's format, by their numbers."""
+    with suppress(ValueError):  # that it is no JSON is said already
+        held = load(dataset.ann_file, backend_args=dataset.backend_args)
+        if isinstance(held, dict):
+            return {one['id']: one['name']
+                    for one in held.get('categories', ())}
+    return {}
 
 
 def _listed(names: Iterator[str]) -> str:
@@ -302,7 +334,9 @@ def _check_dataset(key: str, dataset: dict) -> list[str]:
     instead = (f"put the data set at data_root='{root}', or set its place "
                f'with --cfg-options {key}.data_root=FOLDER')
     # The names of missing files say more than that of their root.
-    return _missing(paths, key, instead) or _missing([root], key, instead)
+    # Nor is a root asked for where all paths do without it.
+    roots = [] if paths and all(map(osp.isabs, paths)) else [root]
+    return _missing(paths, key, instead) or _missing(roots, key, instead)
 
 
 def _missing(paths: Sequence[str | None], key: str,

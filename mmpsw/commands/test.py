@@ -23,6 +23,10 @@ _TTA = {
 }
 
 
+# mmseg's metrics that write the predicted maps.
+_WRITES_MAPS = ('IoUMetric', 'CityscapesMetric')
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``tools/test.py``; returns the exit status."""
     args = parse_args(argv)
@@ -145,7 +149,10 @@ def _set_out(cfg: Config, out: str) -> None:
     """Adds a metric that writes the predictions; mmseg's own does it."""
     scope = configs.framework(cfg)
     if scope == 'mmseg':
-        cfg.test_evaluator.update(output_dir=out, keep_results=True)
+        metrics = cfg.test_evaluator
+        for metric in [metrics] if isinstance(metrics, dict) else metrics:
+            if configs.class_name(metric.get('type')) in _WRITES_MAPS:
+                metric.update(output_dir=out, keep_results=True)
         return
     if not out.endswith(('.pkl', '.pickle')):
         raise ValueError(f"--out '{out}' does not end in .pkl; give the name "

@@ -140,7 +140,7 @@ class Grid:
             f'{hook}.save_best=None',
             # Workers that persist have random states that nobody can save.
             'train_dataloader.persistent_workers=False',
-            *self._log_options(cell.arm), *self.options
+            *self._hook_options(cell.arm), *self.options
         ]
 
     def command(self, cell: Cell) -> list[str]:
@@ -152,14 +152,17 @@ class Grid:
                 shipped('tools/train.py'), *self.arguments(cell),
                 *(['--launcher', 'pytorch'] if several else [])]
 
-    def _log_options(self, arm: str) -> list[str]:
-        """Logs count what the loop counts, and training is in them.
+    def _hook_options(self, arm: str) -> list[str]:
+        """Checkpoints are saved, logs count what the loop counts, and
+        training is in them.
 
         mmseg's schedules log iterations, also where a config that inherits
         them counts epochs.
         """
         by_epoch, steps = self.by_epoch(arm), self.max_steps(arm)
         options = [f'log_processor.by_epoch={by_epoch}']
+        if 'type' not in hook_of(self.load(arm)):  # mmengine's own default
+            options.append('default_hooks.checkpoint.type=CheckpointHook')
         logger = hook_of(self.load(arm), 'logger')
         if 'type' in logger:
             key = 'default_hooks.logger'

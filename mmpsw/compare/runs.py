@@ -38,6 +38,9 @@ RANKED_BY = {
     'CocoPanopticMetric': 'coco_panoptic/PQ',
     'Accuracy': 'accuracy/top1',
 }
+# And where these are not what is measured: SOLO has no boxes, RPN no classes,
+# and DRIVE's vessels are measured by mDice.
+_ELSE = ('coco/segm_mAP', 'coco/AR@1000', 'mDice', 'mFscore')
 
 
 @dataclass(frozen=True)
@@ -113,15 +116,18 @@ def primary_metric(logged: Sequence[str], checkpoint_hook: Mapping) -> str:
         What ``save_best`` names, else what the zoos rank by (mIoU,
         coco/bbox_mAP, accuracy/top1, ...), else the first that is logged.
     """
-    wanted = [*_save_best(checkpoint_hook), *RANKED_BY.values()]
+    wanted = [*_save_best(checkpoint_hook), *RANKED_BY.values(), *_ELSE]
     return next((name for name in wanted if name in logged), logged[0])
 
 
 def expected_metric(config: Config) -> str | None:
     """The same before anything is logged; None where the config is silent."""
     named = [name for name in _save_best(hook_of(config)) if name != 'auto']
+    logged = logged_by(config)
     known = [RANKED_BY[kind] for kind, _ in _evaluators(config)
              if kind in RANKED_BY]
+    if logged:
+        known = [name for name in [*known, *_ELSE] if name in logged] + logged
     return next(iter([*named, *known]), None)
 
 
@@ -137,9 +143,12 @@ def logged_by(config: Config) -> list[str]:
             kinds = _listed(item.get('metric', 'bbox'))
             items = item.get('metric_items') or (
                 'mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
-            if not {*kinds} <= {'bbox', 'segm'}:
-                return []
-            found = [f'{kind}_{name}' for kind in kinds for name in items]
+            recalls = [f'AR@{number}' for number in item.get(
+                'proposal_nums', (100, 300, 1000))]
+            sizes = ['AR_s@1000', 'AR_m@1000', 'AR_l@1000']
+            found = [name for kind in kinds for name in dict(
+                proposal_fast=recalls, proposal=recalls + sizes).get(
+                    kind, [f'{kind}_{name}' for name in items])]
         elif kind == 'IoUMetric':
             more = dict(mIoU=['mIoU', 'mAcc'], mDice=['mDice', 'mAcc'],
                         mFscore=['mFscore', 'mPrecision', 'mRecall'])
@@ -170,6 +179,8 @@ def higher_is_better(metric: str, rule: str | None,
     """
     from mmengine.hooks import CheckpointHook  # torch comes with it
     best, rules = _save_best(checkpoint_hook), checkpoint_hook.get('rule')
+    if metric in (*RANKED_BY.values(), *_ELSE):
+        rule = rule or 'greater'
     rules = [rules] * len(best) if isinstance(rules, str) else rules or []
     own = dict(zip(best, rules))
     keys = {key: checkpoint_hook.get(key)

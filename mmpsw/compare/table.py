@@ -205,7 +205,9 @@ def finding(numbers: pd.DataFrame, baseline: str) -> str:
 def _finding(rows: pd.DataFrame, baseline: str, when: str,
              scale: int) -> str:
     base = 'the baseline' if baseline == BASELINE else baseline
-    rows = rows[(rows.arm != baseline) & rows.difference.notna()]
+    rows = rows[rows.arm != baseline]
+    lost = list(rows.arm[rows.difference.isna()])
+    rows = rows[rows.difference.notna()]
     if rows.empty:
         return ''
     largest = rows.difference.abs().max() * scale
@@ -214,6 +216,9 @@ def _finding(rows: pd.DataFrame, baseline: str, when: str,
     parts: list[str] = []
     side = ''
     for row in rows[rows.verdict != 0].itertuples():
+        if not row.difference:
+            parts.append(f'{row.arm} is level with {base}')
+            continue
         before, side = side, 'above' if row.difference > 0 else 'below'
         half = f' +- {row.half_width * scale:.{digits}f}' if (
             row.pairs > 1) else ' (one seed)' if (rows.pairs > 1).any() else ''
@@ -228,6 +233,7 @@ def _finding(rows: pd.DataFrame, baseline: str, when: str,
                                             undecided[-1]]))
         parts.append(f'{listed} {"are" if undecided[1:] else "is"} undecided'
                      + ('' if parts else f' against {base}'))
+    parts += [f'{arm} has a run without a number' for arm in lost]
     return f'{when}, {"; ".join(parts)}.'
 
 

@@ -120,6 +120,31 @@ def test_what_rides_along_goes_on_from_a_point_that_both_have(tmp_path):
     assert grid.host(guest) is None and grid.done(host) == 2
 
 
+def test_a_config_that_has_psw_is_no_baseline(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        f"_base_ = '{CHECKOUT / CONFIG}'\n"
+        "optim_wrapper = dict(type='mmpsw.PSWOptimWrapper', "
+        "psw=dict(type='PSWA', write_back=False))\n"
+        "custom_hooks = [dict(type='mmpsw.PSWHook')]\n")
+    generate(Path('data/digits'))
+    with pytest.raises(ValueError, match='psw itself.*give the stock config'):
+        compare.prepare(grid_of(tmp_path, '--arms', 'baseline', 'pswa',
+                                config=str(path)))
+
+
+def test_mmengines_own_default_hooks_are_enough(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(f"_base_ = '{CHECKOUT / CONFIG}'\n"
+                    'default_hooks = dict(_delete_=True)\n')
+    generate(Path('data/digits'))
+    assert compare.main([
+        'run', str(path), '--arms', 'pswa', '--metric', 'accuracy/top1',
+        '--work-dir', str(tmp_path / 'work'), '--cfg-options',
+        'train_cfg.max_epochs=1', *SMALL]) == 0
+    assert (tmp_path / 'work/pswa/seed_0/epoch_1.pth').is_file()
+
+
 def test_fragments_joined_by_plus_are_one_arm(tmp_path):
     mine = tmp_path / 'My+Own.py'
     mine.write_text('')
@@ -372,7 +397,7 @@ def test_a_grid_that_is_ended_ends_its_runs(tmp_path):
 def test_an_interruption_while_a_run_is_begun_leaves_no_run(
         tmp_path, monkeypatch, number):
     """The process is there, but nobody has its number yet."""
-    signal_before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(number, signal.default_int_handler)
     grid = grid_of(tmp_path, '--seeds', '0', '1', '--arms', 'pswa')
     begun = []
 
@@ -392,7 +417,7 @@ def test_an_interruption_while_a_run_is_begun_leaves_no_run(
         with grids.hold(grid.work_dir):
             assert len(begun) == 1
     finally:
-        signal.signal(signal.SIGTERM, signal_before)
+        signal.signal(number, before)
         for process in begun:
             process.kill()
 

@@ -65,6 +65,15 @@ def work(tmp_path, monkeypatch):
     return tmp_path / 'work'
 
 
+def test_an_earlier_report_is_not_replaced_by_a_shorter_one(work, capsys):
+    report(capsys, 'work')
+    before = (work / 'report/index.html').read_bytes()
+    with pytest.raises(ValueError, match='shorter one.*--out'):
+        report(capsys, 'work/report')
+    assert (work / 'report/index.html').read_bytes() == before
+    assert 'page:   again/' in report(capsys, 'work/report', '--out', 'again')
+
+
 def test_a_grid_gets_its_report_beside_its_arms(work, capsys):
     out = report(capsys, 'work')
     files = {path: path.read_bytes() for path in (work / 'report').iterdir()}
@@ -181,7 +190,6 @@ def test_an_earlier_report_is_reported_again(work, capsys):
                           'pswa.')
     assert 'final - pswa' in out and '- baseline' not in out
     files = [work / 'report' / name for name in ('points.csv', 'curves.png')]
-    report(capsys, 'work/report')  # in its place
     new = work.parent / 'new'
     assert files[0].read_text() == (new / 'points.csv').read_text()
     assert (new / 'curves.png').read_bytes() != files[1].read_bytes()

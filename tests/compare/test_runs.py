@@ -169,6 +169,12 @@ def test_the_primary_metric(logged, save_best, metric):
 @pytest.mark.parametrize(('evaluator', 'save_best', 'metric'), [
     (dict(type='CocoMetric', metric='bbox'), None, 'coco/bbox_mAP'),
     ([dict(type='Other'), dict(type='mmseg.IoUMetric')], 'auto', 'mIoU'),
+    # SOLO, RPN, DRIVE, and one that logs each class.
+    (dict(type='CocoMetric', metric='segm'), None, 'coco/segm_mAP'),
+    (dict(type='CocoMetric', metric='proposal_fast'), None, 'coco/AR@1000'),
+    (dict(type='CocoMetric', metric='proposal'), None, 'coco/AR@1000'),
+    (dict(type='IoUMetric', iou_metrics=['mDice']), None, 'mDice'),
+    (dict(type='CocoMetric', classwise=True), None, 'coco/bbox_mAP'),
     (dict(type='Other'), 'psnr', 'psnr'),
     (dict(type='Other'), None, None),
 ])
@@ -185,6 +191,9 @@ def test_the_metric_is_known_before_it_is_logged(evaluator, save_best, metric):
     ('psnr', None, dict(save_best=['x', 'psnr'], rule=['less', 'greater']),
      True),
     ('acc', None, dict(save_best='other', rule='less'), True),
+    ('lvis/bbox_AP', None, {}, True),
+    ('coco_panoptic/PQ', None, {}, True),
+    ('coco/AR@1000', None, {}, True),
 ])
 def test_a_loss_is_better_when_lower(metric, rule, hook, higher):
     assert higher_is_better(metric, rule, hook) is higher
@@ -223,7 +232,8 @@ def test_what_is_not_utf_8_is_a_sentence(tmp_path):
     (dict(type='CocoMetric', metric=['bbox', 'segm'], metric_items=['mAP']),
      ['coco/bbox_mAP', 'coco/segm_mAP']),
     (dict(type='CocoMetric', classwise=True), []),
-    (dict(type='CocoMetric', metric='proposal'), []),
+    (dict(type='CocoMetric', metric='proposal_fast', proposal_nums=(1, 9)),
+     ['coco/AR@1', 'coco/AR@9']),
     (dict(type='mmseg.IoUMetric', iou_metrics=['mIoU']),
      ['aAcc', 'mIoU', 'mAcc']),
     ([dict(type='Accuracy', topk=(1, 5)), dict(type='Accuracy', prefix='b')],

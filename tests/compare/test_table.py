@@ -179,6 +179,14 @@ def test_what_was_found_comes_first(compare):
         'At the end, baseline is 2.0 +- 0.0 points above swa; ema 4.0 +- 1.3;')
 
 
+def test_a_tie_and_a_run_without_a_number_are_said(compare):
+    c = compare({'baseline': {0: [.50]}, 'psw': {0: [.50]},
+                 'ema': {0: [float('nan')]}})
+    assert finding(statistics(long(c), 'baseline'), 'baseline').startswith(
+        'At the end, psw is level with the baseline; ema has a run without a '
+        'number.')
+
+
 def test_with_one_seed_nothing_speaks_of_intervals(compare):
     c = compare({'baseline': {0: [.50]}, 'psw': {0: [.524]},
                  'pswa': {0: [.497]}})
