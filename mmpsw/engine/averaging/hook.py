@@ -144,6 +144,10 @@ class PSWHook(Hook):
         self._say_where_inside(runner)
         self._show_average(runner)
 
+    def before_val_epoch(self, runner: Runner) -> None:
+        """The same, for a loop that does not announce itself."""
+        self._show_average(runner)
+
     def after_val_epoch(self,
                         runner: Runner,
                         metrics: dict[str, float] | None = None) -> None:
@@ -152,6 +156,10 @@ class PSWHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Test the average."""
+        self._show_average(runner)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """The same, for a loop that does not announce itself."""
         self._show_average(runner)
 
     def after_test_epoch(self,
