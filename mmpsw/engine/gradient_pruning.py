@@ -13,6 +13,7 @@ from mmengine.dist import all_reduce, get_rank
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -295,8 +296,12 @@ def _saved(layers: list[_Layer]) -> str:
 
 def _pruner(layers: int, device: torch.device) -> Pruner:
     if device.type == 'cuda' and find_spec('triton'):
-        from mmpsw.methods.gradient_pruning.kernel import KernelPruner
-        return KernelPruner(layers, device)
+        import triton
+
+        # By that of torch 2.6, 3.2, the kernel is wrong; by 3.6 it was tried.
+        if digit_version(triton.__version__) >= digit_version('3.6'):
+            from mmpsw.methods.gradient_pruning.kernel import KernelPruner
+            return KernelPruner(layers, device)
     return Pruner(layers, device)
 
 

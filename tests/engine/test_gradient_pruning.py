@@ -327,7 +327,7 @@ def test_inputs_by_keyword():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_a_layer_asks_a_gpu_for_three_operations():
     """Those with all layers, and with one of them."""
-    pytest.importorskip('triton')
+    pytest.importorskip('triton', minversion='3.6')
     model = here(nn.Sequential(*(layer for _ in range(9) for layer in (
         nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()))))
     counts = []

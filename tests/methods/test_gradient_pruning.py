@@ -133,7 +133,7 @@ def test_bad_shares_are_refused(share):
 
 def test_the_kernel_by_an_interpreter():
     """On a CPU, against arrays; where there is a GPU, on that too."""
-    pytest.importorskip('triton')
+    pytest.importorskip('triton', minversion='3.6')
     script = Path(__file__).parents[1] / 'pruning_kernel.py'
     subprocess.run([sys.executable, str(script)], check=True, timeout=300,
                    env=dict(environment(), TRITON_INTERPRET='1'))
@@ -141,7 +141,7 @@ def test_the_kernel_by_an_interpreter():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_the_kernel_on_a_gpu():
-    pytest.importorskip('triton')
+    pytest.importorskip('triton', minversion='3.6')
     from pruning_kernel import check
     check('cuda')
 
@@ -149,6 +149,7 @@ def test_the_kernel_on_a_gpu():
 @pytest.mark.parametrize('dtype', ['fp32', 'bf16', 'fp16'])
 def test_the_kernel_compiles_for_an_h100(dtype):
     """Which needs no GPU."""
+    pytest.importorskip('triton', minversion='3.6')
     compiler = pytest.importorskip('triton.compiler')
     from triton.backends.compiler import GPUTarget
 
