@@ -49,6 +49,19 @@ class Toy(BaseModel):
         return [(out, y)] if mode == 'predict' else out
 
 
+class TwoOptimizers(Toy):
+    """One loss, and its gradients for a wrapper each."""
+
+    def train_step(self, data, optim_wrapper):
+        loss = self(*map(here, data), mode='loss')['loss']
+        for wrapper in optim_wrapper.values():
+            wrapper.zero_grad()
+        loss.backward()
+        for wrapper in optim_wrapper.values():
+            wrapper.step()
+        return dict(loss=loss)
+
+
 def here(value):
     """A model or a tensor on the device on which a runner trains."""
     return value.to(get_device())

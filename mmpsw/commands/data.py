@@ -2,6 +2,7 @@
 import os
 import os.path as osp
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -208,28 +209,32 @@ def _unusable(dataset: BaseDataset, problem: str) -> ValueError:
 
 def _batch(error: BaseException) -> Iterator[str]:
     """The images of the batch that an error comes from."""
-    samples, trace = [], error.__traceback__
-    while trace is not None:
+    samples = []
+    for _, names in _frames(error):
         for name in ('data_samples', 'batch_data_samples'):
-            samples = trace.tb_frame.f_locals.get(name) or samples
-        trace = trace.tb_next
+            if isinstance(names.get(name), (list, tuple)):
+                samples = names[name]
     for sample in samples:
         yield sample.metainfo.get('seg_map_path') or sample.get('img_path')
 
 
 def _reading(error: BaseException) -> BaseDataset | None:
     """The stock data set that an error comes from, if any."""
-    dataset, trace = None, error.__traceback__
-    while trace is not None:
-        owner = trace.tb_frame.f_locals.get('self')
-        name = trace.tb_frame.f_code.co_name
-        if isinstance(owner, BaseDataset) and name == 'full_init':
-            dataset = owner
-        trace = trace.tb_next
+    dataset = None
+    for function, names in _frames(error):
+        if function == 'full_init' and isinstance(
+                names.get('self'), BaseDataset):
+            dataset = names['self']
     # An empty one is false.
     if dataset is not None and _is_shipped(type(dataset)):
         return dataset
     return None
+
+
+def _frames(error: BaseException) -> Iterator[tuple[str, dict]]:
+    """The functions that an error came through, and what they named."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        yield frame.f_code.co_name, frame.f_locals
 
 
 def _findings(dataset: BaseDataset) -> Iterator[str]:

@@ -148,18 +148,18 @@ def _flips(pipeline: list, flip: str, pack: dict | None) -> list:
 def _set_out(cfg: Config, out: str) -> None:
     """Adds a metric that writes the predictions; mmseg's own does it."""
     scope = configs.framework(cfg)
+    metrics = cfg.test_evaluator
+    metrics = [metrics] if isinstance(metrics, dict) else metrics
     if scope == 'mmseg':
-        metrics = cfg.test_evaluator
-        for metric in [metrics] if isinstance(metrics, dict) else metrics:
-            if configs.class_name(metric.get('type')) in _WRITES_MAPS:
-                metric.update(output_dir=out, keep_results=True)
+        # All, where none is known to write: not nothing, in silence.
+        for metric in [one for one in metrics if configs.class_name(
+                one.get('type')) in _WRITES_MAPS] or metrics:
+            metric.update(output_dir=out, keep_results=True)
         return
     if not out.endswith(('.pkl', '.pickle')):
         raise ValueError(f"--out '{out}' does not end in .pkl; give the name "
                          'of a pickle file for the predictions')
     kind = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'DumpResults'
-    metrics = cfg.test_evaluator
-    metrics = [metrics] if isinstance(metrics, dict) else metrics
     cfg.test_evaluator = [*metrics, dict(type=kind, out_file_path=out)]
 
 

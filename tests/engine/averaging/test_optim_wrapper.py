@@ -12,6 +12,7 @@ from torch import nn
 from toy import (
     Points,
     Toy,
+    TwoOptimizers,
     Weights,
     assert_statistics,
     here,
@@ -245,19 +246,6 @@ def test_clipping_and_parameter_groups(tmp_path):
     assert len(run.optim_wrapper.optimizer.param_groups) == 6
     assert len(run.optim_wrapper.resampler.tensors) == 6 + 2
     assert run.optim_wrapper.resampler.resamplings == 2
-
-
-class TwoOptimizers(Toy):
-    """Body and head have a wrapper each."""
-
-    def train_step(self, data, optim_wrapper):
-        loss = self(*map(here, data), mode='loss')['loss']
-        for wrapper in optim_wrapper.values():
-            wrapper.zero_grad()
-        loss.backward()
-        for wrapper in optim_wrapper.values():
-            wrapper.step()
-        return dict(loss=loss)
 
 
 def dict_runner(work_dir, **keys):

@@ -4,9 +4,17 @@ import torch
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import Runner
 from torch import nn
-from toy import Error, Points, Toy, Weights, here, runner, trained
+from toy import (
+    Error,
+    Points,
+    Toy,
+    TwoOptimizers,
+    Weights,
+    here,
+    runner,
+    trained,
+)
 
 from mmpsw.engine import PSWOptimWrapper
 from mmpsw.engine.averaging.parts import weights_of
@@ -158,7 +166,7 @@ def test_what_a_model_freezes_within_an_iteration_is_averaged(tmp_path):
         assert not torch.equal(saved[key], live.after[-1][key].cpu())
 
 
-class Both(Toy):
+class Both(TwoOptimizers):
     """Two networks, of an optimizer each."""
 
     def __init__(self):
@@ -167,29 +175,16 @@ class Both(Toy):
         self.other = nn.Sequential(
             nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
 
-    def train_step(self, data, optim_wrapper):
-        x, y = map(here, data)
-        loss = ((self.net(x) - y).square().mean()
-                + (self.other(x) - y).square().mean())
-        for wrapper in optim_wrapper.values():
-            wrapper.zero_grad()
-        loss.backward()
-        for wrapper in optim_wrapper.values():
-            wrapper.step()
-        return dict(loss=loss)
+    def forward(self, x, y, mode='tensor'):
+        losses = super().forward(x, y, mode)
+        losses['loss'] += (self.other(x) - y).square().mean()
+        return losses
 
 
 def two_optimizers(tmp_path, model, wrappers, hooks, **keys):
-    run = Runner(
-        model, str(tmp_path), train_dataloader=dict(
-            VAL, sampler=dict(type='DefaultSampler', shuffle=True, seed=0)),
-        optim_wrapper=OptimWrapperDict(**wrappers), custom_hooks=hooks,
-        default_hooks=dict(logger=None, checkpoint=dict(
-            type='CheckpointHook', interval=1)),
-        randomness=dict(seed=0), experiment_name=str(tmp_path),
-        log_level='ERROR', **TWO, **keys)
+    run = runner(tmp_path, model=model, hooks=hooks, **TWO, **keys)
+    run.optim_wrapper = OptimWrapperDict(**wrappers)
     run.train()
-    return run
 
 
 def sgd(params, psw=None):
@@ -207,7 +202,8 @@ def test_another_optimizers_statistics_stay_its_own(tmp_path, buffers):
             tmp_path / str(psw is None), model,
             dict(a=sgd(model.net.parameters(), psw),
                  b=sgd(model.other.parameters())),
-            [live, *([dict(type='mmpsw.PSWHook')] if psw else [])])
+            [live, *([dict(type='mmpsw.PSWHook')] if psw else [])],
+            validate=False)
         seen.append(live.after)
     for stock, state in zip(*seen):
         for key in stock:
@@ -242,8 +238,7 @@ def test_a_parameter_of_two_optimizers_comes_back_live(tmp_path):
         tmp_path, model,
         dict(a=sgd([*net[0].parameters(), *net[1].parameters()], PSW),
              b=sgd([*net[0].parameters(), *net[3].parameters()], PSW)),
-        [dict(type='mmpsw.PSWHook'), look], val_dataloader=VAL,
-        val_cfg=dict(), val_evaluator=Evaluator(Error()))
+        [dict(type='mmpsw.PSWHook'), look])
     assert len(look.after) == 2
     for before, after in zip(look.before, look.after):
         assert torch.equal(before, after)
