@@ -128,7 +128,7 @@ def runner(work_dir, psw=None, train_cfg=None, hook=True, hooks=(),
            optimizer=None, batch_size=4, checkpoint=None,
            sampler='DefaultSampler', validate=True, loader=None, model=None,
            dataset=None, kind='mmpsw.PSWOptimWrapper', resume_from=None,
-           **keys):
+           workers=0, val_cfg=None, **keys):
     """A Runner on Toy: 6 iterations an epoch.
 
     What is resumed saves no checkpoints, unless ``checkpoint`` says so.
@@ -146,14 +146,14 @@ def runner(work_dir, psw=None, train_cfg=None, hook=True, hooks=(),
         wrapper.update(type=kind, psw=psw)
         if hook:
             custom_hooks.insert(0, dict(type='mmpsw.PSWHook'))
-    stock = dict(batch_size=batch_size, num_workers=0,
+    stock = dict(batch_size=batch_size, num_workers=workers,
                  collate_fn=dict(type='default_collate'),
                  sampler=dict(type=sampler, shuffle=True, seed=0),
                  dataset=dataset or Points())
     val = dict(
         val_dataloader=dict(
             stock, sampler=dict(type='DefaultSampler', shuffle=False)),
-        val_cfg=dict(),
+        val_cfg=val_cfg or dict(),
         val_evaluator=Evaluator(Error())) if validate else {}
     return Runner(
         model or Toy(), str(work_dir),

@@ -119,6 +119,12 @@ def _checked(model: nn.Module, layers: dict) -> list[nn.Module]:
             raise ValueError(
                 f"'{name}' cannot be a fixed classifier, because K-Net takes "
                 'its weight for its first kernels: train it without.')
+        parent = model.get_submodule(name.rpartition('.')[0])
+        if hasattr(parent, 'fuse'):
+            raise ValueError(
+                f"'{name}' cannot be a fixed classifier, because the model is "
+                f'deployed by fusing its weight into others, in '
+                f'{type(parent).__name__}: train it without.')
         kind = type(layer)
         if f'{kind.__module__}.{kind.__qualname__}' not in _PLAIN:
             raise ValueError(

@@ -84,12 +84,14 @@ class LpSGDConstructor(DefaultOptimWrapperConstructor):
         """Build the optimizer wrapper."""
         layers = {name: module for name, module in model.named_modules()
                   if _could_lie_on_sphere(module)}
-        behind = norms_behind(model)
+        # A parametrised weight is computed anew from others.
+        behind = [layer for layer in norms_behind(model)
+                  if 'weight' in layer._parameters]
         left = [name for name, layer in layers.items() if layer not in behind]
         if left:
             print_log('lp_sgd: without a batch or instance norm behind them, '
-                      'and so left to plain SGD: ' + ', '.join(left),
-                      logger='current')
+                      'or parametrised, and so left to plain SGD: '
+                      + ', '.join(left), logger='current')
         self.p_of = {id(layer.weight): p for layer, p in zip(
             (layer for layer in layers.values() if layer in behind),
             chain(self.p, repeat(self.p[-1])))}

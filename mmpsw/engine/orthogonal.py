@@ -143,15 +143,27 @@ class OrthogonalHook(Hook):
     def _begin(self, runner: Runner) -> None:
         model = unwrapped(runner.model)
         whole, drawn, left = self._choose(model)
+        turned: set[str] = set()
         for name, wrapper in optim_wrappers(runner).items():
-            trained = {id(param) for group in wrapper.optimizer.param_groups
+            optimizer = wrapper.optimizer
+            if hasattr(optimizer, 'consolidate_state_dict'):
+                raise ValueError(
+                    'OrthogonalHook cannot be used with a '
+                    'ZeroRedundancyOptimizer, because the optimizer inside '
+                    'of it would not train the matrices: use that one '
+                    'itself.')
+            trained = {id(param) for group in optimizer.param_groups
                        for param in group['params']}
             weights = {key: weight for key, weight in (whole | drawn).items()
                        if id(weight) in trained}
+            turned |= weights.keys()
             if weights:
                 self.trainings[name] = OrthogonalTraining(
-                    wrapper.optimizer, weights, stochastic=drawn,
-                    **self.settings)
+                    optimizer, weights, stochastic=drawn, **self.settings)
+        for chosen in (whole, drawn):
+            for key in [key for key in chosen if key not in turned]:
+                del chosen[key]
+                left[key] = 'in no optimizer'
         if not self.trainings:
             raise ValueError(
                 'OrthogonalHook has nothing to turn, because '

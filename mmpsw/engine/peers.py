@@ -22,7 +22,7 @@ from mmpsw.methods.averaging import recalibrate, running_statistics
 from mmpsw.models import losses, unwrapped
 from mmpsw.registry import HOOKS, MODELS, OPTIMIZERS
 from mmpsw.runtime.epochs import epoch_length
-from mmpsw.runtime.resume import LIVE
+from mmpsw.runtime.resume import LIVE, restore_live_weights
 
 from .averaging.hook import random_batches
 from .swapping import check_one_average, swapping_hooks
@@ -245,6 +245,7 @@ class ScheduleFreeHook(Hook):
     def __init__(self, recalibrate_batches: int = 50):
         self.recalibrate_batches = recalibrate_batches
         self.live: dict[str, torch.Tensor] = {}
+        self.loaded: dict[str, Any] | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Train at y.
@@ -252,7 +253,8 @@ class ScheduleFreeHook(Hook):
         Raises:
             ValueError: There are several processes. The first alone saves,
                 and would recalibrate without the others. Or something else
-                shows an average too.
+                shows an average too, or y is not in the checkpoint that is
+                resumed from.
         """
         check_one_average(swapping_hooks(runner.hooks))
         if get_world_size() > 1:
@@ -260,20 +262,36 @@ class ScheduleFreeHook(Hook):
                 'ScheduleFreeHook needs a single process, because it '
                 'recalibrates batch norm for each checkpoint, which only one '
                 'of several saves: train on one GPU, or with --with psw.')
+        if runner.iter and self.loaded is not None:
+            if LIVE not in self.loaded:
+                raise ValueError(
+                    'The checkpoint cannot be resumed from with '
+                    'ScheduleFreeHook, because it was saved without it: start '
+                    'a new run from its weights with load_from.')
+            restore_live_weights(runner.model, self.loaded[LIVE])
+        self.loaded = None
         runner.optim_wrapper.optimizer.train()
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Show x."""
+        """Show x. A run that only validates has loaded it."""
+        if isinstance(runner.optim_wrapper, dict):
+            return
         model = unwrapped(runner.model)
         self.live = deepcopy(model.state_dict())
         runner.optim_wrapper.optimizer.eval()
+        # The best checkpoint is saved inside of a validation.
+        was = model.training
+        model.train()
         batches = random_batches(runner.train_loop.dataloader,
-                                 self.recalibrate_batches, runner.iter)
+                                 self.recalibrate_batches, seed=0)
         recalibrate(model, partial(losses, model), batches)
+        model.train(was)
 
     def after_val_epoch(self, runner: Runner,
                         metrics: dict[str, float] | None = None) -> None:
         """Put y back, bit by bit."""
+        if isinstance(runner.optim_wrapper, dict):
+            return
         unwrapped(runner.model).load_state_dict(self.live)
         for group in runner.optim_wrapper.optimizer.param_groups:
             group['train_mode'] = True
@@ -288,9 +306,9 @@ class ScheduleFreeHook(Hook):
         self.after_val_epoch(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Go on at y."""
-        if runner._resume:
-            checkpoint['state_dict'] = checkpoint[LIVE]
+        """Keep y until it is known whether this is a resume."""
+        self.loaded = {key: checkpoint[key]
+                       for key in (LIVE, ) if key in checkpoint}
 
 
 @OPTIMIZERS.register_module()

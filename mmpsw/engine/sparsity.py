@@ -32,10 +32,11 @@ class _MaskHook(Hook):
     """Holds masked weights, their gradients and their momentum at zero.
 
     The masks are over the trainable weights of all convolutions and linear
-    layers. They are saved under ``sparsity``, beside the ``state_dict``, which
-    holds the masked weights under the stock config's names. An average is
-    masked too where it is validated, tested and saved. The share of zeros is
-    logged as ``sparsity/zeros``, and each layer's at the end.
+    layers, but for parametrised ones, which the log names. They are saved
+    under ``sparsity``, beside the ``state_dict``, which holds the masked
+    weights under the stock config's names. An average is masked too where it
+    is validated, tested and saved. The share of zeros is logged as
+    ``sparsity/zeros``, and each layer's at the end.
 
     Raises:
         ValueError: A setting is out of its range, the model has no such
@@ -114,6 +115,11 @@ class _MaskHook(Hook):
                 f'{type(self).__name__} cannot be used with OrthogonalHook, '
                 'because what only turns cannot have entries held at zero: '
                 'train with one of them.')
+        if hasattr(runner.optim_wrapper.optimizer, 'consolidate_state_dict'):
+            raise ValueError(
+                f'{type(self).__name__} cannot be used with a '
+                'ZeroRedundancyOptimizer, because the momentum of what is '
+                'masked lies inside of it: use the optimizer that it wraps.')
         self.weights = _maskable(unwrapped(runner.model))
         if not runner.iter:
             self.masks = self.first_masks()
@@ -199,8 +205,10 @@ class _MaskHook(Hook):
         """Set to zero what is masked of the weights in the model."""
         # Through .data, which LpSGD does not take for somebody's writing: the
         # v of what is masked stays, and counts in the filter's norm.
-        torch._foreach_mul_([weight.data for weight in self.weights.values()],
-                            list(self.factors.values()))
+        if self.weights:  # a run that only tests has none
+            torch._foreach_mul_(
+                [weight.data for weight in self.weights.values()],
+                list(self.factors.values()))
 
     def mask_average(self, model: nn.Module) -> None:
         """The same in a model beside it."""
@@ -355,15 +363,22 @@ def share_of_zeros(masks: dict[str, Tensor]) -> float:
 
 
 def _maskable(model: nn.Module) -> dict[str, Tensor]:
-    weights = {
-        f'{name}.weight': module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, (_ConvNd, nn.Linear))
-        and module.weight.requires_grad}
+    layers = {name: module for name, module in model.named_modules()
+              if isinstance(module, (_ConvNd, nn.Linear))
+              and module.weight.requires_grad}
+    # A parametrised weight is computed anew from others.
+    weights = {f'{name}.weight': module.weight
+               for name, module in layers.items()
+               if 'weight' in module._parameters}
+    left = [name for name in layers if f'{name}.weight' not in weights]
+    if left:
+        print_log('sparsity: parametrised, and so not masked: '
+                  + ', '.join(left), logger='current')
     if not weights:
         raise ValueError(
             'There is nothing to mask, because the model has no trainable '
-            'convolution or linear layer: train without this hook.')
+            'convolution or linear layer that is not parametrised: train '
+            'without this hook.')
     return weights
 
 

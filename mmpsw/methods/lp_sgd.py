@@ -356,6 +356,12 @@ def _check(group: dict[str, Any]) -> None:
         raise ValueError(
             f'momentum={momentum!r}, nesterov={group["nesterov"]!r} is not '
             'possible: use a momentum in [0, 1), above 0 for nesterov.')
+    # p / (p - 1) would be a power above 34, at which fp32 overflows.
+    if p is not None and p < 1.03 and any(
+            weight.dtype == torch.float32 for weight in group['params']):
+        raise ValueError(f'p={p!r} is not possible in fp32, because its powers'
+                         ' overflow, so that filters would stay: use at least '
+                         '1.03, or fp64 weights.')
     for weight in group['params'] if p is not None else ():
         if weight.dim() < 2 or weight.dtype not in (
                 torch.float32, torch.float64):

@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmpsw.registry import HOOKS
 
 from .resume import (
+    call_before_the_next_batch,
     fit_to_epoch_length,
     live_weights,
     restore_live_weights,
@@ -33,11 +35,10 @@ class RandomStateHook(Hook):
     from the live weights.
 
     Exact in a single process whose data loader has no persistent workers
-    (those have generators of their own, which nobody can restore). An
-    iteration-based loop reads the skipped batches again, which brings the
-    generators of Python and NumPy to their place by itself; onedl-mmengine
-    does not read them, so that there workers draw other numbers. With several
-    processes nothing is restored: the checkpoint is that of one of them.
+    (those have generators of their own, which nobody can restore). With
+    onedl-mmengine, whose iteration-based loop does not read the skipped
+    batches, workers draw other numbers. With several processes nothing is
+    restored, because the checkpoint is that of one of them: said in the log.
     """
 
     priority = 'VERY_HIGH'
@@ -57,28 +58,32 @@ class RandomStateHook(Hook):
             epoch_start=self.epoch_start)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Remember the states for the training that is resumed."""
-        if not getattr(runner, '_resume', False):
-            return
-        fit_to_epoch_length(checkpoint, runner.train_loop)
+        """Remember the states until it is known whether this is a resume."""
+        if getattr(runner, '_resume', False):
+            fit_to_epoch_length(checkpoint, runner)
         self.live = live_weights(runner, checkpoint)
-        if get_world_size() == 1:
-            self.loaded = checkpoint.get('random_state', {})
+        self.loaded = checkpoint.get('random_state', {})
 
     def before_train(self, runner: Runner) -> None:
         """Go on where the run was interrupted."""
         loop = runner.train_loop
+        if not runner.iter:  # what was loaded is where a new run begins
+            self.live, self.loaded = {}, {}
         restore_live_weights(runner.model, self.live)
         self.live = {}
+        if self.loaded and get_world_size() > 1:
+            self.loaded = {}
+            print_log('The random generators are not restored, because the '
+                      'checkpoint has those of one process only: dropout and '
+                      'augmentations draw other numbers than in a run that '
+                      'was not interrupted', logger='current')
         if isinstance(loop, EpochBasedTrainLoop):
             if skip_trained_batches(loop, self._restore):
                 set_random_state(self.loaded.get('epoch_start', {}))
             else:
                 self._restore()
-        elif hasattr(loop.dataloader_iterator, 'skip_iter'):  # onedl-mmengine
-            now = dict(self.loaded.get('now', {}))
-            now.pop('torch', None)  # before_train_iter restores it
-            set_random_state(now)
+        elif self.loaded:
+            call_before_the_next_batch(loop, self._restore)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Remember with what this epoch's data begins."""
@@ -86,8 +91,8 @@ class RandomStateHook(Hook):
 
     def before_train_iter(self, runner: Runner, *args: Any,
                           **kwargs: Any) -> None:
-        """Restore torch's, after all skipped batches were read again."""
-        self._restore(('torch', 'cuda'))
+        """A validation may have ended without a word (``after_val``)."""
+        self.before_validation = None
 
     def before_val(self, runner: Runner) -> None:
         """Remember the state of the training."""
@@ -99,12 +104,9 @@ class RandomStateHook(Hook):
             set_random_state(self.before_validation)
             self.before_validation = None
 
-    def _restore(self, parts: tuple[str, ...] | None = None) -> None:
-        state, self.loaded = self.loaded.get('now', {}), {}
-        set_random_state({
-            part: value
-            for part, value in state.items() if parts is None or part in parts
-        })
+    def _restore(self) -> None:
+        set_random_state(self.loaded.get('now', {}))
+        self.loaded = {}
 
 
 def random_state() -> dict[str, Any]:

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 from mmpsw.models import unwrapped
 
 __all__ = [
-    'LIVE', 'fit_to_epoch_length', 'live_weights', 'named_tensors',
-    'restore_live_weights', 'skip_trained_batches'
+    'LIVE', 'call_before_the_next_batch', 'fit_to_epoch_length',
+    'live_weights', 'named_tensors', 'restore_live_weights',
+    'skip_trained_batches'
 ]
 
 # Beside a checkpoint's ``state_dict`` that is an average: the weights from
@@ -62,19 +63,21 @@ def live_weights(runner: Runner, checkpoint: dict) -> dict[str, Tensor]:
     return checkpoint.get(LIVE, {})
 
 
-def fit_to_epoch_length(checkpoint: dict, loop: BaseLoop) -> None:
+def fit_to_epoch_length(checkpoint: dict, runner: Runner) -> None:
     """Convert iterations where an epoch has another number of them, in place.
 
     Another number of processes, or another batch size, makes longer or shorter
     epochs. mmengine continues with the saved iteration's number, which is in
     another epoch now. Here a run continues at the same part of the same
-    epoch, rounded down to an iteration. In an iteration-based loop nothing is
-    converted: there the number is the place.
+    epoch, rounded down to an iteration, and at the same part of schedules
+    whose epochs became iterations (``convert_to_iter_based``). In an
+    iteration-based loop nothing is converted: there the number is the place.
 
     Args:
         checkpoint (dict): What was loaded, before anything is done with it.
-        loop (BaseLoop): The training loop.
+        runner (Runner): The runner that resumes.
     """
+    loop = runner.train_loop
     info = checkpoint.get('message_hub', {}).get('runtime_info', {})
     epochs = info.get('max_epochs')
     if not isinstance(loop, EpochBasedTrainLoop) or not epochs:
@@ -85,12 +88,31 @@ def fit_to_epoch_length(checkpoint: dict, loop: BaseLoop) -> None:
     info['max_iters'] = now * epochs  # so that a second call changes nothing
     before = checkpoint['meta']['iter']
     checkpoint['meta']['iter'] = before * now // then
+    for built, saved in _schedulers(runner.param_schedulers,
+                                    checkpoint.get('param_schedulers')):
+        place = saved['begin'], saved['end']
+        if not saved['by_epoch'] and place != (built.begin, built.end):
+            saved.update({
+                **built.state_dict(), '_last_value': saved['_last_value'],
+                'base_values': saved['base_values'],
+                'last_step': saved['last_step'] * now // then,
+                '_global_step': saved['_global_step'] * now // then})
     print_log(
         f'An epoch had {then} iterations when the checkpoint was saved, and '
         f'has {now} here (another number of processes, batch size or data '
         f'set): iteration {before} becomes {checkpoint["meta"]["iter"]}',
         logger='current',
         level=logging.WARNING)
+
+
+def _schedulers(built: Any, saved: Any) -> list[tuple[Any, dict]]:
+    """Each with what was saved of it; of several optimizers, by name."""
+    if not built or not saved:
+        return []
+    if isinstance(built, dict):
+        return [pair for name in built
+                for pair in _schedulers(built[name], saved.get(name))]
+    return list(zip(built, saved))
 
 
 def skip_trained_batches(loop: BaseLoop,
@@ -123,6 +145,47 @@ def skip_trained_batches(loop: BaseLoop,
     return trained
 
 
+def call_before_the_next_batch(loop: BaseLoop,
+                               then: Callable[[], None]) -> None:
+    """Call a function before an iteration loop reads what it trains first.
+
+    A resumed IterBasedTrainLoop reads all batches that were trained before,
+    and by this draws their random numbers, but not those that the model drew.
+
+    Args:
+        loop (BaseLoop): The training loop, after the resume. One that has no
+            ``dataloader_iterator`` is its author's: the call comes at once.
+        then (Callable): What is called, once.
+    """
+    batches = getattr(loop, 'dataloader_iterator', None)
+    if batches is None:
+        then()
+    else:
+        loop.dataloader_iterator = _Trained(loop, batches, then)
+
+
+class _Trained:
+    """An iterator that is in its loop until the trained batches are read."""
+
+    def __init__(self, loop: BaseLoop, batches: Iterator[Any],
+                 then: Callable[[], None]):
+        self.loop = loop
+        self.batches = batches
+        self.then = then
+        # onedl-mmengine's loop does not read them, it calls skip_iter.
+        self.left = 0 if hasattr(batches, 'skip_iter') else loop.iter
+
+    def __next__(self) -> Any:
+        if not self.left:
+            self.loop.dataloader_iterator = self.batches
+            self.then()
+        self.left -= 1
+        return next(self.batches)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.batches, name)
+
+
 class _Remaining:
     """A data loader without its first batches, once."""
 
@@ -134,7 +197,8 @@ class _Remaining:
         self.then = then
 
     def __iter__(self) -> Iterator[Any]:
-        self.loop.dataloader = self.dataloader
+        loop, run_iter = self.loop, self.loop.run_iter
+        loop.dataloader = self.dataloader
         batches = iter(self.dataloader)
         for done in range(self.trained):
             if next(batches, None) is None:
@@ -146,7 +210,13 @@ class _Remaining:
                     'which converts the place.')
         if self.then is not None:
             self.then()
-        return batches
+        # The loop counts what it gets; logs tell the place in the epoch.
+        loop.run_iter = lambda index, batch: run_iter(
+            index + self.trained, batch)
+        try:
+            yield from batches
+        finally:
+            loop.run_iter = run_iter
 
     def __len__(self) -> int:
         return len(self.dataloader)

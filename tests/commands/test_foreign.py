@@ -12,6 +12,7 @@ THEIRS = f'''
 _base_ = '{ROOT}/configs/study/retinanet_r18_digits.py'
 train_cfg = dict(max_epochs=2)
 train_dataloader = dict(batch_size=2, dataset=dict(indices=16))
+val_dataloader = dict(dataset=dict(indices=4))
 default_hooks = dict(checkpoint=dict(interval=1))
 '''
 OURS = '''

@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
 from reference import assert_equal
-from toy import Toy, Weights, trained
+from toy import Toy, Weights, runner, trained
 
 EPOCH = 6
 EMA = 0.3
@@ -204,6 +204,52 @@ def test_schedule_free_resumes_and_saves_what_is_validated(tmp_path):
     saved = torch.load(tmp_path / 'whole/epoch_2.pth', weights_only=False)
     for name, value in seen.shown[1].items():
         torch.testing.assert_close(saved['state_dict'][name], value.cpu())
+
+
+@pytest.mark.parametrize('train_cfg', [
+    dict(by_epoch=True, max_epochs=3),
+    dict(by_epoch=False, max_iters=18, val_interval=6)])
+def test_schedule_free_saves_the_best_as_it_was_validated(
+        tmp_path, train_cfg):
+    unit = dict(by_epoch=False, interval=6) if 'max_iters' in train_cfg else (
+        dict(interval=1))
+    run, seen = schedule_free(
+        tmp_path, train_cfg=train_cfg,
+        checkpoint=dict(save_best='error', rule='less', **unit))
+    paths = [*tmp_path.glob('best*.pth'),
+             *tmp_path.glob('[ei]*_[0-9]*.pth')]
+    assert len(paths) == 4
+    for path in paths:
+        number = int(path.stem.rpartition('_')[2])
+        shown = seen.shown[number // unit['interval'] - 1]
+        saved = torch.load(path, weights_only=False)['state_dict']
+        for name, value in shown.items():
+            assert torch.equal(saved[name], value.cpu()), (path, name)
+
+
+def test_schedule_free_is_validated_alone_and_resumed_by_hand(tmp_path):
+    whole, _ = schedule_free(tmp_path / 'whole', checkpoint=dict(interval=1))
+    path = str(tmp_path / 'whole/epoch_2.pth')
+    settings = dict(hooks=[dict(FREE)], optimizer=dict(
+        type='mmpsw.SGDScheduleFree', lr=0.3, momentum=BETA))
+    alone = runner(tmp_path / 'alone', **settings, load_from=path)
+    alone.val()
+    assert_equal_state(alone.model, torch.load(
+        path, weights_only=False)['state_dict'])
+    rest = runner(tmp_path / 'rest', **settings,
+                  checkpoint=dict(interval=-1))
+    rest.resume(path)
+    rest.train()
+    assert_equal(whole.model, rest.model)
+    trained(tmp_path / 'stock')
+    with pytest.raises(ValueError, match='saved without it'):
+        trained(tmp_path / 'from', **settings,
+                resume_from=tmp_path / 'stock/iter_6.pth')
+
+
+def assert_equal_state(model, state):
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.cpu(), state[name]), name
 
 
 def test_schedule_free_is_refused_in_several_processes(tmp_path, monkeypatch):

@@ -6,9 +6,14 @@ import pytest
 import torch
 import toy
 from mmengine.hooks import Hook
+from mmengine.runner import BaseLoop, ValLoop
 from reference import assert_equal
 
-from mmpsw.runtime.random_state import random_state, set_random_state
+from mmpsw.runtime.random_state import (
+    RandomStateHook,
+    random_state,
+    set_random_state,
+)
 
 DRAWN = []
 
@@ -18,20 +23,23 @@ class Noise(toy.Points):
 
     def __getitem__(self, index):
         x, y = super().__getitem__(index)
-        drawn = random.random() + np.random.rand()
-        return x + 0.1 * drawn, y
+        return x + 0.1 * sum(draw()), y
 
 
 class Draws(Hook):
-    """A model that drops out, and a validation that draws too."""
+    """A model that drops out and mixes its images, and a validation that
+    draws too."""
 
     def after_train_iter(self, runner, *args, **kwargs):
-        DRAWN.append(torch.rand(()).item())
+        DRAWN.append(draw())
 
     def before_val_iter(self, runner, *args, **kwargs):
-        torch.rand(3)
-        np.random.rand(3)
-        random.random()
+        draw()
+
+
+def draw():
+    """A number of each global generator."""
+    return random.random(), np.random.rand(), torch.rand(()).item()
 
 
 def train(work_dir, by_epoch, **keys):
@@ -57,6 +65,58 @@ def test_a_resumed_run_draws_the_same(tmp_path, by_epoch, iteration, best):
         resume_from=tmp_path / f'whole/iter_{iteration}.pth')
     assert drawn_after == drawn[iteration:]
     assert_equal(whole, rest)
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_workers_draw_the_same(tmp_path, by_epoch):
+    whole, drawn = train(tmp_path / 'whole', by_epoch, workers=2,
+                         checkpoint=dict(by_epoch=False, interval=9))
+    rest, drawn_after = train(tmp_path / 'rest', by_epoch, workers=2,
+                              resume_from=tmp_path / 'whole/iter_9.pth')
+    assert drawn_after == drawn[9:]
+    assert_equal(whole, rest)
+
+
+class Plain(BaseLoop):
+    """Somebody's own training loop."""
+
+    iter = 1  # it is resumed
+    epoch = max_iters = max_epochs = 0
+    val_loop = None
+
+    def run(self):
+        self.runner.call_hook('before_train')
+        self.drawn = draw()
+        self.runner.call_hook('after_train')
+
+
+class Announces(ValLoop):
+    """A validation that says when it begins, and not when it ends."""
+
+    def run(self):
+        self.runner.call_hook('before_val')
+        draw()
+
+
+def test_a_loop_of_ones_own(tmp_path):
+    runner = toy.runner(tmp_path, validate=False,
+                        hooks=[dict(type='mmpsw.RandomStateHook')])
+    runner._train_loop = loop = Plain(runner, runner._train_dataloader)
+    hook = next(hook for hook in runner.hooks
+                if isinstance(hook, RandomStateHook))
+    hook.loaded = dict(now=random_state())
+    expected = draw()
+    runner.train()
+    assert loop.drawn == expected
+
+
+def test_a_validation_that_ends_without_a_word(tmp_path):
+    train(tmp_path, True, checkpoint=dict(by_epoch=False, interval=1),
+          val_cfg=dict(type=Announces))
+    first, second = (torch.load(
+        tmp_path / f'iter_{step}.pth', weights_only=False)
+        ['random_state']['now']['torch'] for step in (8, 9))
+    assert not torch.equal(first, second)
 
 
 def test_the_state_is_tensors_and_plain_numbers(tmp_path):

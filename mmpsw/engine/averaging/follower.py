@@ -35,6 +35,7 @@ class Follower:
 
     Attributes:
         resampler (PeriodicResampler): What averages.
+        heard (RemovableHandle): Of the hook that hears of updates.
 
     Raises:
         ValueError: The settings do not fit the run.
@@ -50,7 +51,7 @@ class Follower:
         # An optimizer around another one, as timm's Lookahead, may leave out
         # torch's own constructor: its hooks are heard from here on.
         optimizer.zero_grad()
-        optimizer.register_step_post_hook(self._note_step)
+        self.heard = optimizer.register_step_post_hook(self._note_step)
 
     def after_iteration(self, iteration: int) -> Resampling | None:
         """Sample where there was an update; resample where a period ends.
@@ -104,9 +105,11 @@ class Follower:
     def _note_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._stepped = True
         if not self.resampler.samples:  # which then looks what is trained
+            # An orthogonal matrix, which has no name in the model, is none.
             self._updated.update(
                 param for group in optimizer.param_groups
-                for param in group['params'] if param.grad is not None)
+                for param in group['params'] if param.grad is not None
+                and param in self.resampler.weights.names)
         self._skipped = getattr(optimizer, 'found_inf', None)
 
 

@@ -2,6 +2,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,11 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from mmpsw.engine.swapping import check_one_average, swapping_hooks
-from mmpsw.methods.averaging import Resampling, recalibrate
+from mmpsw.methods.averaging import (
+    PeriodicResampler,
+    Resampling,
+    recalibrate,
+)
 from mmpsw.methods.averaging.numbers import check_integer
 from mmpsw.models import losses, unwrapped
 from mmpsw.registry import HOOKS
@@ -73,6 +78,7 @@ class PSWHook(Hook):
         self.recalibrate_batches = recalibrate_batches
         self.loaded: dict[str, Any] | None = None
         self._inside_said = False
+        self._followed: BaseLoop | None = None
 
     def before_run(self, runner: Runner) -> None:
         """Follow the optimizers, when the run is a training.
@@ -89,11 +95,19 @@ class PSWHook(Hook):
                 'There are two PSWHooks, and each of them would sample every '
                 'update: leave one of them out of custom_hooks.')
         wrappers = _psw_wrappers(runner)
-        if any(wrapper.follower is None for wrapper in wrappers.values()):
+        # A notebook may give built wrappers to a second Runner, or train one
+        # for longer.
+        if self._followed is not runner.train_loop:
+            self._followed = runner.train_loop
             followers = follow(
                 runner, {name: w.psw for name, w in wrappers.items()})
             for name, follower in followers.items():
+                if wrappers[name].follower is not None:
+                    wrappers[name].follower.heard.remove()
                 wrappers[name].follower = follower
+        for resampler in (w.resampler for w in wrappers.values()):
+            resampler.schedule = replace(
+                resampler.schedule, total=runner.max_iters)
         self._check_others(runner)
         save_safely(runner)
 
@@ -105,7 +119,7 @@ class PSWHook(Hook):
         """
         check_runner(runner)
         if getattr(runner, '_resume', False):
-            fit_to_epoch_length(checkpoint, runner.train_loop)
+            fit_to_epoch_length(checkpoint, runner)
         # mmengine may have loaded it onto the GPU.
         self.loaded = _on_cpu({
             'psw': checkpoint.get('psw', {}),
@@ -132,12 +146,15 @@ class PSWHook(Hook):
     def after_train_iter(self, runner: Runner, *args: Any,
                          **kwargs: Any) -> None:
         """Sample; resample and recalibrate where a period ends."""
+        due = []
         for name, follower in _followers(runner).items():
             done = follower.after_iteration(runner.iter + 1)
             if done is not None and done.applied:
                 _log(runner, name, follower, done)
                 if follower.settings.buffers == 'recalibrate':
-                    self._recalibrate(runner, follower)
+                    due.append(follower.resampler)
+        if due:
+            self._recalibrate(runner, due)
 
     def before_val(self, runner: Runner) -> None:
         """Validate the average. Other hooks may begin with its features."""
@@ -211,6 +228,7 @@ class PSWHook(Hook):
                     'training data set is iterable, so that no batches can be '
                     "drawn from it beside the training: use 'average'.")
         if shown:
+            _check_saved_as_they_are(unwrapped(runner.model))
             check_one_average(shown + swapping_hooks(runner.hooks))
         if any(type(hook).__name__ == 'MeanTeacherHook'
                for hook in runner.hooks):
@@ -258,32 +276,37 @@ class PSWHook(Hook):
             resampler = follower.resampler
             place = resampler.schedule.locate(resampler.iteration)
             if (self._inside_said or place is None or place.ends
-                    or follower.settings.evaluate == 'average'):
+                    or resampler.shows == 'mean'):
                 continue
             self._inside_said = True
             seen = ('the live weights' if resampler.average is None else
                     'the average of the last whole period')
+            why = ('before its window' if follower.settings.evaluate ==
+                   'average' else "evaluate='average' shows the mean of the "
+                   'period so far')
             warn(f'psw: the validation after iteration {resampler.iteration} '
                  f'comes inside of a period of {resampler.schedule.period}: '
-                 f'what is validated and saved is {seen}; '
-                 "evaluate='average' shows the mean of the period so far")
+                 f'what is validated and saved is {seen}; {why}')
 
-    def _recalibrate(self, runner: Runner, follower: Follower) -> None:
-        resampler = follower.resampler
-        batches = random_batches(
-            runner.train_loop.dataloader, self.recalibrate_batches,
-            resampler.resamplings)
+    def _recalibrate(self, runner: Runner,
+                     due: list[PeriodicResampler]) -> None:
+        """Of the whole model as it is validated."""
         model = unwrapped(runner.model)
         with ExitStack() as stack:
-            if not follower.settings.write_back:
-                stack.enter_context(resampler.averaged())
-            with _forward_context(runner, model):
-                recalibrate(
-                    model, functools.partial(losses, model), batches,
-                    {layer for layer, _ in
-                     resampler.weights.statistics.values()})
-            mean_over_ranks(resampler.statistics)
-            resampler.take_statistics()
+            for follower in _followers(runner).values():
+                if not follower.settings.write_back:
+                    stack.enter_context(follower.resampler.averaged())
+            for resampler in due:
+                batches = random_batches(
+                    runner.train_loop.dataloader, self.recalibrate_batches,
+                    resampler.resamplings)
+                with _forward_context(runner, model):
+                    recalibrate(
+                        model, functools.partial(losses, model), batches,
+                        {layer for layer, _ in
+                         resampler.weights.statistics.values()})
+                mean_over_ranks(resampler.statistics)
+                resampler.take_statistics()
 
 
 def check_runner(runner: Any) -> None:
@@ -299,6 +322,17 @@ def check_runner(runner: Any) -> None:
     model = type(getattr(runner, 'model', None)).__name__
     if 'FullyShardedDataParallel' in model:
         raise _refusal(model)
+
+
+def _check_saved_as_they_are(model: torch.nn.Module) -> None:
+    """A tensor is replaced by its average where it is saved."""
+    saved = named_tensors(model)
+    for name, param in model.named_parameters():
+        if saved.get(name, param) is not param:
+            raise ValueError(
+                f'The average cannot be saved, because state_dict() of '
+                f"{type(model).__name__} makes another tensor of '{name}': "
+                'leave the conversion out, or use write_back=True.')
 
 
 def flexible_refused(strategy: str) -> ValueError:

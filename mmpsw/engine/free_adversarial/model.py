@@ -90,12 +90,13 @@ class FreeAdversarialGAN(BaseModel):
                 f'model.generator.num_classes={self.num_classes}, but that of '
                 f'the discriminator is {self.discriminator.num_classes}: give '
                 'both the number of classes of the data.')
-        for name, value in dict(replays=replays, patience=patience,
-                                discriminator_steps=discriminator_steps
-                                ).items():
-            if not isinstance(value, int) or value < 1:
+        for name, value, least in (
+                ('replays', replays, 1), ('patience', patience, 1),
+                ('discriminator_steps', discriminator_steps, 1),
+                ('pgd_steps', pgd_steps, 0)):
+            if not isinstance(value, int) or value < least:
                 raise ValueError(f'model.{name}={value!r} is not possible: '
-                                 'use an integer >= 1.')
+                                 f'use an integer >= {least}.')
         if pgd_steps and replays > 1:
             raise ValueError(
                 f'model.pgd_steps={pgd_steps} and model.replays={replays} '
@@ -105,6 +106,11 @@ class FreeAdversarialGAN(BaseModel):
         self.pgd_steps = pgd_steps
         self.discriminator_steps = discriminator_steps
         self.class_weights = dict(real=1., fake=1., generator=1.)
+        unknown = (class_weights or {}).keys() - self.class_weights.keys()
+        if unknown:
+            raise ValueError(
+                f'model.class_weights has no {", ".join(sorted(unknown))}: '
+                f'use {", ".join(self.class_weights)}.')
         self.class_weights.update(class_weights or {})
         # That of the run: the Runner sets it before it builds a model.
         seed = torch.initial_seed()

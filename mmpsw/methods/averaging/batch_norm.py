@@ -21,7 +21,8 @@ def recalibrate(model: nn.Module, forward: Callable[[Any], Any],
     They are reset and become the plain average over the batches' statistics,
     as in ``torch.optim.swa_utils.update_bn``. Layers that are frozen (in
     evaluation mode although the model trains, as ``norm_eval`` does) keep
-    theirs. Weights, gradients, all other buffers, the modes of all modules
+    theirs. Weights (those of a target network, too, that a loss moves),
+    gradients, all other buffers, the modes of all modules
     and the random state are as before.
 
     Args:
@@ -67,6 +68,8 @@ def _cumulative(model: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
     before = [(module, name, buffer, buffer.clone())
               for module in model.modules()
               for name, buffer in module.named_buffers(recurse=False)]
+    targets = [(param, param.clone()) for param in model.parameters()
+               if not param.requires_grad]
     kept: set[nn.Module] = set()
     try:
         for layer in layers:
@@ -80,6 +83,8 @@ def _cumulative(model: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
         for module, name, buffer, value in before:
             if module not in kept or not name.startswith('running_'):
                 module._buffers[name] = buffer.copy_(value)
+        for param, value in targets:
+            param.copy_(value)
 
 
 @contextmanager

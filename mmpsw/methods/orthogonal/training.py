@@ -32,6 +32,10 @@ def minimise_energy(weight: Tensor, steps: int) -> None:
     rate halves where a step does not lower it.
     """
     x = nn.functional.normalize(weight.double().flatten(1))
+    if math.isinf(hyperspherical_energy(weight)):
+        raise ValueError('The energy cannot be minimised, because two neurons '
+                         'are equal, which no gradient drives apart: '
+                         'initialise them otherwise.')
     rate, energy = 0.5, math.inf
     for _ in range(steps):
         near = torch.cdist(x, x, compute_mode=_EXACT)

@@ -228,19 +228,19 @@ def load(path):
 
 def test_places_in_epochs_of_other_lengths(tmp_path):
     """12 iterations in an epoch before, 6 here."""
-    loop = runner(tmp_path).train_loop
+    epochs = runner(tmp_path)
 
-    def converted(iteration, loop=loop):
+    def converted(iteration, run=epochs):
         checkpoint = dict(
             meta=dict(epoch=iteration // 12, iter=iteration),
             message_hub=dict(runtime_info=dict(max_epochs=3, max_iters=36)))
         for _ in range(2):  # the second time changes nothing
-            fit_to_epoch_length(checkpoint, loop)
+            fit_to_epoch_length(checkpoint, run)
         return checkpoint['meta']['iter']
 
     assert list(map(converted, (0, 11, 12, 13, 14, 24))) == [0, 5, 6, 6, 7, 12]
     iterations = runner(tmp_path, train_cfg=dict(
-        by_epoch=False, max_iters=36)).train_loop
+        by_epoch=False, max_iters=36))
     assert converted(13, iterations) == 13
 
 
