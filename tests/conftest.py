@@ -1,7 +1,13 @@
 """What holds for every test."""
-import pytest
-from mmengine.logging import MMLogger
-from mmengine.visualization import Visualizer
+import os
+
+# Before torch is imported: threads sum in another order than the processes
+# that tests start, which have one, and only wait for each other.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+import pytest  # noqa: E402
+from mmengine.logging import MMLogger  # noqa: E402
+from mmengine.visualization import Visualizer  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -243,6 +243,9 @@ def test_arms_differ_in_one_thing_each():
     (lambda: runner('', dict(generator=dict(
         type='TinyGenerator', num_classes=2))), 'num_classes=2.*is 3'),
     (lambda: runner('', dict(replays=0)), 'replays=0 is not possible'),
+    (lambda: runner('', dict(pgd_steps=-1)), 'pgd_steps=-1 is not possible'),
+    (lambda: runner('', dict(class_weights=dict(fakes=0.))),
+     'class_weights has no fakes: use real, fake, generator'),
     (lambda: runner('', dict(replays=2, pgd_steps=3)),
      'pgd_steps=3 and model.replays=2 cannot be used together'),
 ])

@@ -391,6 +391,12 @@ def test_knet_reads_the_weight_that_would_be_fixed():
         build_model(cfg)
 
 
+def test_levit_fuses_the_weight_that_would_be_fixed():
+    """When it is deployed, after the training."""
+    with pytest.raises(ValueError, match='deployed by fusing its weight'):
+        build_model(load('mmpretrain::levit/levit-128s_8xb256_in1k'))
+
+
 def test_a_learned_checkpoint_begins_a_run(tmp_path):
     """With its other weights, and a word about the classifier."""
     stock = Classifier()

@@ -91,12 +91,14 @@ def test_layers_that_the_rule_leaves_out(monkeypatch):
     model['wide'] = nn.Sequential(conv(), nn.BatchNorm2d(8))
     model['before'] = ConvModule(4, 4, 3, norm_cfg=dict(type='BN'), bias=False,
                                  order=('norm', 'conv', 'act'))
+    model['parametrised'] = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(conv()), nn.BatchNorm2d(4))
     found, _ = groups(model)
     assert [name for name, (p, *_) in found.items() if p] == [
         'plain.0.weight', 'instance.0.weight', 'late.1.weight']
-    assert said == ['lp_sgd: without a batch or instance norm behind them, '
-                    'and so left to plain SGD: group.0, late.0, wide.0, '
-                    'before.conv']
+    assert said == ['lp_sgd: without a batch or instance norm behind them, or '
+                    'parametrised, and so left to plain SGD: group.0, late.0, '
+                    'wide.0, before.conv, parametrised.0']
 
 
 def pretrained(backbone):

@@ -578,3 +578,61 @@ if __name__ == '__main__':
     torch.set_num_threads(1)
     assert 'RANK' in os.environ
     one_of_two(Path(sys.argv[1]))
+
+
+@pytest.mark.parametrize('psw', [
+    dict(type='PSWA'), dict(type='PSWA', write_back=False)])
+def test_an_average_is_of_the_weights_and_not_of_the_matrices(tmp_path, psw):
+    """R goes on as it was, and the average has the model's tensors only."""
+    class Matrices(Hook):
+        """After each update, before and after PSWHook."""
+
+        def __init__(self, priority):
+            self.priority = priority
+            self.seen = []
+
+        def after_train_iter(self, runner, *args, **kwargs):
+            self.seen.append([layer.r.clone() for layer in
+                              training_of(runner).layers.values()])
+
+    before, after = Matrices('HIGHEST'), Matrices('LOWEST')
+    run = trained(tmp_path, psw, model=Net(), hooks=[HOOK, before, after],
+                  checkpoint=dict(interval=4))
+    assert len(before.seen) == 24
+    for one, other in zip(before.seen, after.seen):
+        assert all(map(torch.equal, one, other))
+    named = {id(param) for param in run.model.parameters()}
+    resampler = run.optim_wrapper.resampler
+    assert {id(param) for param in resampler.weights.params} <= named
+    if not resampler.settings.write_back:
+        saved = torch.load(tmp_path / 'epoch_4.pth', weights_only=False)
+        assert saved['psw']['']['previous'].keys() <= (
+            run.model.state_dict().keys())
+
+
+def test_a_layer_in_no_optimizer_is_said(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr('mmpsw.engine.orthogonal.print_log',
+                        lambda text, *args, **keys: said.append(text))
+    model = Net()
+    run = runner(tmp_path, model=model, hooks=[HOOK])
+    run.optim_wrapper = OptimWrapper(torch.optim.SGD(
+        [*model.convs[0].parameters(), *model.head.parameters()], lr=0.05))
+    run.train()
+    assert said[0] == ('orthogonal: cayley on 1 convolutions; whole: convs.0;'
+                       ' left as they are: convs.3 (in no optimizer)')
+
+
+@pytest.mark.parametrize('hook', [
+    HOOK, dict(type='mmpsw.MagnitudePruningHook', target=0.5)])
+def test_an_optimizer_inside_of_another_is_refused(tmp_path, hook):
+    """It would train no matrix, and keep the momentum of what is masked."""
+    torch.distributed.init_process_group(
+        'gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match='a ZeroRedundancyOptimizer'):
+            trained(tmp_path, model=Net(), hooks=[hook], validate=False,
+                    optimizer=dict(type='ZeroRedundancyOptimizer',
+                                   optimizer_type='SGD', lr=0.05))
+    finally:
+        torch.distributed.destroy_process_group()

@@ -304,3 +304,22 @@ def test_two_of_them_are_refused(tmp_path):
 def test_several_optimizers_are_refused(tmp_path, hook):
     with pytest.raises(ValueError, match='needs one optimizer.*has several'):
         tiny_gan.runner(tmp_path, hooks=[hook]).train()
+
+
+class Parametrised(Toy):
+    """The first layer's weight is computed from a size and a direction."""
+
+    def __init__(self):
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.net[0])
+
+
+@pytest.mark.parametrize('hook', [SPARSE, PRUNED])
+def test_parametrised_layers_are_left_and_named(tmp_path, hook, monkeypatch):
+    said = []
+    monkeypatch.setattr('mmpsw.engine.sparsity.print_log',
+                        lambda text, *args, **keys: said.append(text))
+    run, hook, _ = train(tmp_path, hook, model=Parametrised())
+    assert said[0] == 'sparsity: parametrised, and so not masked: net.0'
+    zeros = (run.model.net[3].weight == 0).float().mean().item()
+    assert hook.zeros == pytest.approx(zeros) and zeros > 0.3

@@ -328,6 +328,14 @@ def test_bad_settings_are_refused(keys, message):
         LpSGD(weights(), **{'lr': 0.1, **keys})
 
 
+def test_powers_that_overflow_in_fp32_are_refused():
+    weight = nn.Parameter(torch.ones(2, 3))
+    with pytest.raises(ValueError, match='p=1.02 is not possible in fp32'):
+        LpSGD([weight], 0.1, 1.02)
+    LpSGD([nn.Parameter(weight.double())], 0.1, 1.02)
+    LpSGD([weight], 0.1, 1.03)
+
+
 @pytest.mark.parametrize('weight', [
     torch.ones(3), torch.ones(2, 3, dtype=torch.float16),
     torch.ones(2, 3, dtype=torch.bfloat16)])

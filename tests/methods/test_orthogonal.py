@@ -252,6 +252,11 @@ def test_how_often_an_inverse_is_refined(residual, steps):
     assert newton_steps(residual, torch.finfo(torch.float32).eps) == steps
 
 
+def test_equal_neurons_have_no_refined_start():
+    with pytest.raises(ValueError, match='two neurons are equal'):
+        minimise_energy(torch.ones(3, 4), 10)
+
+
 @pytest.mark.parametrize('rate', [1e-3, 0.1, 3.])
 @pytest.mark.parametrize('refined', [True], indirect=True)
 def test_a_refined_inverse_is_as_good_at_any_rate(refined, rate):
