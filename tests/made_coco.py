@@ -18,7 +18,14 @@ RTMDET = [
     'model.neck.in_channels=[16,32,64]', 'model.neck.out_channels=16',
     'model.bbox_head.in_channels=16', 'model.bbox_head.feat_channels=16',
     'model.bbox_head.stacked_convs=1', 'train_dataloader.batch_size=2',
-    'train_dataloader.pin_memory=False']
+    'train_dataloader.pin_memory=False',
+    'train_dataloader.dataset.pipeline.2.img_scale=(96,96)',
+    'train_dataloader.dataset.pipeline.3.scale=(192,192)',
+    'train_dataloader.dataset.pipeline.4.crop_size=(96,96)',
+    'train_dataloader.dataset.pipeline.7.size=(96,96)',
+    'train_dataloader.dataset.pipeline.8.img_scale=(96,96)',
+    'val_dataloader.dataset.pipeline.1.scale=(96,96)',
+    'val_dataloader.dataset.pipeline.2.size=(96,96)']
 SMALL = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1',
          'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0',
          'default_hooks.logger.interval=1']

@@ -31,7 +31,7 @@ class Settings:
         evaluate (str): The weights that are evaluated and saved. With
             'resampled' they are the live weights, or m where
             ``write_back=False``. With 'average' they are the running mean of
-            the period so far, and mu after its end. Defaults to 'resampled'.
+            the period so far, and m after its end. Defaults to 'resampled'.
 
     Raises:
         ValueError: A value is out of its range.
