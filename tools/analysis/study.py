@@ -101,14 +101,13 @@ def tuned(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
     """Question 1: each arm at its own best rate."""
     table, figure = {}, Figure((10, 2.9), dpi=110, layout='constrained')
     for axes, task in zip(figure.subplots(1, len(tasks), sharey=True), tasks):
-        reference = at_best_rate(task, *BEST[0])
-        for place, (regime, arm) in enumerate(BEST):
-            values = reference if not place else at_best_rate(
-                task, regime, arm)
+        arms = [at_best_rate(task, *arm) for arm in BEST]
+        reference, lowest = arms[0], pd.concat(arms).median() - 12
+        for place, ((regime, arm), values) in enumerate(zip(BEST, arms)):
             rate = best_rate(task, regime, arm, SWEPT)
             table.setdefault(f'{arm}, {REGIMES[regime]}', {})[task.name] = (
                 f'{compared(values, reference)}, n = {len(values)}, {rate:g}')
-            _dots(axes, values, place, f'{rate:g}')
+            _dots(axes, values, place, f'{rate:g}', lowest)
         _name_rows(axes, list(table), task)
     return pd.DataFrame(table).T, figure
 
@@ -119,7 +118,7 @@ def windows(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
     panels = [(task, length) for task in tasks
               for length in (task.length, 4 * task.length)
               if len(task.runs('constant', 'ema_10', length))]
-    figure = Figure((2 + 2.7 * len(panels), 5), dpi=110,
+    figure = Figure((2 + 2.1 * len(panels), 5), dpi=110,
                     layout='constrained')
     grid = figure.subplots(2, len(panels), sharex=True, squeeze=False)
     for column, (task, length) in zip(grid.T, panels):
@@ -158,10 +157,8 @@ def extended(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
             'cyclic', 'swa', more)
         arms['a longer stock schedule, planned'] = task.final(
             'decay', 'baseline', task.longer)
-        rows = task.rows
-        arms['a constant rate for as long, psw'] = rows[
-            (rows.regime == 'constant') & (rows.arm == 'psw')
-            & (rows.step == task.longer)].set_index('seed').value
+        runs = task.runs('constant', 'psw', 2 * task.length)
+        arms['a constant rate for as long, psw'] = runs.loc[task.longer]
         for place, (arm, values) in enumerate(arms.items()):
             table.setdefault(arm, {})[task.name] = compared(values, stock)
             _dots(axes, values, place, '')
@@ -176,20 +173,26 @@ def written_back(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
     figure = Figure((8, 3.4), dpi=110, layout='constrained')
     for axes, regime in zip(figure.subplots(1, 2, sharey=True),
                             ('constant', 'decay')):
-        for factor, color in ((1, BLUE), (2, ORANGE)):
+        for factor, color, arm, line in ((1, BLUE, 'pswa', '-'),
+                                         (2, ORANGE, 'pswa', '-'),
+                                         (2, ORANGE, 'pwalks_half', '--')):
             arms = {share: task.final(
-                regime, {0: 'psw', 1: 'pswa'}.get(share, f'pswa_{share}'),
+                regime, {0: 'psw', 1: arm}.get(share, f'{arm}_{share}'),
                 task.length, factor * task.rate) for share in SHARES}
+            if arm != 'pswa' and arms[0.3].empty:
+                continue
+            name = f'{factor} x the rate'
+            half = ', PWALKS of a half' if arm != 'pswa' else ''
             for share, values in arms.items():
-                table.setdefault(f'{factor} x the rate, {REGIMES[regime]}',
-                                 {})[f'a = {share:g}'] = compared(
-                    values, arms[0])
+                table.setdefault(f'{name}, {REGIMES[regime]}{half}', {})[
+                    f'a = {share:g}'] = compared(values, arms[0])
                 axes.plot([SHARES.index(share)] * len(values), values, '.',
                           color=color, alpha=0.5)
             means = pd.Series([values.mean() for values in arms.values()])
-            axes.plot(means.dropna(), color=color, linewidth=1.8)
-            axes.annotate(f'{factor} x the rate', (0, means[0]), (4, 14),
-                          textcoords='offset points', color=color, fontsize=9)
+            axes.plot(means.dropna(), line, color=color, linewidth=1.8)
+            if not half:
+                axes.annotate(name, (0, means[0]), (4, 14), color=color,
+                              textcoords='offset points', fontsize=9)
         axes.set_xticks(range(len(SHARES)), [f'{s:g}' for s in SHARES])
         axes.set_title(f'{task.name}, {REGIMES[regime]}')
     figure.axes[0].set_ylabel(task.metric)
@@ -238,12 +241,19 @@ def _name_line(axes: Axes, label: str, color: str) -> None:
               transform=axes.transAxes)
 
 
-def _dots(axes: Axes, values: pd.Series, place: int, label: str) -> None:
+def _dots(axes: Axes, values: pd.Series, place: int, label: str,
+          lowest: float = 0) -> None:
+    """Values below the lowest are written, not drawn."""
     color = (BLUE, BLACK)[place == 0]
-    axes.plot(values, [place] * len(values), 'o', color=color, alpha=0.35,
+    drawn = values[values >= lowest]
+    axes.plot(drawn, [place] * len(drawn), 'o', color=color, alpha=0.35,
               markersize=4)
-    axes.plot(values.mean(), place, '|', color=color, markersize=15,
-              markeredgewidth=2.2)
+    axes.plot(max(values.mean(), lowest), place, '|', color=color,
+              markersize=15, markeredgewidth=2.2)
+    for value in values[values < lowest]:
+        axes.annotate(f'{value:.0f}, mean {values.mean():.0f}',
+                      (lowest, place), (6, 0), va='center', fontsize=8,
+                      textcoords='offset points', color=color)
     axes.annotate(label, (1, place), (-2, 0), ha='right', va='center',
                   xycoords=('axes fraction', 'data'), fontsize=8,
                   textcoords='offset points', color='#666666')
