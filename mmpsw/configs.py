@@ -23,6 +23,15 @@ MODULE2PACKAGE.update(mmpsw='mmpsw.configs', mmseg='mmseg')
 FRAMEWORKS = ('mmdet', 'mmseg', 'mmpretrain')
 _SUFFIXES = ('.py', '.json', '.yml', '.yaml')
 _SCOPES = ('', 'mmengine', 'mmpsw', *FRAMEWORKS)
+# What a Runner, or the frameworks' tools, read from a config.
+_TOP_LEVEL = (
+    'auto_scale_lr', 'custom_hooks', 'custom_imports', 'data_preprocessor',
+    'default_hooks', 'default_scope', 'env_cfg', 'experiment_name',
+    'launcher', 'load_from', 'log_level', 'log_processor', 'model',
+    'model_wrapper_cfg', 'optim_wrapper', 'param_scheduler', 'randomness',
+    'resume', 'test_cfg', 'test_dataloader', 'test_evaluator', 'train_cfg',
+    'train_dataloader', 'tta_model', 'tta_pipeline', 'val_cfg',
+    'val_dataloader', 'val_evaluator', 'visualizer', 'work_dir')
 _WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'PSWOptimWrapper',
              'PSWAmpOptimWrapper')
 # The methods that a list begins with; all others follow by their names.
@@ -213,6 +222,14 @@ def apply_fragments(cfg: Config, fragments: Sequence[Config],
 
 def merge(cfg: Config, settings: Mapping[str, Any], source: str) -> None:
     """Merges settings in place; a ValueError where a key leads nowhere."""
+    for name in {str(key).partition('.')[0] for key in settings}:
+        # A key of one's own may be read by a hook; a slip is near a known one.
+        known = {*cfg.keys(), *_TOP_LEVEL}
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+        if name not in known and near:
+            raise ValueError(f"{source} names '{name}', which neither the "
+                             f"config nor a Runner has; did you mean "
+                             f"'{near[0]}'?")
     try:
         cfg.merge_from_dict(dict(settings))
     except (KeyError, TypeError, AttributeError) as error:

@@ -303,7 +303,7 @@ main() {
     run "Installing mmpsw from $root" \
         pip install --no-deps --no-build-isolation --editable "$root"
     new_stamp >"$stamp"
-    say "Ready after $SECONDS s: $venv"
+    say "Ready after $SECONDS s: source $venv/bin/activate"
 }
 
 main "$@"

@@ -30,6 +30,7 @@ def check_training(cfg: Config, amp: bool = False) -> None:
     check_names(cfg)
     check_psw(cfg)
     check_amp(cfg, amp)
+    check_save_best(cfg)
     check_topk(cfg, 'val')
     check_data(cfg, 'train', 'val')
 
@@ -88,7 +89,7 @@ def check_psw(cfg: Config) -> None:
         elif 'psw' in wrapper and name in _STOCK_WRAPPERS:
             raise ValueError(
                 f"{key}.psw cannot be used with {key}.type='{name}', which "
-                'does not average; add --with pswa, pwalks or pswm, or set '
+                'does not average; add --with psw, pswa or pwalks, or set '
                 f'{key}.type=mmpsw.PSWOptimWrapper')
     check_one_average(shown + averages)
 
@@ -104,8 +105,22 @@ def check_amp(cfg: Config, asked: bool = False) -> None:
             raise ValueError(
                 f"{key}.type='{wrapper['type']}' (mixed precision) needs an "
                 f'accelerator, but torch sees none; {instead}, or train '
-                '--with pwalks, pswa or pswm, whose wrapper does it on a CPU '
+                '--with psw, pswa or pwalks, whose wrapper does it on a CPU '
                 'in bfloat16')
+
+
+def check_save_best(cfg: Config) -> None:
+    """Looks whether ``save_best`` names metrics that will be logged."""
+    from mmpsw.compare.runs import logged_by
+    best = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get(
+        'save_best')
+    known = logged_by(cfg) if best else []
+    for name in [best] if isinstance(best, str) else best or []:
+        if known and name != 'auto' and name not in known:
+            raise ValueError(
+                f"default_hooks.checkpoint.save_best='{name}' cannot be "
+                "followed, because it is not what the config's val_evaluator "
+                f'logs; give one of {", ".join(known)}')
 
 
 def check_work_dir(cfg: Config, overwrite: bool) -> None:
@@ -121,13 +136,34 @@ def check_work_dir(cfg: Config, overwrite: bool) -> None:
             Path(source).expanduser().resolve().parent)]
     continues = resume == NEWEST or resume and (
         source is None or work_dir.resolve() in places)
-    old = sorted(work_dir.glob('*.pth'))
+    config = Path(cfg.filename or '')
+    if (cfg.filename and not overwrite and not resume
+            and (work_dir / config.name).resolve() == config.resolve()):
+        raise ValueError(
+            f"--work-dir '{work_dir}' is the folder of the config, which the "
+            'run would replace by what it makes of it; give another folder, '
+            'or --overwrite')
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    folders = [work_dir]
+    if hook.get('out_dir'):
+        folders.append(Path(hook['out_dir']) / work_dir.resolve().name)
+    old = sorted(path for folder in folders for path in folder.glob('*.pth'))
     if old and not overwrite and not continues:
         raise ValueError(
-            f"'{work_dir}' holds checkpoints of an earlier run "
+            f"'{old[0].parent}' holds checkpoints of an earlier run "
             f'({old[0].name}), which this run would overwrite; add --resume '
             'to continue that run, --work-dir for another folder, or '
             '--overwrite')
+
+
+def check_free(option: str, path: str | None, overwrite: bool) -> None:
+    """Refuses a file, or a folder that is not empty, for results."""
+    place = Path(path or '')
+    if path and not overwrite and (place.is_file() or place.is_dir()
+                                   and any(place.iterdir())):
+        raise ValueError(
+            f"{option} '{path}' is there already, and what is in it might be "
+            'replaced; give another one, or --overwrite')
 
 
 def check_ride_along(cfg: Config, folders: Sequence[Path],
@@ -217,9 +253,10 @@ def check_checkpoint(path: str, resume: bool = False,
     if not is_local(path):
         return
     if not osp.isfile(osp.expanduser(path)):
+        what = ('is a folder' if osp.isdir(osp.expanduser(path)) else
+                'does not exist')
         raise FileNotFoundError(
-            f"checkpoint '{path}' does not exist; give the path of a .pth "
-            'file')
+            f"checkpoint '{path}' {what}; give the path of a .pth file")
     content = checkpoints.read(osp.expanduser(path))
     if resume:
         checkpoints.check_resumable(path, content)
@@ -313,8 +350,10 @@ def _misfit(path: str, model: nn.Module, whole: bool) -> str | None:
     tensors = {name: tensor for name, tensor in saved_tensors(model).items()
                if 'num_batches_tracked' not in name}
     if not whole:
-        common = tensors.keys() - missing
-        return None if common else 'they have no name of a weight in common'
+        other = set(re.findall(r'size mismatch for (\S+):', said))
+        common = tensors.keys() - missing - other
+        return None if common else (
+            'they have no weight of one name and size in common')
     for name, parameter in tensors.items():
         if (name in missing and isinstance(parameter, nn.Parameter)
                 and parameter.requires_grad):

@@ -61,7 +61,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     commands = parser.add_subparsers(required=True,
                                      metavar='run|report|summary|sweep')
     for command, add_options, text in (
-        (run, _run_options, 'train every arm with every seed, and report'),
+        (run, _run_options, 'train each arm with each seed, and report'),
         (report, _report_options, 'report on work dirs, ours or others'),
         (summary, _summary_options, 'put several reports into one table'),
         (sweep, _sweep_options, 'the metric against one setting'),
@@ -83,7 +83,8 @@ def _run_options(parser: ArgumentParser) -> None:
         'shows all), a path, or several joined by + '
         f'(default: {" ".join(_DEFAULT_ARMS)})')
     add('--seeds', nargs='+', type=options.seed, default=(0, ),
-        metavar='SEED', help='each arm is trained once with each (default: 0)')
+        metavar='SEED', help='each arm once with each; what only averages is '
+        "evaluated in the baseline's run (default: 0)")
     add('--work-dir', type=Path,
         help='folder of the results (default: work_dirs/compare_CONFIG). '
         'Finished runs in it are used, interrupted ones are continued, and '

@@ -87,11 +87,14 @@ def explained() -> Iterator[None]:
             'below num_classes nor the ignore_index of the loss; set these, '
             'or reduce_zero_label, or mend the labels of one of '
             f'{_listed(_batch(error))}') from error
-    except (ValueError, AssertionError, RuntimeError) as error:
+    except (ValueError, AssertionError, RuntimeError, KeyError,
+            TypeError) as error:
         dataset = _reading(error)
         if dataset is None:
             raise
         problem = ' '.join(str(error).split()).rstrip('.')
+        if isinstance(error, KeyError):
+            problem = f'an entry lacks {problem}'
         if 'need at least one array' in problem:  # to hold all of it
             problem = 'nothing is left in it to learn from'
         raise _unusable(dataset, problem) from error

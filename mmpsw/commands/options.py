@@ -22,7 +22,8 @@ from mmpsw import configs
 
 # What each launcher sets for its processes, and how to start it.
 LAUNCHERS = {
-    'pytorch': ('RANK', 'bash tools/dist_train.sh CONFIG PROCESSES'),
+    'pytorch': ('RANK', 'bash tools/dist_train.sh CONFIG PROCESSES, or to '
+                'test with torchrun --nproc-per-node PROCESSES tools/test.py'),
     'slurm': ('SLURM_PROCID', 'bash tools/slurm_train.sh'),
     'mpi': ('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun'),
 }

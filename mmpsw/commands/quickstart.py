@@ -4,6 +4,7 @@ It is ``tools/compare.py run`` on a data set that needs no
 download, with one seed and three arms: the baseline, what we recommend, and
 PSWA, which trains on from its average.
 """
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,10 +75,10 @@ def quickstart(args: Namespace) -> None:
           'several seeds\non your own task.\n\n'
           f'picture with boxes: {picture}\n\n'
           'What to do next (README.md says more):\n'
-          f'  python {shipped("tools/train.py")} CONFIG --with '
+          f'  {sys.executable} {shipped("tools/train.py")} CONFIG --with '
           f'{args.method}   trains any config of mmdet, mmseg, mmpretrain\n'
-          f'  python {shipped("tools/compare.py")} run CONFIG --seeds 0 1 2   '
-          'compares the techniques on it\n'
+          f'  {sys.executable} {shipped("tools/compare.py")} run CONFIG '
+          '--seeds 0 1 2   compares the techniques on it\n'
           '  two lines in a config of yours do the same: see '
           'configs/det/*_psw.py')
 

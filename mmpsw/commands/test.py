@@ -1,5 +1,6 @@
 """Tests a checkpoint of a config of mmdet, mmseg or mmpretrain."""
 import copy
+import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
@@ -47,6 +48,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
                         help='show the predictions')
     parser.add_argument('--show-dir',
                         help='folder for images with the predictions')
+    parser.add_argument('--overwrite', action='store_true',
+                        help='allow replacing what --out and --show-dir name')
     parser.add_argument('--wait-time', type=float, default=2,
                         help='seconds that an image is shown')
     parser.add_argument('--tta', action='store_true',
@@ -69,7 +72,11 @@ def test(args: Namespace) -> dict:
     checks.check_checkpoint(cfg.load_from)
     data.check_topk(cfg, 'test')
     data.check_data(cfg, 'test')
+    for option, path in (('--out', args.out), ('--show-dir', args.show_dir)):
+        checks.check_free(option, path, args.overwrite)
     checks.make_work_dir(cfg, hold=False)
+    # mmengine would write what a test makes of the config over the run's own.
+    object.__setattr__(cfg, '_filename', None)
     runner = launch.build_runner(cfg)
     checks.check_fit(cfg, runner.model, whole=True)
     runner.register_hook(data.DataHook(), priority='VERY_HIGH')
@@ -116,7 +123,9 @@ def _set_visualization(cfg: Config, args: Namespace) -> None:
             'mmseg': (cfg.get('visualizer'), 'save_dir'),
             'mmpretrain': (hook, 'out_dir')
         }.get(scope, (hook, 'test_out_dir'))
-        target[key] = args.show_dir
+        # mmdet's would be in the work dir, and others draw one of fifty.
+        target[key] = os.path.abspath(args.show_dir)
+        hook['interval'] = 1
 
 
 def _set_tta(cfg: Config) -> None:

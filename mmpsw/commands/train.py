@@ -82,6 +82,11 @@ def train(args: Namespace) -> None:
     notes: list[str] = []
     cfg = build_config(args, notes)
     notes += verify(cfg, args)
+    if not cfg.get('load_from') and any(
+            name.partition(':')[0] == 'extend' for name in args.methods):
+        notes.append("--with extend goes on from a finished schedule, but the "
+                     'run has no load_from: it begins with random weights, at '
+                     'a share of the rate')
     passengers = ride_along(args)
     runner = launch.build_runner(cfg)
     checks.check_fit(cfg, runner.model, whole=args.from_zoo)

@@ -161,7 +161,14 @@ class Grid:
         """
         by_epoch, steps = self.by_epoch(arm), self.max_steps(arm)
         options = [f'log_processor.by_epoch={by_epoch}']
-        if 'type' not in hook_of(self.load(arm)):  # mmengine's own default
+        hook = hook_of(self.load(arm))
+        # Where an interruption looks for them, and with what it needs.
+        options += [f'default_hooks.checkpoint.{key}={value}'
+                    for key, value in dict(
+                        out_dir=None, filename_tmpl=None, save_optimizer=True,
+                        save_param_scheduler=True, save_begin=0).items()
+                    if hook.get(key, value) != value]
+        if 'type' not in hook:  # mmengine's own default
             options.append('default_hooks.checkpoint.type=CheckpointHook')
         logger = hook_of(self.load(arm), 'logger')
         if 'type' in logger:

@@ -289,4 +289,8 @@ class Board:
 
 
 def _lines(log: Path) -> list[str]:
-    return log.read_text(errors='replace').splitlines()
+    """Without what torchrun says below the error of a process."""
+    lines = log.read_text(errors='replace').splitlines()
+    ends = [number for number, line in enumerate(lines)
+            if 'failed (exitcode: ' in line and number > len(lines) - 80]
+    return lines[:ends[0]] if ends else lines

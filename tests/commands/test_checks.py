@@ -67,6 +67,10 @@ def test_a_two_stage_detectors_rpn_in_a_one_stage_model():
     cfg = save({name.replace('bbox_head.', 'rpn_head.'): tensor
                 for name, tensor in wanted.state_dict().items()})
     checks.check_fit(cfg, wanted, whole=True)
+    narrow = save({name: torch.ones(7, 7, 7) if 'tracked' not in name else
+                   tensor for name, tensor in wanted.state_dict().items()})
+    with pytest.raises(ValueError, match='no weight of one name and size in'):
+        checks.check_fit(narrow, wanted)
 
 
 def test_weights_that_do_not_fit():
@@ -80,7 +84,7 @@ def test_weights_that_do_not_fit():
     del held['head.layers.head.bias'], held['backbone.cls_token']
     with pytest.raises(ValueError, match="it lacks 'backbone.cls_token'"):
         checks.check_fit(save(held), wanted, whole=True)
-    with pytest.raises(ValueError, match='no name of a weight in common'):
+    with pytest.raises(ValueError, match='no weight of one name and size in'):
         checks.check_fit(save(dict(w=torch.ones(1))), wanted)
 
 

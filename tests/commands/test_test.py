@@ -29,12 +29,14 @@ def test_showing_uses_each_frameworks_hook():
     show = ['a.pth', '--show', '--show-dir', 'there', '--wait-time', '3']
     hook = build(RETINANET, *show).default_hooks.visualization
     assert (hook.draw, hook.show, hook.wait_time) == (True, True, 3)
-    assert hook.test_out_dir == 'there'
+    assert hook.test_out_dir == str(Path('there').resolve())
+    assert hook.interval == 1
     cfg = build(PSPNET, *show)
     assert cfg.default_hooks.visualization.draw is True
-    assert cfg.visualizer.save_dir == 'there'
+    assert cfg.visualizer.save_dir == str(Path('there').resolve())
     hook = build(RESNET, *show).default_hooks.visualization
-    assert (hook.enable, hook.show, hook.out_dir) == (True, True, 'there')
+    assert (hook.enable, hook.show) == (True, True)
+    assert hook.out_dir == str(Path('there').resolve())
 
 
 def test_tta_wraps_the_model():
@@ -79,7 +81,7 @@ def test_one_line(argv, message, tmp_path, capsys, monkeypatch):
                              'train_cfg.val_interval=2',
                              'default_hooks.checkpoint.interval=2'], 'mIoU'),
 ], ids=['cls', 'det', 'seg'])
-def test_a_psw_checkpoint_is_tested(config, small, metric, folder):
+def test_a_psw_checkpoint_is_tested(config, small, metric, folder, capsys):
     path = str(CONFIGS / f'{config}.py')
     assert train.main(
         [path, '--with', 'pswa', '--work-dir', 'run', *SMALL, *small]) == 0
@@ -96,3 +98,11 @@ def test_a_psw_checkpoint_is_tested(config, small, metric, folder):
             assert len(pickle.load(file)) == 4
     else:
         assert len(list(Path(out).glob('*.png'))) == 4
+    # With the config of the run, which stays, and what is there stays too.
+    name = f'{Path(config).name}.py'
+    saved = Path(f'run/{name}').read_bytes()
+    argv = [f'run/{name}', checkpoint, '--out', out, *SMALL]
+    assert command.main(argv) == 2
+    assert f"--out '{out}' is there already" in capsys.readouterr().err
+    assert command.main([*argv, '--overwrite']) == 0
+    assert Path(f'run/{name}').read_bytes() == saved

@@ -169,6 +169,9 @@ def refusal(capsys, *argv):
     ([PSPNET, '--auto-scale-lr'], 'auto_scale_lr.base_batch_size'),
     ([RETINANET, '--launcher', 'pytorch'], 'tools/dist_train.sh'),
     ([RETINANET, '--resume', 'no.pth'], "checkpoint 'no.pth' does not exist"),
+    ([RETINANET, '--resume', '.'], "checkpoint '.' is a folder"),
+    ([RETINANET, '--cfg-options', 'param_schedular=None'],
+     "a Runner has; did you mean 'param_scheduler'?"),
     ([RETINANET, '--work-dir', 'file'], 'is a file'),
     ([RTMDET, '--cfg-options', 'custom_hooks.9.a=1'], '--cfg-options'),
     ([RETINANET, '--with', 'pswa', '--cfg-options',
@@ -207,7 +210,7 @@ def refusal(capsys, *argv):
                  'needs accelerators', marks=needs_cpu),
     pytest.param([RETINANET, '--amp'], "optim_wrapper.type='AmpOptimWrapper' "
                  '(mixed precision) needs an accelerator, but torch sees none;'
-                 ' leave out --amp, or train --with pwalks', marks=needs_cpu),
+                 ' leave out --amp, or train --with psw', marks=needs_cpu),
     pytest.param(['mmdet::retinanet/retinanet_r50_fpn_amp-1x_coco'],
                  "use optim_wrapper.type='OptimWrapper', without loss_scale",
                  marks=needs_cpu),
@@ -448,6 +451,27 @@ def test_a_stock_run_resumes_and_is_overwritten_when_asked(folder):
     assert Path('run/epoch_1.pth').read_bytes() == b'old'
     assert run(*argv, '--overwrite') == 0
     assert 'state_dict' in torch.load('run/epoch_1.pth', weights_only=True)
+
+
+def test_a_config_is_not_replaced_by_what_a_run_makes_of_it(folder, capsys):
+    Path('mine.py').write_text(f"_base_ = '{CLS}'\n")
+    line = refusal(capsys, 'mine.py', '--work-dir', '.', *EPOCHS)
+    assert 'is the folder of the config' in line
+    assert Path('mine.py').read_text() == f"_base_ = '{CLS}'\n"
+
+
+def test_checkpoints_in_another_folder_are_protected_too(folder, capsys):
+    Path('there/run').mkdir(parents=True)
+    Path('there/run/epoch_1.pth').write_bytes(b'old')
+    line = refusal(capsys, CLS, '--work-dir', 'run', '--cfg-options',
+                   'default_hooks.checkpoint.out_dir=there')
+    assert "'there/run' holds checkpoints of an earlier run" in line
+
+
+def test_a_best_that_is_not_logged_is_refused_at_once(folder, capsys):
+    line = refusal(capsys, CLS, '--cfg-options',
+                   'default_hooks.checkpoint.save_best=mIoU')
+    assert "save_best='mIoU'" in line and 'give one of accuracy/top1' in line
 
 
 def test_resuming_elsewhere_protects_the_work_dir(folder, capsys):

@@ -69,6 +69,25 @@ def test_each_run_is_a_command_that_a_user_would_type(tmp_path):
     assert grid.max_steps() == 2
 
 
+def test_checkpoints_are_where_and_what_a_continuation_needs(tmp_path):
+    hook = 'default_hooks.checkpoint'
+    grid = grid_of(tmp_path, '--cfg-options', f'{hook}.out_dir=there',
+                   f'{hook}.filename_tmpl=model_{{}}.pth',
+                   f'{hook}.save_optimizer=False')
+    command = grid.command(grid.cells[0])
+    own = [word for word in command if word in (
+        f'{hook}.out_dir=None', f'{hook}.filename_tmpl=None',
+        f'{hook}.save_optimizer=True')]
+    assert len(own) == 3
+
+
+def test_what_torchrun_says_below_an_error_is_left_out(tmp_path):
+    log = tmp_path / 'seed_0.log'
+    log.write_text('error: lrr is no setting\nE1 api.py:874] failed (exitcode'
+                   ': 2) local_rank: 0\n' + 20 * '=====\n')
+    assert training._lines(log) == ['error: lrr is no setting']
+
+
 def test_the_logs_count_what_the_loop_counts(tmp_path):
     epochs = 'train_cfg.max_epochs=3'
     grid = grid_of(tmp_path, '--cfg-options', epochs)

@@ -112,6 +112,12 @@ class PSWOptimWrapper(PSWOptimWrapperMixin, OptimWrapper):
     __doc__ = PSWOptimWrapperMixin.__doc__
 
     def __init__(self, optimizer: Optimizer, psw: dict, **kwargs: Any):
+        amp = kwargs.keys() & {'loss_scale', 'dtype'}
+        if amp:
+            raise ValueError(
+                f'PSWOptimWrapper takes no {" and no ".join(sorted(amp))}, '
+                "because it trains without mixed precision: use type="
+                "'mmpsw.PSWAmpOptimWrapper'.")
         super().__init__(psw, optimizer=optimizer, **kwargs)
 
 

@@ -177,6 +177,12 @@ def test_what_was_validated_is_what_is_saved(tmp_path):
     assert torch.equal(here(best['net.0.weight']), seen[2])
 
 
+def test_settings_of_mixed_precision_name_their_wrapper(tmp_path):
+    with pytest.raises(ValueError, match='takes no loss_scale.*PSWAmpOptim'):
+        runner(tmp_path, dict(type='PSWA'),
+               wrapper=dict(loss_scale='dynamic')).train()
+
+
 def test_validation_that_raises_leaves_the_live_weights(tmp_path):
     run = runner(tmp_path, dict(type='PSWA', write_back=False),
                  dict(by_epoch=True, max_epochs=2))
