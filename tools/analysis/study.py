@@ -4,8 +4,8 @@
 
 A CSV file a task holds a row for each validation: regime (constant, decay,
 extend, cyclic), length and step (epochs, or passes over the data), rate, arm,
-seed, value. It prints four tables in markdown, and writes four pictures, and
-the README's.
+seed, value; tested.csv one for each test. It prints the tables in markdown,
+and writes four pictures, and the README's.
 """
 import argparse
 from collections.abc import Sequence
@@ -112,6 +112,23 @@ def tuned(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
     return pd.DataFrame(table).T, figure
 
 
+def tested(folder: Path) -> pd.DataFrame:
+    """Question 1 on images that chose no rate: the test splits of two tasks,
+    by the last weights of the seeds that chose none either."""
+    rows = pd.read_csv(folder / 'tested.csv')
+    table = {}
+    for key in rows.task.unique():
+        runs = rows[rows.task == key].pivot(
+            index='seed', columns=['regime', 'arm'], values='value')
+        reference = runs[BEST[0]]
+        for regime, arm in BEST:
+            values = (reference if (regime, arm) == BEST[0] else
+                      runs[regime, arm].dropna())
+            table.setdefault(f'{arm}, {REGIMES[regime]}', {})[
+                TASKS[key][0]] = compared(values, reference)
+    return pd.DataFrame(table).T
+
+
 def windows(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
     """Question 2: EMAs of several windows, and psw."""
     table = {}
@@ -148,15 +165,15 @@ def extended(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
     table, figure = {}, Figure((10, 3.2), dpi=110, layout='constrained')
     for axes, task in zip(figure.subplots(1, len(tasks), sharey=True), tasks):
         more = task.longer - task.length
-        stock = task.final('decay', 'baseline', task.length)
+        planned = task.final('decay', 'baseline', task.longer)
+        stock = task.final('decay', 'baseline', task.length)[planned.index]
         arms = {'the stock schedule, finished': stock}
         for share in (0.1, 0.3, 1):
             arms[f'+ a third at {share:g} of its rate, psw'] = task.final(
                 'extend', 'psw', more, round(share * task.rate, 6))
         arms['+ a third, cyclic, the mean of its ends'] = task.final(
             'cyclic', 'swa', more)
-        arms['a longer stock schedule, planned'] = task.final(
-            'decay', 'baseline', task.longer)
+        arms['a longer stock schedule, planned'] = planned
         runs = task.runs('constant', 'psw', 2 * task.length)
         arms['a constant rate for as long, psw'] = runs.loc[task.longer]
         for place, (arm, values) in enumerate(arms.items()):
@@ -305,6 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             table, figure = question(tasks)
             print(f'{table.fillna("-").to_markdown()}\n')
             figure.savefig(args.out / f'{name}.png')
+        print(tested(args.data).to_markdown())
         hero(args.data, tasks).savefig(args.out / 'hero.png')
     return 0
 
