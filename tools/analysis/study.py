@@ -207,9 +207,9 @@ def written_back(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
                           color=color, alpha=0.5)
             means = pd.Series([values.mean() for values in arms.values()])
             axes.plot(means.dropna(), line, color=color, linewidth=1.8)
-            if not half:
-                axes.annotate(name, (0, means[0]), (4, 14), color=color,
-                              textcoords='offset points', fontsize=9)
+            place, text = (2, half[2:]) if half else (0, name)
+            axes.annotate(text, (place, means[place]), (4, -16), color=color,
+                          textcoords='offset points', fontsize=9)
         axes.set_xticks(range(len(SHARES)), [f'{s:g}' for s in SHARES])
         axes.set_title(f'{task.name}, {REGIMES[regime]}')
     figure.axes[0].set_ylabel(task.metric)
