@@ -172,12 +172,15 @@ class _Trained:
         self.loop = loop
         self.batches = batches
         self.then = then
-        # onedl-mmengine's loop does not read them, it calls skip_iter.
+        # onedl-mmengine's loop does not read them, it calls skip_iter; and
+        # its iterator begins late, and by this draws a number.
         self.left = 0 if hasattr(batches, 'skip_iter') else loop.iter
+        self.begin = getattr(batches, '_ensure_iterator', lambda: None)
 
     def __next__(self) -> Any:
         if not self.left:
             self.loop.dataloader_iterator = self.batches
+            self.begin()
             self.then()
         self.left -= 1
         return next(self.batches)

@@ -7,6 +7,7 @@ import torch
 import toy
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, ValLoop
+from mmengine.runner.loops import _InfiniteDataloaderIterator
 from reference import assert_equal
 
 from mmpsw.runtime.random_state import (
@@ -67,7 +68,10 @@ def test_a_resumed_run_draws_the_same(tmp_path, by_epoch, iteration, best):
     assert_equal(whole, rest)
 
 
-@pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.parametrize('by_epoch', [True, pytest.param(
+    False, marks=pytest.mark.skipif(
+        hasattr(_InfiniteDataloaderIterator, 'skip_iter'),
+        reason='onedl-mmengine does not read the skipped batches'))])
 def test_workers_draw_the_same(tmp_path, by_epoch):
     whole, drawn = train(tmp_path / 'whole', by_epoch, workers=2,
                          checkpoint=dict(by_epoch=False, interval=9))
