@@ -292,5 +292,6 @@ def _lines(log: Path) -> list[str]:
     """Without what torchrun says below the error of a process."""
     lines = log.read_text(errors='replace').splitlines()
     ends = [number for number, line in enumerate(lines)
-            if 'failed (exitcode: ' in line and number > len(lines) - 80]
+            if '/elastic/multiprocessing/api.py' in line
+            and number > len(lines) - 80]
     return lines[:ends[0]] if ends else lines

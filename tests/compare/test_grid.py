@@ -83,8 +83,11 @@ def test_checkpoints_are_where_and_what_a_continuation_needs(tmp_path):
 
 def test_what_torchrun_says_below_an_error_is_left_out(tmp_path):
     log = tmp_path / 'seed_0.log'
-    log.write_text('error: lrr is no setting\nE1 api.py:874] failed (exitcode'
-                   ': 2) local_rank: 0\n' + 20 * '=====\n')
+    torchrun = 'torch/distributed/elastic/multiprocessing/api.py'
+    log.write_text('error: lrr is no setting\n'
+                   f'W1 {torchrun}:1012] Sending process 7 closing signal\n'
+                   f'E1 {torchrun}:986] failed (exitcode: 2) local_rank: 0\n'
+                   + 20 * '=====\n')
     assert training._lines(log) == ['error: lrr is no setting']
 
 
