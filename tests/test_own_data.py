@@ -144,6 +144,16 @@ def test_a_training_file_may_lack_the_last_classes(folder):
     ]) == 0
 
 
+def test_an_entry_without_a_key_that_mmdet_reads(folder, capsys):
+    detection()
+    path = Path('data/mine/train.json')
+    content = json.loads(path.read_text())
+    for box in content['annotations']:
+        del box['area']
+    path.write_text(json.dumps(content))
+    assert "an entry lacks 'area'" in refused('detection', capsys)
+
+
 def test_an_image_folder_without_an_object(folder, capsys):
     detection()
     path = Path('data/mine/val.json')
