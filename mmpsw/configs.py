@@ -222,11 +222,11 @@ def apply_fragments(cfg: Config, fragments: Sequence[Config],
 
 def merge(cfg: Config, settings: Mapping[str, Any], source: str) -> None:
     """Merges settings in place; a ValueError where a key leads nowhere."""
-    for name in {str(key).partition('.')[0] for key in settings}:
+    known = {*cfg.keys(), *_TOP_LEVEL}
+    for name in {str(key).partition('.')[0] for key in settings} - known:
         # A key of one's own may be read by a hook; a slip is near a known one.
-        known = {*cfg.keys(), *_TOP_LEVEL}
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-        if name not in known and near:
+        if near:
             raise ValueError(f"{source} names '{name}', which neither the "
                              f"config nor a Runner has; did you mean "
                              f"'{near[0]}'?")

@@ -19,6 +19,7 @@ from mmpsw import checkpoints, configs, zoo
 from mmpsw.checkpoints import is_local
 from mmpsw.commands.data import check_data, check_topk
 from mmpsw.commands.launch import has_accelerator
+from mmpsw.compare.runs import hook_of, logged_by
 from mmpsw.models import saved_tensors, unwrapped
 
 NEWEST = 'newest'  # in the place of `resume`, until it is looked for
@@ -111,9 +112,7 @@ def check_amp(cfg: Config, asked: bool = False) -> None:
 
 def check_save_best(cfg: Config) -> None:
     """Looks whether ``save_best`` names metrics that will be logged."""
-    from mmpsw.compare.runs import logged_by
-    best = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get(
-        'save_best')
+    best = hook_of(cfg).get('save_best')
     known = logged_by(cfg) if best else []
     for name in [best] if isinstance(best, str) else best or []:
         if known and name != 'auto' and name not in known:
@@ -143,10 +142,9 @@ def check_work_dir(cfg: Config, overwrite: bool) -> None:
             f"--work-dir '{work_dir}' is the folder of the config, which the "
             'run would replace by what it makes of it; give another folder, '
             'or --overwrite')
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    folders = [work_dir]
-    if hook.get('out_dir'):
-        folders.append(Path(hook['out_dir']) / work_dir.resolve().name)
+    folders, elsewhere = [work_dir], hook_of(cfg).get('out_dir')
+    if elsewhere:
+        folders.append(Path(elsewhere) / work_dir.resolve().name)
     old = sorted(path for folder in folders for path in folder.glob('*.pth'))
     if old and not overwrite and not continues:
         raise ValueError(

@@ -245,7 +245,7 @@ class ScheduleFreeHook(Hook):
     def __init__(self, recalibrate_batches: int = 50):
         self.recalibrate_batches = recalibrate_batches
         self.live: dict[str, torch.Tensor] = {}
-        self.loaded: dict[str, Any] | None = None
+        self.loaded: dict[str, torch.Tensor] | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Train at y.
@@ -263,12 +263,12 @@ class ScheduleFreeHook(Hook):
                 'recalibrates batch norm for each checkpoint, which only one '
                 'of several saves: train on one GPU, or with --with psw.')
         if runner.iter and self.loaded is not None:
-            if LIVE not in self.loaded:
+            if not self.loaded:
                 raise ValueError(
                     'The checkpoint cannot be resumed from with '
                     'ScheduleFreeHook, because it was saved without it: start '
                     'a new run from its weights with load_from.')
-            restore_live_weights(runner.model, self.loaded[LIVE])
+            restore_live_weights(runner.model, self.loaded)
         self.loaded = None
         runner.optim_wrapper.optimizer.train()
 
@@ -307,8 +307,7 @@ class ScheduleFreeHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep y until it is known whether this is a resume."""
-        self.loaded = {key: checkpoint[key]
-                       for key in (LIVE, ) if key in checkpoint}
+        self.loaded = checkpoint.get(LIVE, {})
 
 
 @OPTIMIZERS.register_module()

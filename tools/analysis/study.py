@@ -112,21 +112,24 @@ def tuned(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
     return pd.DataFrame(table).T, figure
 
 
-def tested(folder: Path) -> pd.DataFrame:
-    """Question 1 on images that chose no rate: the test splits of two tasks,
-    by the last weights of the seeds that chose none either."""
+def tested(tasks: Sequence[Task], folder: Path, reference: tuple[str, str]
+           ) -> pd.DataFrame:
+    """Question 1 against one arm; also on images that chose no rate: the test
+    splits of two tasks, by the last weights of seeds that chose none either.
+    """
+    columns = {task.name: {arm: at_best_rate(task, *arm) for arm in BEST}
+               for task in tasks}
     rows = pd.read_csv(folder / 'tested.csv')
-    table = {}
     for key in rows.task.unique():
         runs = rows[rows.task == key].pivot(
             index='seed', columns=['regime', 'arm'], values='value')
-        reference = runs[BEST[0]]
-        for regime, arm in BEST:
-            values = (reference if (regime, arm) == BEST[0] else
-                      runs[regime, arm].dropna())
-            table.setdefault(f'{arm}, {REGIMES[regime]}', {})[
-                TASKS[key][0]] = compared(values, reference)
-    return pd.DataFrame(table).T
+        columns[f'{TASKS[key][0]}, tested'] = {
+            arm: runs[arm].dropna() for arm in BEST}
+    return pd.DataFrame({
+        name: {f'{arm}, {REGIMES[regime]}': compared(
+            values, column[reference])
+            for (regime, arm), values in column.items()}
+        for name, column in columns.items()})
 
 
 def windows(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
@@ -141,16 +144,16 @@ def windows(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
     for column, (task, length) in zip(grid.T, panels):
         for axes, of in zip(column, (lambda r: r.iloc[-1],
                                      lambda r: r.mean())):
-            means = {}
-            for arm in ('baseline', 'psw', *(f'ema_{w}' for w in WINDOWS)):
-                values = of(task.runs('constant', arm, length)
-                            .dropna(axis=1))
-                means[arm] = values.mean()
+            arms = {arm: of(task.runs('constant', arm, length).dropna(axis=1))
+                    for arm in ('baseline', 'psw',
+                                *(f'ema_{window}' for window in WINDOWS))}
+            for arm, values in arms.items():
                 key = f'{task.name}, {length}'
                 cell = table.setdefault(arm, {})
                 cell[key] = (f'{cell[key]} / ' if key in cell else '') + (
-                    f'{means[arm]:.1f}')
-            _window_lines(axes, means)
+                    compared(values, arms['psw']))
+            _window_lines(axes, {arm: values.mean()
+                                 for arm, values in arms.items()})
         column[0].set_title(f'{task.name}, {length} epochs\n{task.metric}')
     for axes, label in zip(grid[:, 0], ('last validation',
                                         'mean over the run')):
@@ -200,9 +203,11 @@ def written_back(tasks: Sequence[Task]) -> tuple[pd.DataFrame, Figure]:
                 continue
             name = f'{factor} x the rate'
             half = ', PWALKS of a half' if arm != 'pswa' else ''
+            cells = table.setdefault(f'{name}, {REGIMES[regime]}{half}', {})
+            cells['alone'] = compared(task.final(
+                regime, 'baseline', task.length, factor * task.rate), arms[0])
             for share, values in arms.items():
-                table.setdefault(f'{name}, {REGIMES[regime]}{half}', {})[
-                    f'a = {share:g}'] = compared(values, arms[0])
+                cells[f'a = {share:g}'] = compared(values, arms[0])
                 axes.plot([SHARES.index(share)] * len(values), values, '.',
                           color=color, alpha=0.5)
             means = pd.Series([values.mean() for values in arms.values()])
@@ -322,7 +327,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             table, figure = question(tasks)
             print(f'{table.fillna("-").to_markdown()}\n')
             figure.savefig(args.out / f'{name}.png')
-        print(tested(args.data).to_markdown())
+        for reference in (BEST[0], ('constant', 'psw'), ('decay', 'baseline')):
+            table = tested(tasks, args.data, reference)
+            print(f'{table.to_markdown()}\n')
         hero(args.data, tasks).savefig(args.out / 'hero.png')
     return 0
 

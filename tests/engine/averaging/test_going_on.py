@@ -18,12 +18,17 @@ COSINE = dict(type='CosineAnnealingLR', T_max=4, end=4, by_epoch=True,
               convert_to_iter_based=True)
 
 
-def mean(states, key='net.0.weight'):
-    return torch.stack([state[key] for state in states]).mean(0)
-
-
 def saved(path):
     return torch.load(path, weights_only=False)
+
+
+def assert_means_of_epochs(folder, seen, epochs, length):
+    key = 'net.0.weight'
+    for epoch in range(1, epochs + 1):
+        state = saved(folder / f'epoch_{epoch}.pth')['state_dict']
+        mean = torch.stack([after[key] for after in seen.after[
+            length * (epoch - 1):length * epoch]]).mean(0)
+        torch.testing.assert_close(state[key], mean)
 
 
 class Rates(Hook):
@@ -75,10 +80,7 @@ def test_a_second_runner_averages_its_own_run(tmp_path):
                      train_cfg=dict(by_epoch=True, max_epochs=epochs))
         run.optim_wrapper = wrapper
         run.train()
-    for epoch in range(1, 6):
-        state = saved(tmp_path / f'b/epoch_{epoch}.pth')['state_dict']
-        torch.testing.assert_close(
-            state['net.0.weight'], mean(seen.after[3 * epoch - 3:3 * epoch]))
+    assert_means_of_epochs(tmp_path / 'b', seen, epochs=5, length=3)
 
 
 def test_a_runner_that_trains_for_longer(tmp_path):
@@ -87,10 +89,7 @@ def test_a_runner_that_trains_for_longer(tmp_path):
                   hooks=[seen], checkpoint=dict(interval=1))
     run.train_loop._max_epochs, run.train_loop._max_iters = 4, 24
     run.train()
-    for epoch in range(1, 5):
-        state = saved(tmp_path / f'epoch_{epoch}.pth')['state_dict']
-        torch.testing.assert_close(
-            state['net.0.weight'], mean(seen.after[6 * epoch - 6:6 * epoch]))
+    assert_means_of_epochs(tmp_path, seen, epochs=4, length=6)
 
 
 class Drops(Toy):
